@@ -1,0 +1,37 @@
+# make setup   check and install what building, running and testing needs
+# make run     serve on http://127.0.0.1:10000 through a real Envoy
+#              CHAIN=ext_authz|ratelimit  STORE=memory|redis  ENVOY=/path/to/envoy
+# make test    set up and run every test
+# make lint    check the style
+# make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
+# make bench   measure the decision in the process
+
+GO ?= go
+TOOL = $(GO) tool -modfile=tools/go.mod
+FUZZTIME ?= 30s
+
+.PHONY: build setup run test lint fmt fuzz bench clean
+
+build:
+	$(GO) build -trimpath -o bin/ ./cmd/...
+
+setup:
+	@scripts/setup.sh
+
+run: build
+	@exec bin/devstack run
+
+test: setup build
+	@ENVOY="$$(bin/devstack envoy)" $(GO) test -race -timeout 10m ./...
+
+lint:
+	@$(TOOL) golangci-lint run ./...
+
+fmt:
+	@$(TOOL) golangci-lint fmt ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+
+	"github.com/tiergate/tiergate/internal/config"
+)
+
+const defaultConfig = "config/tiergate.yaml"
+
+// configFlags adds the flags that say which configuration to load.
+func configFlags(flags *flag.FlagSet, o *config.Options) {
+	flags.StringVar(&o.File, "config", defaultConfig, "the configuration `file`")
+	flags.Var((*sets)(&o.Sets), "set", "replace a value of the file, as in `store.type=redis`; may be repeated")
+}
+
+// configCheck reports every fault of a configuration.
+func configCheck(_ context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("config check", flag.ContinueOnError)
+	options := config.Options{Getenv: env.getenv}
+	configFlags(flags, &options)
+	asJSON := flags.Bool("json", false, "print JSON")
+	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	c, _, err := config.Load(options)
+	var faults config.Faults
+	if err != nil && !errors.As(err, &faults) {
+		return err
+	}
+	if *asJSON {
+		if err := printJSON(env.stdout, map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...)}); err != nil {
+			return err
+		}
+	} else if err != nil {
+		fmt.Fprintln(env.stdout, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %d faults", options.File, len(faults))
+	}
+	if !*asJSON {
+		fmt.Fprintf(env.stdout, "%s: ok: %d tiers, %d resources, %d keys\n",
+			options.File, len(c.Reload.Plans), len(c.Reload.Resources), c.Reload.Directory.Len())
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// health asks a running server by the gRPC health protocol.
+func health(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("health", flag.ContinueOnError)
+	address := flags.String("address", "127.0.0.1:9001", "the gRPC `address`: host:port or unix:/path/to/socket")
+	timeout := flags.Duration("timeout", 2*time.Second, "how long to wait")
+	asJSON := flags.Bool("json", false, "print JSON")
+	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("reach %s: %w", *address, err)
+	}
+	defer conn.Close()
+	response, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return fmt.Errorf("ask %s for its health: %w", *address, err)
+	}
+	status := response.GetStatus()
+	if *asJSON {
+		if err := printJSON(env.stdout, map[string]string{"status": status.String()}); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintln(env.stdout, status)
+	}
+	if status != healthpb.HealthCheckResponse_SERVING {
+		return fmt.Errorf("%s answers %s: want SERVING", *address, status)
+	}
+	return nil
+}
+
+// version prints what the build recorded of itself.
+func version(_ context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("version", flag.ContinueOnError)
+	asJSON := flags.Bool("json", false, "print JSON")
+	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	v := buildVersion()
+	if *asJSON {
+		return printJSON(env.stdout, v)
+	}
+	fmt.Fprintf(env.stdout, "tiergate %s (%s)\n", v["version"], v["go"])
+	return nil
+}
+
+func buildVersion() map[string]string {
+	v := map[string]string{"version": "unknown", "go": "unknown"}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v["version"], v["go"] = info.Main.Version, info.GoVersion
+	}
+	return v
+}

@@ -1,0 +1,122 @@
+// Command tiergate is a quota server that stands behind Envoy: it answers
+// external authorization and rate limit calls for AI APIs. It is the only place
+// that knows all parts of the program.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	env := environment{getenv: os.Getenv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	err := run(ctx, os.Args[1:], env)
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tiergate: "+err.Error())
+		if errors.As(err, new(usageError)) {
+			os.Exit(2)
+		}
+		os.Exit(1)
+	}
+}
+
+// An environment is what a command may touch besides its arguments.
+type environment struct {
+	getenv         func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// A usageError is a wrong command line. The program exits with 2 on it.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+func usagef(format string, args ...any) error { return usageError(fmt.Sprintf(format, args...)) }
+
+// A command is one of the program's subcommands.
+type command struct {
+	name    string
+	summary string
+	run     func(context.Context, []string, environment) error
+}
+
+func commands() []command {
+	return []command{
+		{"serve", "serve Envoy until interrupted", serve},
+		{"config check", "report every fault of a configuration", configCheck},
+		{"keys create", "make an API key and the entry to add for it", keysCreate},
+		{"keys hash", "print the hash of a key read from standard input", keysHash},
+		{"health", "ask a running server whether it serves", health},
+		{"version", "print the version", version},
+	}
+}
+
+// run is the program. Its error is for people; main prints it.
+func run(ctx context.Context, args []string, env environment) error {
+	for _, c := range commands() {
+		words := strings.Fields(c.name)
+		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == c.name {
+			return c.run(ctx, args[len(words):], env)
+		}
+	}
+	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+		usage(env.stdout)
+		return nil
+	}
+	usage(env.stderr)
+	return usagef("unknown command %q", strings.Join(args[:min(2, len(args))], " "))
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "TierGate: API quotas behind Envoy.\n\nUsage: tiergate COMMAND [flags]\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-13s %s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n")
+}
+
+// parse reads the flags of a command and refuses other arguments.
+func parse(flags *flag.FlagSet, args []string, env environment) error {
+	flags.SetOutput(env.stderr)
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return flag.ErrHelp
+		}
+		return usageError(err.Error())
+	}
+	if flags.NArg() > 0 {
+		return usagef("unexpected argument %q: %s takes flags only", flags.Arg(0), flags.Name())
+	}
+	return nil
+}
+
+// sets collects repeated --set flags.
+type sets []string
+
+func (s *sets) String() string     { return strings.Join(*s, " ") }
+func (s *sets) Set(v string) error { *s = append(*s, v); return nil }
+
+// printJSON writes one JSON document.
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	return nil
+}

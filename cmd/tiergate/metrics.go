@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/tiergate/tiergate/internal/envoyapi"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// metrics are what the program tells of itself. Every label value comes from
+// the configuration, never from a client.
+type metrics struct {
+	registry      *prometheus.Registry
+	decisions     *prometheus.CounterVec
+	decisionTime  prometheus.Histogram
+	storeTime     prometheus.Histogram
+	storeErrors   *prometheus.CounterVec
+	reloads       *prometheus.CounterVec
+	reloadOK      prometheus.Gauge
+	lastReload    prometheus.Gauge
+	keys          prometheus.Gauge
+	needsRestart  prometheus.Gauge
+	demoKeysInUse prometheus.Gauge
+}
+
+func newMetrics() *metrics {
+	fast := []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1}
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_decisions_total",
+			Help: "Decided requests by outcome (allowed, limited, unauthenticated, forbidden, failed), by the limit that refused, tier, resource and priority.",
+		}, []string{"outcome", "limit", "tier", "resource", "priority"}),
+		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tiergate_decision_duration_seconds", Help: "Time to decide a request, the store included.", Buckets: fast,
+		}),
+		storeTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tiergate_store_duration_seconds", Help: "Time of a call to the store.", Buckets: fast,
+		}),
+		storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_store_errors_total", Help: "Failed calls to the store by reason (timeout, canceled, other).",
+		}, []string{"reason"}),
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_config_reloads_total", Help: "Reloads of the configuration by result (success, failure).",
+		}, []string{"result"}),
+		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tiergate_config_last_reload_successful", Help: "1 if the files as they are now are in use, 0 if they were refused.",
+		}),
+		lastReload: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tiergate_config_last_reload_success_timestamp_seconds", Help: "When the configuration in use was loaded, Unix seconds.",
+		}),
+		keys: prometheus.NewGauge(prometheus.GaugeOpts{Name: "tiergate_keys", Help: "API keys on record."}),
+		needsRestart: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tiergate_config_restart_needed", Help: "1 if the files hold changes that only a restart takes up.",
+		}),
+		demoKeysInUse: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tiergate_demo_keys_allowed", Help: "1 if the public demo keys work.",
+		}),
+	}
+	for _, reason := range []string{"timeout", "canceled", "other"} {
+		m.storeErrors.WithLabelValues(reason)
+	}
+	for _, result := range []string{"success", "failure"} {
+		m.reloads.WithLabelValues(result)
+	}
+	m.registry.MustRegister(
+		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys,
+		m.needsRestart, m.demoKeysInUse,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector(),
+	)
+	return m
+}
+
+// observer tells metrics and the decision log of verdicts.
+type observer struct {
+	metrics *metrics
+	log     *slog.Logger
+}
+
+// Judged implements envoyapi.Observer.
+func (o observer) Judged(ctx context.Context, v *envoyapi.Verdict, took time.Duration) {
+	o.metrics.decisionTime.Observe(took.Seconds())
+	o.metrics.decisions.WithLabelValues(string(v.Outcome), v.Label(), v.Tier, v.Resource, v.Priority.Number()).Inc()
+	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	id := ""
+	if v.Key != nil {
+		id = v.Key.ID
+	}
+	o.log.LogAttrs(ctx, slog.LevelDebug, "refused",
+		slog.String("outcome", string(v.Outcome)), slog.String("limit", v.Label()), slog.String("key_id", id),
+		slog.String("tier", v.Tier), slog.String("resource", v.Resource), slog.String("priority", v.Priority.String()),
+		slog.Duration("wait", v.Decision.Wait))
+}
+
+// watchedCounts measures a store and logs when it fails and when it is back,
+// once each.
+type watchedCounts struct {
+	quota.Counts
+
+	metrics *metrics
+	log     *slog.Logger
+	failing atomic.Bool
+}
+
+// Take implements quota.Counts.
+func (w *watchedCounts) Take(ctx context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
+	began := time.Now()
+	taken, err := w.Counts.Take(ctx, account, charges)
+	w.metrics.storeTime.Observe(time.Since(began).Seconds())
+	if err == nil {
+		if w.failing.Load() && w.failing.CompareAndSwap(true, false) {
+			w.log.InfoContext(ctx, "the store answers again")
+		}
+		return taken, nil
+	}
+	w.metrics.storeErrors.WithLabelValues(reason(err)).Inc()
+	if !errors.Is(err, context.Canceled) && w.failing.CompareAndSwap(false, true) {
+		w.log.ErrorContext(ctx, "the store fails: requests are answered with 503 until it is back", "error", err)
+	}
+	return taken, err
+}
+
+func reason(err error) string {
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	default:
+		return "other"
+	}
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/envoyapi"
+)
+
+// pollInterval is how often the files are looked at. A change is taken up when
+// it has lasted from one look to the next, so that a file is not read while it
+// is being written: within two intervals.
+const pollInterval = 250 * time.Millisecond
+
+// A reloader keeps the gate's settings in step with the files: parse, check,
+// swap one pointer. Files that are refused change nothing.
+type reloader struct {
+	options config.Options
+	gate    *envoyapi.Gate
+	metrics *metrics
+	log     *slog.Logger
+
+	start   config.Start   // what the process was started with
+	sources config.Sources // as they were when last read
+	sum     [sha256.Size]byte
+}
+
+// run reloads on SIGHUP and when a file has changed, until ctx is done.
+func (r *reloader) run(ctx context.Context) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	previous := r.sources
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+			r.reload(ctx)
+		case <-tick.C:
+			now := r.sources.Now()
+			if !now.Equal(r.sources) && now.Equal(previous) {
+				r.reload(ctx)
+			}
+			previous = now
+		}
+	}
+}
+
+func (r *reloader) reload(ctx context.Context) {
+	c, sources, err := config.Load(r.options)
+	if err != nil {
+		// The old files too: one of them may be what is missing now.
+		r.sources = sources.With(r.sources.Now())
+		r.metrics.reloads.WithLabelValues("failure").Inc()
+		r.metrics.reloadOK.Set(0)
+		r.logFaults(ctx, err)
+		return
+	}
+	changed := c.Sum != r.sum
+	r.gate.Use(settings(c.Reload))
+	r.metrics.reloads.WithLabelValues("success").Inc()
+	r.loaded(c, sources)
+	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
+	if !c.Start.Equal(r.start) {
+		r.metrics.needsRestart.Set(1)
+		r.log.WarnContext(ctx, "changes of grpc, operator, log, shutdown or store wait for a restart; all others are in use")
+	}
+}
+
+// loaded notes that a configuration is in use.
+func (r *reloader) loaded(c *config.Config, sources config.Sources) {
+	r.sources, r.sum = sources, c.Sum
+	r.metrics.reloadOK.Set(1)
+	r.metrics.needsRestart.Set(0)
+	r.metrics.lastReload.SetToCurrentTime()
+	r.metrics.keys.Set(float64(c.Reload.Directory.Len()))
+	r.metrics.demoKeysInUse.Set(0)
+	if c.Reload.AllowDemoKeys {
+		r.metrics.demoKeysInUse.Set(1)
+	}
+}
+
+func (r *reloader) logFaults(ctx context.Context, err error) {
+	var faults config.Faults
+	if !errors.As(err, &faults) {
+		faults = config.Faults{{Source: r.options.File, Problem: err.Error()}}
+	}
+	for _, f := range faults {
+		r.log.ErrorContext(ctx, "the new configuration is refused, the old one stays in use", "fault", f.String())
+	}
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpchealth "google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/envoyapi"
+	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
+	"github.com/tiergate/tiergate/internal/web"
+)
+
+// serve answers Envoy until ctx is done, then drains.
+func serve(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	options := config.Options{Getenv: env.getenv}
+	configFlags(flags, &options)
+	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	loaded, sources, err := config.Load(options)
+	if err != nil {
+		return fmt.Errorf("the configuration cannot be used:\n%w", err)
+	}
+	s := newServer(loaded, newLogger(env.stderr, loaded.Start))
+	return s.run(ctx, &reloader{options: options, gate: s.gate, metrics: s.metrics, log: s.log, start: loaded.Start}, loaded, sources)
+}
+
+func newLogger(w io.Writer, c config.Start) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// counts is what the program needs of a store.
+type counts interface {
+	quota.Counts
+	Ping(context.Context) error
+}
+
+// A server is the program's parts, wired.
+type server struct {
+	start   config.Start
+	log     *slog.Logger
+	metrics *metrics
+	store   counts
+	gate    *envoyapi.Gate
+	grpc    *grpc.Server
+	health  *grpchealth.Server
+}
+
+func newServer(c *config.Config, log *slog.Logger) *server {
+	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
+	s.store = newStore(c.Start.Store)
+	limiter := quota.NewLimiter(&watchedCounts{Counts: s.store, metrics: s.metrics, log: log})
+	s.gate = envoyapi.NewGate(settings(c.Reload), limiter, time.Now, observer{s.metrics, log})
+	s.grpc = grpc.NewServer(
+		// Envoy's keepalive pings are no abuse, on idle connections either.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.survive),
+	)
+	authv3.RegisterAuthorizationServer(s.grpc, envoyapi.NewAuthz(s.gate))
+	rlsv3.RegisterRateLimitServiceServer(s.grpc, envoyapi.NewRateLimit(s.gate))
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
+	}
+	return s
+}
+
+func newStore(c config.Store) counts {
+	if !c.Redis {
+		return store.NewMemory(time.Now, c.MaxKeys)
+	}
+	return store.NewRedis(store.RedisOptions{
+		Address: c.Address, Username: c.Username, Password: c.Password.Reveal(), Database: c.Database,
+		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
+	})
+}
+
+// settings hands the configuration on to the gate.
+func settings(c config.Reload) *envoyapi.Settings {
+	return &envoyapi.Settings{
+		KeyHeaders:         c.KeyHeaders,
+		ForwardCredentials: c.ForwardCredentials,
+		Resources:          envoyapi.NewClassifier(c.Resources),
+		Plans:              c.Plans,
+		Directory:          c.Directory,
+		AllowDemoKeys:      c.AllowDemoKeys,
+		OmitUnlimited:      c.Unlimited.Omit,
+		UnlimitedText:      c.Unlimited.Text,
+		Domain:             c.RateLimit.Domain,
+		Entries: envoyapi.Entries{
+			APIKey: c.RateLimit.APIKey, Resource: c.RateLimit.Resource, Path: c.RateLimit.Path, Priority: c.RateLimit.Priority,
+		},
+	}
+}
+
+// survive turns a panic in a call into an error of that call.
+func (s *server) survive(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			// The value is not logged: it might quote the request.
+			s.log.ErrorContext(ctx, "a call panicked: please report this", "method", info.FullMethod, "stack", string(debug.Stack()))
+			err = status.Error(codes.Internal, "internal error")
+		}
+	}()
+	return handle(ctx, r)
+}
+
+// run listens and owns every goroutine of the program.
+func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources config.Sources) error {
+	grpcListener, err := listen(ctx, s.start.GRPC)
+	if err != nil {
+		return fmt.Errorf("listen for Envoy at grpc.address: %w", err)
+	}
+	operatorListener, err := listen(ctx, s.start.Operator)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for operators at operator.address: %w", err), grpcListener.Close())
+	}
+	operator := &http.Server{Handler: web.Operator(s.metrics.registry, s.store.Ping), ReadHeaderTimeout: 5 * time.Second}
+	r.loaded(c, sources)
+	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(),
+		"redis", s.start.Store.Redis, "keys", c.Reload.Directory.Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.serveGRPC(grpcListener) })
+	group.Go(func() error { return serveHTTP(operator, operatorListener) })
+	group.Go(func() error { return r.run(ctx) })
+	if memory, ok := s.store.(*store.Memory); ok {
+		group.Go(func() error { return memory.Run(ctx) })
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		s.drain(context.WithoutCancel(ctx), operator)
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "stopped")
+	return nil
+}
+
+func (s *server) serveGRPC(l net.Listener) error {
+	if err := s.grpc.Serve(l); err != nil {
+		return fmt.Errorf("serve Envoy: %w", err)
+	}
+	return nil
+}
+
+func serveHTTP(server *http.Server, l net.Listener) error {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve operators: %w", err)
+	}
+	return nil
+}
+
+// drain stops in the order that loses nothing: health first, so that Envoy
+// turns elsewhere, then the listener, then the requests in flight are answered.
+func (s *server) drain(ctx context.Context, operator *http.Server) {
+	s.log.InfoContext(ctx, "draining", "delay", s.start.ShutdownDelay, "timeout", s.start.ShutdownTimeout)
+	s.health.Shutdown()
+	pause(s.start.ShutdownDelay)
+	deadline := time.AfterFunc(s.start.ShutdownTimeout, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	deadline.Stop()
+	if redis, ok := s.store.(*store.Redis); ok {
+		if err := redis.Close(); err != nil {
+			s.log.WarnContext(ctx, "the store did not close", "error", err)
+		}
+	}
+	if err := operator.Close(); err != nil {
+		s.log.WarnContext(ctx, "the operators' listener did not close", "error", err)
+	}
+}
+
+func pause(d time.Duration) {
+	if d > 0 {
+		<-time.After(d)
+	}
+}
+
+// listen opens a listener. A socket file that nobody serves any more is
+// replaced.
+func listen(ctx context.Context, a config.Address) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, a.Network, a.Address)
+	if a.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && !served(ctx, a) {
+		if err := os.Remove(a.Address); err != nil {
+			return nil, fmt.Errorf("remove the socket that a former server left: %w", err)
+		}
+		l, err = lc.Listen(ctx, a.Network, a.Address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", a, err)
+	}
+	return l, nil
+}
+
+// served reports whether somebody answers at a socket. What is no socket counts
+// as served, so that no file of another kind is removed.
+func served(ctx context.Context, a config.Address) bool {
+	info, err := os.Stat(a.Address)
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
+		return true
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, a.Network, a.Address)
+	if err != nil {
+		return !errors.Is(err, syscall.ECONNREFUSED)
+	}
+	_ = conn.Close() // it answered, that is all
+	return true
+}

@@ -1,0 +1,139 @@
+// Package apikey holds API keys: their secrets, which redact themselves, their
+// hashes, and the directory that finds a key's record.
+//
+// It does not know where records come from, how keys travel in requests, or
+// what a tier grants.
+package apikey
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"math/big"
+	"strings"
+)
+
+const (
+	// Prefix begins every key made by New. Secret scanners know keys by it.
+	Prefix = "tg_live_"
+	// MaxLen is the longest key, in bytes.
+	MaxLen = 512
+
+	randomLen   = 30 // letters of base 62: 178 bits
+	checksumLen = 6  // letters of base 62: a CRC-32 always fits
+	redacted    = "[API key redacted]"
+	alphabet    = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
+
+// ErrMalformed says that a text cannot be a key, whatever the directory holds.
+var ErrMalformed = errors.New("malformed API key")
+
+// A Key is a secret. Whatever prints, logs or encodes it gets a placeholder.
+// The secret lies behind a pointer because fmt does not ask unexported fields
+// of other structs to format themselves; it would print a string, but never
+// follows a pointer.
+type Key struct {
+	secret *string
+}
+
+// New makes a key: the prefix, 30 random letters and a checksum.
+func New() (Key, error) {
+	random, err := randomText(randomLen)
+	if err != nil {
+		return Key{}, err
+	}
+	body := Prefix + random
+	return keyOf(body + checksum(body)), nil
+}
+
+// NewID makes a key ID, which is public, such as "key_3fA9…".
+func NewID() (string, error) {
+	random, err := randomText(12)
+	if err != nil {
+		return "", err
+	}
+	return "key_" + random, nil
+}
+
+// Parse reads a key. It refuses with ErrMalformed what no directory can hold:
+// an empty or an overlong text, anything but visible ASCII, a comma (which
+// would be two keys in one header), and a key of ours whose checksum is wrong.
+func Parse(text string) (Key, error) {
+	if text == "" || len(text) > MaxLen {
+		return Key{}, ErrMalformed
+	}
+	for i := range len(text) {
+		if c := text[i]; c <= ' ' || c > '~' || c == ',' {
+			return Key{}, ErrMalformed
+		}
+	}
+	if strings.HasPrefix(text, Prefix) {
+		split := len(text) - checksumLen
+		if len(text) != len(Prefix)+randomLen+checksumLen || text[split:] != checksum(text[:split]) {
+			return Key{}, ErrMalformed
+		}
+	}
+	return keyOf(text), nil
+}
+
+func keyOf(secret string) Key { return Key{&secret} }
+
+// Reveal returns the secret. Its one use is to show a new key to its owner.
+func (k Key) Reveal() string { return k.text() }
+
+// IsZero reports whether there is no key.
+func (k Key) IsZero() bool { return k.secret == nil }
+
+// Equal reports in constant time whether two keys are the same.
+func (k Key) Equal(o Key) bool {
+	return subtle.ConstantTimeCompare([]byte(k.text()), []byte(o.text())) == 1
+}
+
+func (k Key) text() string {
+	if k.secret == nil {
+		return ""
+	}
+	return *k.secret
+}
+
+// String implements fmt.Stringer and redacts.
+func (k Key) String() string { return redacted }
+
+// Format implements fmt.Formatter, so that every verb redacts.
+func (k Key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// MarshalText implements encoding.TextMarshaler and redacts.
+func (k Key) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// LogValue implements slog.LogValuer and redacts.
+func (k Key) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// checksum is the CRC-32 (IEEE) of a text in base 62.
+func checksum(text string) string {
+	n := crc32.ChecksumIEEE([]byte(text))
+	letters := make([]byte, checksumLen)
+	for i := len(letters) - 1; i >= 0; i-- {
+		letters[i] = alphabet[n%62]
+		n /= 62
+	}
+	return string(letters)
+}
+
+func randomText(n int) (string, error) {
+	letters := make([]byte, n)
+	for i := range letters {
+		k, err := rand.Int(rand.Reader, big.NewInt(int64(len(alphabet))))
+		if err != nil {
+			return "", fmt.Errorf("read random numbers: %w", err)
+		}
+		letters[i] = alphabet[k.Int64()]
+	}
+	return string(letters), nil
+}
+
+// Redacting wraps any secret text in a Key, so that it redacts itself.
+func Redacting(secret string) Key { return keyOf(secret) }

@@ -1,0 +1,281 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// name is what tiers and resources may be called: they become header values,
+// metric labels and parts of counter names.
+var name = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
+
+// keyPrefix is what the names of Redis keys may begin with.
+var keyPrefix = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
+
+// A checker turns what is written into checked values and gathers the faults.
+type checker struct {
+	*document
+
+	loader *loader
+	sets   []string
+	below  Faults // of the files that the configuration names
+}
+
+// fault adds a fault at a path, where it stands in the file or in a --set.
+func (c *checker) fault(path, format string, args ...any) {
+	problem := fmt.Sprintf(format, args...)
+	for _, set := range c.sets {
+		if strings.HasPrefix(set, path+"=") {
+			c.below = append(c.below, Fault{Source: "--set " + set, Path: path, Problem: problem})
+			return
+		}
+	}
+	c.add(c.line(path), path, problem)
+}
+
+func (c *checker) check(f file) {
+	start, reload := &c.loader.config.Start, &c.loader.config.Reload
+	start.GRPC = c.address("grpc.address", f.GRPC.Address, true)
+	start.Operator = c.address("operator.address", f.Operator.Address, false)
+	start.LogLevel = c.logLevel(f.Log.Level)
+	start.LogJSON = c.oneOf("log.format", f.Log.Format, "text", "json") == "json"
+	start.ShutdownDelay = c.duration("shutdown.delay", f.Shutdown.Delay, 0, 10*time.Minute)
+	start.ShutdownTimeout = c.duration("shutdown.timeout", f.Shutdown.Timeout, time.Millisecond, 10*time.Minute)
+	start.Store = c.store(f.Store)
+	reload.ForwardCredentials = f.Keys.ForwardCredentials
+	reload.AllowDemoKeys = f.AllowDemoKeys
+	reload.Unlimited = c.unlimited(f.Headers.Unlimited)
+	reload.RateLimit = c.rateLimit(f.RateLimit)
+	reload.KeyHeaders = c.keyHeaders(f.Keys.Headers)
+	reload.Peppers = c.peppers(f.Keys.Peppers)
+	reload.Resources = c.resources(f.Resources)
+	reload.Plans = c.tiers(f, reload.Resources)
+	reload.Directory = c.keys(f.Keys.File)
+}
+
+func (c *checker) address(path, s string, unixToo bool) Address {
+	if socket, ok := strings.CutPrefix(s, "unix:"); ok && unixToo {
+		if !filepath.IsAbs(socket) {
+			c.fault(path, "socket path %q is not absolute: want unix:/path/to/socket", socket)
+		}
+		return Address{"unix", socket}
+	}
+	want := "want host:port"
+	if unixToo {
+		want += " or unix:/path/to/socket"
+	}
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		c.fault(path, "address %q: %s", s, want)
+	} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		c.fault(path, "address %q: port %q is not a number from 0 to 65535", s, port)
+	}
+	return Address{"tcp", s}
+}
+
+func (c *checker) logLevel(s string) slog.Level {
+	var level slog.Level
+	if c.oneOf("log.level", s, "debug", "info", "warn", "error") == s {
+		_ = level.UnmarshalText([]byte(s)) // one of the four
+	}
+	return level
+}
+
+func (c *checker) oneOf(path, s string, allowed ...string) string {
+	if !slices.Contains(allowed, s) {
+		c.fault(path, "unknown value %q: want %s", s, strings.Join(allowed, " or "))
+		return ""
+	}
+	return s
+}
+
+func (c *checker) duration(path, s string, least, most time.Duration) time.Duration {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		c.fault(path, "%q is no duration: want a number with a unit, such as 50ms", s)
+	} else if d < least || d > most {
+		c.fault(path, "%s is out of range: want %s to %s", s, least, most)
+	}
+	return d
+}
+
+func (c *checker) number(path string, n, least, most int) int {
+	if n < least || n > most {
+		c.fault(path, "%d is out of range: want %d to %d", n, least, most)
+	}
+	return n
+}
+
+func (c *checker) store(s storeSection) Store {
+	r := s.Redis
+	store := Store{
+		Redis:     c.oneOf("store.type", s.Type, "memory", "redis") == "redis",
+		MaxKeys:   c.number("store.memory.max_keys", s.Memory.MaxKeys, 1, 100_000_000),
+		Address:   c.address("store.redis.address", r.Address, false).Address,
+		Username:  r.Username,
+		Database:  c.number("store.redis.database", r.Database, 0, 1_000_000),
+		KeyPrefix: r.KeyPrefix,
+		Timeout:   c.duration("store.redis.timeout", r.Timeout, time.Millisecond, 10*time.Second),
+		PoolSize:  c.number("store.redis.pool_size", r.PoolSize, 1, 10_000),
+	}
+	if !keyPrefix.MatchString(r.KeyPrefix) {
+		c.fault("store.redis.key_prefix", "%q: want 1 to 64 letters, digits and _ . : -", r.KeyPrefix)
+	}
+	if !store.Redis {
+		return store
+	}
+	password, err := c.loader.secret(r.PasswordFile, r.PasswordEnv)
+	if err != nil {
+		c.fault("store.redis.password_file", "%v", err)
+	}
+	store.Password = apikey.Redacting(password)
+	return store
+}
+
+func (c *checker) unlimited(s string) UnlimitedHeader {
+	if s == "omit" {
+		return UnlimitedHeader{Omit: true}
+	}
+	if n, err := strconv.ParseInt(s, 10, 64); s != "unlimited" && (err != nil || n < 0) {
+		c.fault("headers.unlimited", "%q: want unlimited, omit or a number", s)
+	}
+	return UnlimitedHeader{Text: s}
+}
+
+func (c *checker) rateLimit(s rateLimitSection) RateLimit {
+	if s.Domain == "" {
+		c.fault("ratelimit.domain", "empty: want the domain that Envoy's filter names")
+	}
+	seen := map[string]string{}
+	for _, e := range []struct{ field, entry string }{
+		{"api_key", s.Entries.APIKey},
+		{"resource", s.Entries.Resource},
+		{"path", s.Entries.Path},
+		{"priority", s.Entries.Priority},
+	} {
+		at := "ratelimit.entries." + e.field
+		if e.entry == "" {
+			c.fault(at, "empty: want the name of a descriptor entry")
+		} else if other, twice := seen[e.entry]; twice {
+			c.fault(at, "%q is the name of %s already", e.entry, other)
+		}
+		seen[e.entry] = e.field
+	}
+	return RateLimit{
+		Domain: s.Domain, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
+		Path: s.Entries.Path, Priority: s.Entries.Priority,
+	}
+}
+
+// keyHeaders checks the request headers that carry keys.
+func (c *checker) keyHeaders(headers []string) []string {
+	if headers == nil {
+		return []string{"authorization", "x-api-key", "api-key"}
+	}
+	if len(headers) == 0 {
+		c.fault("keys.headers", "empty: want at least one header")
+	}
+	var result []string
+	for i, h := range headers {
+		at := fmt.Sprintf("keys.headers[%d]", i)
+		h = strings.ToLower(h)
+		if !httpguts.ValidHeaderFieldName(h) || strings.HasPrefix(h, "x-tiergate-") || h == "host" {
+			c.fault(at, "%q cannot be the name of a header that carries a key", h)
+		}
+		if slices.Contains(result, h) {
+			c.fault(at, "%q is listed already", http.CanonicalHeaderKey(h))
+		}
+		result = append(result, h)
+	}
+	return result
+}
+
+func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {
+	var peppers []apikey.Pepper
+	for i, s := range sections {
+		at := fmt.Sprintf("keys.peppers[%d]", i)
+		if slices.ContainsFunc(peppers, func(p apikey.Pepper) bool { return p.Name() == s.Name }) {
+			c.fault(at+".name", "a second pepper %q: choose another name", s.Name)
+		}
+		secret, err := c.loader.secret(s.File, s.Env)
+		if err == nil && s.File == "" && s.Env == "" {
+			err = fmt.Errorf("pepper %q: want file or env", s.Name)
+		}
+		if err != nil {
+			c.fault(at, "%v", err)
+			continue
+		}
+		pepper, err := apikey.NewPepper(s.Name, secret)
+		if err != nil {
+			c.fault(at, "%v", err)
+			continue
+		}
+		peppers = append(peppers, pepper)
+	}
+	return peppers
+}
+
+// openAIPaths are the resources of an API laid out like OpenAI's.
+func openAIPaths() map[string]resourceSection {
+	return map[string]resourceSection{
+		"chat":        {[]string{"/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages"}},
+		"images":      {[]string{"/v1/images"}},
+		"audio":       {[]string{"/v1/audio"}},
+		"embeddings":  {[]string{"/v1/embeddings"}},
+		"moderations": {[]string{"/v1/moderations"}},
+		"files":       {[]string{"/v1/files", "/v1/uploads"}},
+		"models":      {[]string{"/v1/models"}},
+	}
+}
+
+func (c *checker) resources(sections map[string]resourceSection) []quota.Resource {
+	if sections == nil {
+		sections = openAIPaths()
+	}
+	owner := map[string]string{}
+	var resources []quota.Resource
+	for _, n := range sortedKeys(sections) {
+		at := "resources." + n
+		if !name.MatchString(n) {
+			c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)
+		}
+		r := quota.Resource{Name: n}
+		for i, p := range sections[n].Paths {
+			at := fmt.Sprintf("%s.paths[%d]", at, i)
+			clean := strings.ToLower(path.Clean(p))
+			if unescaped, err := url.PathUnescape(p); err != nil || unescaped != p || !strings.HasPrefix(p, "/") || strings.ContainsAny(p, "?#;") {
+				c.fault(at, "path %q: want a plain path that begins with /, as in /v1/chat", p)
+			} else if other, taken := owner[clean]; taken {
+				c.fault(at, "path %q belongs to %s already", p, other)
+			}
+			owner[clean] = n
+			r.PathPrefixes = append(r.PathPrefixes, clean)
+		}
+		resources = append(resources, r)
+	}
+	return resources
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

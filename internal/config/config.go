@@ -1,0 +1,228 @@
+// Package config reads TierGate's configuration: tiergate.yaml, the file of
+// hashed keys it names, and the secrets both refer to. It is the only package
+// that knows YAML. What it returns is checked whole; what it refuses it refuses
+// with every fault at once, each with file and line.
+//
+// It does not know what is done with the values, nor Envoy or Redis.
+package config
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// Config is a configuration in checked values.
+type Config struct {
+	Start  Start  // what only a start takes up
+	Reload Reload // what a reload takes up too
+	// Sum is a digest of everything that was read; it changes with the content.
+	Sum [sha256.Size]byte
+}
+
+// Start is what takes effect at a start only.
+type Start struct {
+	GRPC            Address
+	Operator        Address
+	LogLevel        slog.Level
+	LogJSON         bool
+	ShutdownDelay   time.Duration
+	ShutdownTimeout time.Duration
+	Store           Store
+}
+
+// Reload is what a running server swaps in one step.
+type Reload struct {
+	KeyHeaders         []string // lower case
+	ForwardCredentials bool
+	Resources          []quota.Resource
+	Plans              map[string]*quota.Plan // by tier name
+	Directory          *apikey.Directory
+	Peppers            []apikey.Pepper
+	AllowDemoKeys      bool
+	Unlimited          UnlimitedHeader
+	RateLimit          RateLimit
+}
+
+// An Address is where to listen.
+type Address struct {
+	Network string // tcp or unix
+	Address string // host:port, or the socket's path
+}
+
+// String returns the address as it is configured.
+func (a Address) String() string {
+	if a.Network == "unix" {
+		return "unix:" + a.Address
+	}
+	return a.Address
+}
+
+// Equal reports whether a start with either would be the same.
+func (s Start) Equal(o Start) bool {
+	same := s.Store.Password.Equal(o.Store.Password)
+	s.Store.Password, o.Store.Password = apikey.Key{}, apikey.Key{}
+	return same && s == o
+}
+
+// Store says where counts are kept.
+type Store struct {
+	Redis   bool // else in memory
+	MaxKeys int  // memory: accounts counted at once
+
+	Address   string // Redis: host:port
+	Username  string
+	Password  apikey.Key // redacts itself
+	Database  int
+	KeyPrefix string
+	Timeout   time.Duration
+	PoolSize  int
+}
+
+// UnlimitedHeader says what stands for a limit that there is not. Omit leaves
+// the headers out; else they have Text.
+type UnlimitedHeader struct {
+	Omit bool
+	Text string
+}
+
+// RateLimit says what requests to the rate limit service are called.
+type RateLimit struct {
+	Domain                           string
+	APIKey, Resource, Path, Priority string // names of descriptor entries
+}
+
+// Options say what to load.
+type Options struct {
+	File   string              // tiergate.yaml
+	Sets   []string            // path=value, each replaces a value of the file
+	Getenv func(string) string // nil: os.Getenv
+}
+
+// Load reads and checks a configuration. What is wrong with it is returned as
+// Faults; another error means that the file could not be read at all. The
+// sources are the files that were tried, to be watched even after an error.
+func Load(o Options) (*Config, Sources, error) {
+	if o.Getenv == nil {
+		o.Getenv = os.Getenv
+	}
+	l := &loader{options: o, config: &Config{}, sources: Sources{}}
+	if err := l.load(); err != nil {
+		return nil, l.sources, err
+	}
+	return l.config, l.sources, nil
+}
+
+// A loader gathers what one Load reads.
+type loader struct {
+	options Options
+	config  *Config
+	sources Sources
+	read    []byte // everything, for the digest
+}
+
+func (l *loader) load() error {
+	content, err := l.readFile(l.options.File)
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	written := written()
+	doc := decode(l.options.File, content, &written)
+	faults := doc.sorted()
+	for _, set := range l.options.Sets {
+		faults = append(faults, apply(set, &written)...)
+	}
+	if len(faults) > 0 {
+		return faults
+	}
+	c := &checker{document: doc, loader: l, sets: l.options.Sets}
+	c.check(written)
+	faults = append(c.sorted(), c.below...)
+	if len(faults) > 0 {
+		return faults
+	}
+	l.config.Sum = sha256.Sum256(l.read)
+	return nil
+}
+
+// readFile reads a file and remembers that the configuration depends on it,
+// even if it cannot be read.
+func (l *loader) readFile(name string) ([]byte, error) {
+	l.sources[name] = state(name)     // before reading, so that no later change is missed
+	content, err := os.ReadFile(name) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, err
+	}
+	l.read = append(append(l.read, content...), 0)
+	return content, nil
+}
+
+// beside returns a path that is relative to the configuration file.
+func (l *loader) beside(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(filepath.Dir(l.options.File), name)
+}
+
+// secret reads a secret from a file or from the environment.
+func (l *loader) secret(file, env string) (string, error) {
+	switch {
+	case file != "" && env != "":
+		return "", errors.New("both a file and an environment variable: name one")
+	case file != "":
+		content, err := l.readFile(l.beside(file))
+		if err != nil {
+			return "", err
+		}
+		if s := strings.TrimRight(string(content), "\r\n"); s != "" {
+			return s, nil
+		}
+		return "", fmt.Errorf("file %s is empty: write the secret into it", file)
+	case env != "":
+		if s := l.options.Getenv(env); s != "" {
+			return s, nil
+		}
+		return "", fmt.Errorf("environment variable %s is not set: set it to the secret", env)
+	default:
+		return "", nil
+	}
+}
+
+// apply lays path=value over what the file says. The value is read as YAML, so
+// that it is checked as strictly as the file.
+func apply(set string, into *file) Faults {
+	source := "--set " + set
+	path, value, ok := strings.Cut(set, "=")
+	if !ok || path == "" {
+		return Faults{{Source: source, Problem: "want path=value, such as store.type=redis"}}
+	}
+	var node yaml.Node
+	if err := yaml.Unmarshal([]byte(value), &node); err != nil || len(node.Content) != 1 {
+		node = yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: value}}}
+	}
+	inner := node.Content[0]
+	for _, step := range slices.Backward(strings.Split(path, ".")) {
+		inner = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: step}, inner}}
+	}
+	content, err := yaml.Marshal(inner)
+	if err != nil {
+		return Faults{{Source: source, Problem: err.Error()}}
+	}
+	faults := decode(source, content, into).sorted()
+	for i := range faults {
+		faults[i].Line = 0
+	}
+	return faults
+}

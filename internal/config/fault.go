@@ -1,0 +1,175 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A Fault is one thing that is wrong with the configuration.
+type Fault struct {
+	Source  string `json:"source"` // the file, or the --set
+	Line    int    `json:"line"`   // from 1; 0: no single line
+	Path    string `json:"path"`   // such as tiers.free.limits[0].max; may be empty
+	Problem string `json:"problem"`
+}
+
+// String returns "source:line: path: problem".
+func (f Fault) String() string {
+	s := f.Source
+	if f.Line > 0 {
+		s += ":" + strconv.Itoa(f.Line)
+	}
+	if f.Path != "" {
+		s += ": " + f.Path
+	}
+	return s + ": " + f.Problem
+}
+
+// Faults is everything that is wrong, in the order of the lines.
+type Faults []Fault
+
+// Error returns a line for each fault.
+func (fs Faults) Error() string {
+	lines := make([]string, len(fs))
+	for i, f := range fs {
+		lines[i] = f.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// A document is one YAML source with the place of everything in it.
+type document struct {
+	source string
+	root   *yaml.Node
+	faults Faults
+}
+
+// decode reads a source strictly into a struct. Unknown fields, values of a
+// wrong type, keys given twice and a second document are faults.
+func decode(source string, content []byte, into any) *document {
+	d := &document{source: source, root: &yaml.Node{}}
+	decoder := yaml.NewDecoder(strings.NewReader(string(content)))
+	decoder.KnownFields(true)
+	err := decoder.Decode(into)
+	if errors.Is(err, io.EOF) {
+		d.add(0, "", "the file is empty")
+		return d
+	}
+	if typeErr := (*yaml.TypeError)(nil); errors.As(err, &typeErr) {
+		for _, text := range typeErr.Errors {
+			d.addYAML(text)
+		}
+	} else if err != nil {
+		d.addYAML(strings.TrimPrefix(err.Error(), "yaml: "))
+		return d
+	}
+	var second yaml.Node
+	if err == nil && !errors.Is(decoder.Decode(&second), io.EOF) {
+		d.add(second.Line, "", "a second YAML document: keep one")
+	}
+	if err := yaml.Unmarshal(content, d.root); err != nil {
+		d.addYAML(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	return d
+}
+
+var (
+	yamlLine    = regexp.MustCompile(`^line (\d+): (.*)$`)
+	yamlUnknown = regexp.MustCompile(`^field (.+) not found in type .+$`)
+	yamlType    = regexp.MustCompile("^cannot unmarshal (\\S+)(?: `(.*)`)? into (.+)$")
+)
+
+// addYAML adds a fault that the YAML library reports, in words that say
+// nothing of Go.
+func (d *document) addYAML(text string) {
+	line := 0
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		line, _ = strconv.Atoi(m[1]) // digits only
+		text = m[2]
+	}
+	if m := yamlUnknown.FindStringSubmatch(text); m != nil {
+		text = fmt.Sprintf("unknown field %q", m[1])
+	} else if m := yamlType.FindStringSubmatch(text); m != nil {
+		text = "want " + wanted(m[3]) + ", have " + had(m[1], m[2])
+	}
+	d.add(line, "", text)
+}
+
+func wanted(goType string) string {
+	switch {
+	case goType == "bool":
+		return "true or false"
+	case goType == "string":
+		return "a text"
+	case strings.HasPrefix(goType, "int"), strings.HasPrefix(goType, "*int"):
+		return "a whole number"
+	case strings.HasPrefix(goType, "[]"):
+		return "a list"
+	default:
+		return "a mapping"
+	}
+}
+
+func had(tag, value string) string {
+	switch tag {
+	case "!!seq":
+		return "a list"
+	case "!!map":
+		return "a mapping"
+	default:
+		return strconv.Quote(value)
+	}
+}
+
+func (d *document) add(line int, path, problem string) {
+	d.faults = append(d.faults, Fault{Source: d.source, Line: line, Path: path, Problem: problem})
+}
+
+// sorted returns the faults in the order of their lines.
+func (d *document) sorted() Faults {
+	slices.SortStableFunc(d.faults, func(a, b Fault) int { return a.Line - b.Line })
+	return d.faults
+}
+
+// line finds where a path stands, or the nearest part of it that is there.
+func (d *document) line(path string) int {
+	node := d.root
+	if node.Kind == yaml.DocumentNode && len(node.Content) > 0 {
+		node = node.Content[0]
+	}
+	line := node.Line
+	for _, step := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+		next, at := child(node, step)
+		if next == nil {
+			return line
+		}
+		node, line = next, at
+	}
+	return line
+}
+
+// child returns a mapping's value or a list's element, and the line it is named
+// on.
+func child(node *yaml.Node, step string) (*yaml.Node, int) {
+	if node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	if i, err := strconv.Atoi(step); err == nil && node.Kind == yaml.SequenceNode && i < len(node.Content) {
+		return node.Content[i], node.Content[i].Line
+	}
+	if node.Kind == yaml.MappingNode {
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			if node.Content[i].Value == step {
+				return node.Content[i+1], node.Content[i].Line
+			}
+		}
+	}
+	return nil, 0
+}

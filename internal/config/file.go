@@ -1,0 +1,216 @@
+package config
+
+// The structs of this file are the configuration as it is written. Their field
+// comments are also the descriptions in the JSON Schema. A mapping never gets an
+// UnmarshalYAML of its own: it would accept unknown fields in silence.
+
+// file is the whole of tiergate.yaml.
+type file struct {
+	// The gRPC listener that Envoy calls: ext_authz, rate limit service, health, reflection.
+	GRPC grpcSection `yaml:"grpc"`
+	// The HTTP listener for operators: metrics, health and readiness.
+	Operator operatorSection `yaml:"operator"`
+	// What is logged and how.
+	Log logSection `yaml:"log"`
+	// How long a stop may take.
+	Shutdown shutdownSection `yaml:"shutdown"`
+	// Where counts are kept.
+	Store storeSection `yaml:"store"`
+	// Which API keys there are and how requests carry them.
+	Keys keysSection `yaml:"keys"`
+	// Whether keys marked demo: true work. Never set it where others can reach you: the demo keys are public.
+	AllowDemoKeys bool `yaml:"allow_demo_keys"`
+	// What the API offers, by name. A request belongs to the resource with the longest matching path prefix, else to "default".
+	Resources map[string]resourceSection `yaml:"resources"`
+	// What the limits of a tier that name no resource are counted by.
+	CountBy string `yaml:"count_by" jsonschema:"enum=key,enum=key_and_resource"`
+	// The tiers, by name.
+	Tiers map[string]tierSection `yaml:"tiers"`
+	// How responses describe limits.
+	Headers headersSection `yaml:"headers"`
+	// The rate limit service: what its requests are called.
+	RateLimit rateLimitSection `yaml:"ratelimit"`
+}
+
+type grpcSection struct {
+	// host:port, or unix: and the absolute path of a socket.
+	Address string `yaml:"address"`
+}
+
+type operatorSection struct {
+	// host:port. Keep it on loopback or behind a firewall.
+	Address string `yaml:"address"`
+}
+
+type logSection struct {
+	// The least severe level that is logged.
+	Level string `yaml:"level" jsonschema:"enum=debug,enum=info,enum=warn,enum=error"`
+	// text for people, json for machines.
+	Format string `yaml:"format" jsonschema:"enum=text,enum=json"`
+}
+
+type shutdownSection struct {
+	// How long health says NOT_SERVING before the listener closes, so that Envoy can turn to other instances.
+	Delay string `yaml:"delay"`
+	// How long requests in flight may take after that.
+	Timeout string `yaml:"timeout"`
+}
+
+type storeSection struct {
+	// memory: in the process, for one node. redis: shared by a fleet.
+	Type string `yaml:"type" jsonschema:"enum=memory,enum=redis"`
+	// Settings of the memory store.
+	Memory memorySection `yaml:"memory"`
+	// Settings of the Redis store.
+	Redis redisSection `yaml:"redis"`
+}
+
+type memorySection struct {
+	// How many API keys can be counted at once.
+	MaxKeys int `yaml:"max_keys"`
+}
+
+type redisSection struct {
+	// host:port of the server.
+	Address string `yaml:"address"`
+	// The ACL user; empty for the default user.
+	Username string `yaml:"username"`
+	// A file that holds the password.
+	PasswordFile string `yaml:"password_file"`
+	// An environment variable that holds the password.
+	PasswordEnv string `yaml:"password_env"`
+	// The number of the database.
+	Database int `yaml:"database"`
+	// What the name of every Redis key begins with.
+	KeyPrefix string `yaml:"key_prefix"`
+	// How long one call may take. Keep it below Envoy's timeout.
+	Timeout string `yaml:"timeout"`
+	// How many connections there may be.
+	PoolSize int `yaml:"pool_size"`
+}
+
+type keysSection struct {
+	// The file of hashed keys, relative to this file.
+	File string `yaml:"file"`
+	// The request headers that carry a key, first come first read. authorization is read as "Bearer KEY".
+	Headers []string `yaml:"headers"`
+	// Whether the upstream sees those headers.
+	ForwardCredentials bool `yaml:"forward_credentials"`
+	// The secrets mixed into hashes that name them; several may be live at once.
+	Peppers []pepperSection `yaml:"peppers"`
+}
+
+type pepperSection struct {
+	// What hashes call it.
+	Name string `yaml:"name"`
+	// A file that holds the secret, relative to this file.
+	File string `yaml:"file,omitempty"`
+	// An environment variable that holds the secret.
+	Env string `yaml:"env,omitempty"`
+}
+
+type resourceSection struct {
+	// Path prefixes, whole segments: /v1/chat matches /v1/chat/completions and not /v1/chatter.
+	Paths []string `yaml:"paths"`
+}
+
+type tierSection struct {
+	// The priority of the tier's requests: 1 to 4, or low, normal, high, critical.
+	Priority string `yaml:"priority" jsonschema:"oneof_type=string;integer"`
+	// Says that the tier has no limit over all resources.
+	Unlimited bool `yaml:"unlimited,omitempty"`
+	// The limits; all that apply to a request are charged together.
+	Limits []limitSection `yaml:"limits,omitempty"`
+}
+
+type limitSection struct {
+	// What is counted.
+	Metric string `yaml:"metric" jsonschema:"required,enum=requests,enum=tokens,enum=input_tokens,enum=output_tokens"`
+	// The window: second, minute, hour, day, week, month (UTC), or a duration such as 90s.
+	Per string `yaml:"per" jsonschema:"required"`
+	// The most that is admitted in a window; 0 refuses everything.
+	Max *int64 `yaml:"max" jsonschema:"required,minimum=0"`
+	// Count only this resource, on top of the other limits.
+	Resource string `yaml:"resource,omitempty"`
+	// Count only this priority, on top of the other limits.
+	Priority string `yaml:"priority,omitempty" jsonschema:"oneof_type=string;integer"`
+}
+
+type headersSection struct {
+	// What X-RateLimit-Limit and -Remaining say where there is no limit: the word unlimited, a number, or omit.
+	Unlimited string `yaml:"unlimited" jsonschema:"oneof_type=string;integer"`
+}
+
+type rateLimitSection struct {
+	// The domain that Envoy's filter names; requests for another are refused.
+	Domain string `yaml:"domain"`
+	// What the entries of descriptors are called.
+	Entries entriesSection `yaml:"entries"`
+}
+
+type entriesSection struct {
+	// The API key, raw or as "Bearer KEY".
+	APIKey string `yaml:"api_key"`
+	// The resource's name.
+	Resource string `yaml:"resource"`
+	// The path, from which the resource follows where no entry names it.
+	Path string `yaml:"path"`
+	// The priority asked for.
+	Priority string `yaml:"priority"`
+}
+
+// keysFile is the whole of keys.yaml.
+type keysFile struct {
+	Keys []keySection `yaml:"keys"`
+}
+
+type keySection struct {
+	// The public name: letters, digits, - and _. The counts belong to it.
+	ID string `yaml:"id" jsonschema:"required"`
+	// For people.
+	Name string `yaml:"name,omitempty"`
+	// sha256:<hex> or hmac-sha256:<pepper>:<hex>; see tiergate keys create and hash.
+	Hash string `yaml:"hash" jsonschema:"required"`
+	// The name of a tier.
+	Tier string `yaml:"tier" jsonschema:"required"`
+	// Instead of the tier's priority.
+	Priority string `yaml:"priority,omitempty" jsonschema:"oneof_type=string;integer"`
+	// The only resources the key has leave for; none named means all.
+	Resources []string `yaml:"resources,omitempty"`
+	// The end of the key's life, as 2027-01-31T00:00:00Z.
+	Expires string `yaml:"expires,omitempty"`
+	// Whether the key has been withdrawn.
+	Revoked bool `yaml:"revoked,omitempty"`
+	// Whether the key works only under allow_demo_keys.
+	Demo bool `yaml:"demo,omitempty"`
+	// Limits instead of the tier's, or beside them.
+	Overrides []overrideSection `yaml:"overrides,omitempty"`
+}
+
+type overrideSection struct {
+	limitSection `yaml:",inline"`
+	// The end of the override, as 2027-01-31T00:00:00Z.
+	Until string `yaml:"until,omitempty"`
+}
+
+// written returns the configuration that holds where the file says nothing.
+func written() file {
+	return file{
+		GRPC:     grpcSection{Address: "127.0.0.1:9001"},
+		Operator: operatorSection{Address: "127.0.0.1:9002"},
+		Log:      logSection{Level: "info", Format: "text"},
+		Shutdown: shutdownSection{Delay: "0s", Timeout: "10s"},
+		Store: storeSection{
+			Type:   "memory",
+			Memory: memorySection{MaxKeys: 1_000_000},
+			Redis:  redisSection{Address: "127.0.0.1:6379", KeyPrefix: "tiergate", Timeout: "50ms", PoolSize: 32},
+		},
+		Keys:    keysSection{File: "keys.yaml"},
+		CountBy: "key",
+		Headers: headersSection{Unlimited: "unlimited"},
+		RateLimit: rateLimitSection{
+			Domain:  "tiergate",
+			Entries: entriesSection{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority"},
+		},
+	}
+}

@@ -1,0 +1,84 @@
+package envoyapi
+
+import (
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A Classifier finds the resource that a request is for. It only ever returns
+// configured names.
+type Classifier struct {
+	names    map[string]bool
+	byPrefix map[string]string // path prefix → name
+}
+
+// NewClassifier returns a Classifier of the resources.
+func NewClassifier(resources []quota.Resource) *Classifier {
+	c := &Classifier{names: map[string]bool{quota.DefaultResource: true}, byPrefix: map[string]string{}}
+	for _, r := range resources {
+		c.names[r.Name] = true
+		for _, prefix := range r.PathPrefixes {
+			c.byPrefix[prefix] = r.Name
+		}
+	}
+	return c
+}
+
+// Classify returns the named resource if it is configured, else that of the
+// longest prefix of the path, whole segments only, else "default".
+func (c *Classifier) Classify(named, requestPath string) string {
+	if c.names[named] {
+		return named
+	}
+	for p := normalize(requestPath); p != ""; {
+		if name, ok := c.byPrefix[p]; ok {
+			return name
+		}
+		p = p[:strings.LastIndexByte(p, '/')]
+	}
+	if name, ok := c.byPrefix["/"]; ok {
+		return name
+	}
+	return quota.DefaultResource
+}
+
+// normalize returns the path as the most lenient upstream would read it:
+// without query and parameters (;…), percent-decoded, in lower case, without
+// empty and dot segments. So no spelling of a path lands in another resource
+// than the path does. What is no path becomes "".
+func normalize(p string) string {
+	if i := strings.IndexAny(p, "?#"); i >= 0 {
+		p = p[:i]
+	}
+	if plain(p) {
+		return strings.TrimSuffix(p, "/")
+	}
+	p, err := url.PathUnescape(p)
+	if err != nil || !strings.HasPrefix(p, "/") {
+		return ""
+	}
+	segments := strings.Split(strings.ToLower(strings.ReplaceAll(p, `\`, "/")), "/")
+	for i, s := range segments {
+		segments[i], _, _ = strings.Cut(s, ";")
+	}
+	return strings.TrimSuffix(path.Clean(strings.Join(segments, "/")), "/")
+}
+
+// plain reports whether nothing but a last slash can need normalizing.
+func plain(p string) bool {
+	if p == "" || p[0] != '/' {
+		return false
+	}
+	for i := range len(p) {
+		switch c := p[i]; {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '-', c == '_':
+		case c == '/' && (i == 0 || p[i-1] != '/'):
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,98 @@
+package envoyapi
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A header is a name and a value.
+type header struct {
+	name, value string
+}
+
+// longWait is the wait from which on official SDKs are told not to retry by
+// themselves: they would sleep for as long as Retry-After says.
+const longWait = time.Minute
+
+// responseHeaders are what the client gets: the six headers, and with a refusal
+// those that explain it.
+func (v *Verdict) responseHeaders(s *Settings) []header {
+	hs := make([]header, 0, 12)
+	hs = v.appendLimit(hs, s)
+	hs = append(hs,
+		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
+		header{"X-RateLimit-Resource", v.Resource},
+		header{"X-RateLimit-Used", strconv.FormatInt(v.Decision.Used, 10)},
+		header{"X-Request-Priority", v.Priority.Number()},
+	)
+	if v.Outcome != Allowed {
+		hs = v.appendRefusal(hs)
+	}
+	return hs
+}
+
+// counted reports whether the counters are known. Where they are not, Limit,
+// Remaining and Used are 0 and Reset is now.
+func (v *Verdict) counted() bool { return v.Decision.Shown != (quota.Limit{}) }
+
+func (v *Verdict) appendLimit(hs []header, s *Settings) []header {
+	limit, remaining := "0", "0"
+	switch {
+	case v.counted() && v.Decision.Unlimited():
+		if s.OmitUnlimited {
+			return hs
+		}
+		limit, remaining = s.UnlimitedText, s.UnlimitedText
+		if n, err := strconv.ParseInt(limit, 10, 64); err == nil {
+			remaining = strconv.FormatInt(max(n-v.Decision.Used, 0), 10)
+		}
+	case v.counted():
+		limit = strconv.FormatInt(v.Decision.Shown.Max, 10)
+		remaining = strconv.FormatInt(v.Decision.Remaining, 10)
+	}
+	return append(hs, header{"X-RateLimit-Limit", limit}, header{"X-RateLimit-Remaining", remaining})
+}
+
+// reset returns Unix seconds. Windows end on whole seconds.
+func (v *Verdict) reset() int64 {
+	if !v.counted() {
+		return v.now.Unix()
+	}
+	return v.Decision.Reset.Unix()
+}
+
+func (v *Verdict) appendRefusal(hs []header) []header {
+	hs = append(hs, header{"Content-Type", "application/json"}, header{"Cache-Control", "no-store"})
+	switch v.Outcome {
+	case Limited:
+		wait := v.Decision.Wait
+		hs = append(hs,
+			header{"X-RateLimit-Limited-By", v.Decision.RefusedBy.Name()},
+			header{"Retry-After", strconv.FormatInt(seconds(wait), 10)},
+		)
+		if wait <= longWait {
+			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(max(1, wait.Milliseconds()), 10)})
+		} else {
+			hs = append(hs, header{"x-should-retry", "false"})
+		}
+	case Unauthenticated:
+		hs = append(hs, header{"WWW-Authenticate", "Bearer"}) // RFC 9110, 11.6.1
+	case Failed:
+		hs = append(hs, header{"Retry-After", "1"})
+	case Allowed, Forbidden:
+	}
+	return hs
+}
+
+// upstreamHeaders are what the upstream gets. Each replaces what the client may
+// have sent by that name.
+func (v *Verdict) upstreamHeaders() []header {
+	return []header{
+		{"x-tiergate-key-id", v.Key.ID},
+		{"x-tiergate-tier", v.Tier},
+		{"x-tiergate-resource", v.Resource},
+		{"X-Request-Priority", v.Priority.Number()},
+	}
+}

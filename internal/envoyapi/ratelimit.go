@@ -1,0 +1,149 @@
+package envoyapi
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// StatusHeader tells Envoy's local_reply_config which HTTP status a refusal of
+// the rate limit service means: the protocol has none but 429. It is there on
+// every refusal that is not a 429, and Envoy removes it before the client.
+const StatusHeader = "x-tiergate-status"
+
+// RateLimit is the rate limit service, envoy.service.ratelimit.v3.
+type RateLimit struct {
+	rlsv3.UnimplementedRateLimitServiceServer
+
+	gate *Gate
+}
+
+// NewRateLimit returns the service that asks the gate.
+func NewRateLimit(g *Gate) *RateLimit { return &RateLimit{gate: g} }
+
+// ShouldRateLimit decides one HTTP request by its descriptors. One call is one
+// request, charged once, however many descriptors describe it and whatever
+// hits_addend says. An entry may stand in any of them; where a resource or a
+// priority stands twice, the first holds. Without an API key the request is
+// refused. A domain that is not configured is INVALID_ARGUMENT.
+func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
+	s := l.gate.settings.Load()
+	if r.GetDomain() != s.Domain {
+		return nil, status.Errorf(codes.InvalidArgument,
+			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.Domain)
+	}
+	v := l.gate.judge(ctx, s, inquire(s.Entries, r.GetDescriptors()))
+	return answer(v, s, len(r.GetDescriptors())), nil
+}
+
+// inquire reads the entries of all descriptors as those of one request.
+func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inquiry {
+	var q inquiry
+	first := func(field *string, value string) {
+		if *field == "" {
+			*field = value
+		}
+	}
+	for _, d := range descriptors {
+		for _, e := range d.GetEntries() {
+			switch e.GetKey() {
+			case names.APIKey:
+				value := e.GetValue()
+				q.credentials = appendCredentials(q.credentials, value, strings.Contains(strings.TrimSpace(value), " "))
+			case names.Resource:
+				first(&q.resource, e.GetValue())
+			case names.Path:
+				first(&q.path, e.GetValue())
+			case names.Priority:
+				first(&q.priority, e.GetValue())
+			}
+		}
+	}
+	return q
+}
+
+func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
+	r := &rlsv3.RateLimitResponse{
+		OverallCode:          rlsv3.RateLimitResponse_OK,
+		ResponseHeadersToAdd: values(v.responseHeaders(s)),
+		Statuses:             make([]*rlsv3.RateLimitResponse_DescriptorStatus, descriptors),
+	}
+	if v.Outcome == Allowed {
+		r.RequestHeadersToAdd = values(v.upstreamHeaders())
+	} else {
+		r.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT
+		r.RawBody = []byte(v.problem.body())
+		if v.status() != http.StatusTooManyRequests {
+			r.ResponseHeadersToAdd = append(r.ResponseHeadersToAdd,
+				&corev3.HeaderValue{Key: StatusHeader, Value: strconv.Itoa(v.status())})
+		}
+	}
+	one := v.descriptorStatus(r.GetOverallCode())
+	for i := range r.Statuses {
+		r.Statuses[i] = one
+	}
+	return r
+}
+
+// descriptorStatus describes the limit that refuses, or the one that the
+// headers show. Without either it has the code alone.
+func (v *Verdict) descriptorStatus(code rlsv3.RateLimitResponse_Code) *rlsv3.RateLimitResponse_DescriptorStatus {
+	st := &rlsv3.RateLimitResponse_DescriptorStatus{Code: code}
+	limit, remaining := v.Decision.Shown, v.Decision.Remaining
+	if v.Outcome == Limited {
+		limit, remaining = v.Decision.RefusedBy, max(v.Decision.RefusedBy.Max-v.Decision.RefusedUsed, 0)
+	}
+	if !v.counted() || limit.Max == quota.NoMax {
+		return st
+	}
+	_, end := limit.Window.Bounds(v.Decision.Now)
+	st.CurrentLimit = &rlsv3.RateLimitResponse_RateLimit{
+		Name: limit.Name(), RequestsPerUnit: upTo32(limit.Max), Unit: unit(limit.Window),
+	}
+	st.LimitRemaining = upTo32(remaining)
+	st.DurationUntilReset = durationpb.New(end.Sub(v.Decision.Now))
+	return st
+}
+
+func upTo32(n int64) uint32 { return uint32(min(n, math.MaxUint32)) } //nolint:gosec // never negative
+
+// unit returns the protocol's name of a window; lengths without one are UNKNOWN.
+func unit(w quota.Window) rlsv3.RateLimitResponse_RateLimit_Unit {
+	switch w {
+	case quota.Second:
+		return rlsv3.RateLimitResponse_RateLimit_SECOND
+	case quota.Minute:
+		return rlsv3.RateLimitResponse_RateLimit_MINUTE
+	case quota.Hour:
+		return rlsv3.RateLimitResponse_RateLimit_HOUR
+	case quota.Day:
+		return rlsv3.RateLimitResponse_RateLimit_DAY
+	case quota.Week:
+		return rlsv3.RateLimitResponse_RateLimit_WEEK
+	case quota.Month:
+		return rlsv3.RateLimitResponse_RateLimit_MONTH
+	default:
+		return rlsv3.RateLimitResponse_RateLimit_UNKNOWN
+	}
+}
+
+func values(hs []header) []*corev3.HeaderValue {
+	all := make([]corev3.HeaderValue, len(hs))
+	pointers := make([]*corev3.HeaderValue, len(hs))
+	for i, h := range hs {
+		all[i].Key, all[i].Value = h.name, h.value
+		pointers[i] = &all[i]
+	}
+	return pointers
+}

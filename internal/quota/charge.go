@@ -1,0 +1,199 @@
+package quota
+
+import (
+	"time"
+)
+
+// A Cost is what a request takes of each metric.
+type Cost struct {
+	Requests     int64
+	Tokens       int64
+	InputTokens  int64
+	OutputTokens int64
+}
+
+// of returns the cost in one metric, between 0 and MaxCost.
+func (c Cost) of(m Metric) int64 {
+	var n int64
+	switch m {
+	case Requests:
+		n = c.Requests
+	case Tokens:
+		n = c.Tokens
+	case InputTokens:
+		n = c.InputTokens
+	case OutputTokens:
+		n = c.OutputTokens
+	}
+	return min(max(n, 0), MaxCost)
+}
+
+// An Override replaces a limit of the key's tier, or adds one, until a moment.
+type Override struct {
+	Limit Limit
+	Until time.Time // zero: without end
+}
+
+// A Request is a question to the Limiter.
+type Request struct {
+	Account   string // the key ID that the counts belong to
+	Tier      *Plan
+	Overrides []Override
+	Resource  string
+	Priority  Priority
+	Cost      Cost
+}
+
+// A Charge is what one limit is asked to give for one request.
+type Charge struct {
+	Limit   Limit
+	Counter string // names the counter within its account
+	Cost    int64  // 0 looks and takes nothing
+}
+
+// Exceeds reports whether the charge does not fit on top of what is used. The
+// Redis script states the same comparison; the contract suite ties the two.
+func (c Charge) Exceeds(used int64) bool { return c.Cost > 0 && used+c.Cost > c.Limit.Max }
+
+// A Plan is a tier made ready for charging: which limits apply to each resource
+// and priority is worked out once.
+type Plan struct {
+	Tier    Tier
+	countBy CountBy
+	charges map[selector][]Charge
+}
+
+type selector struct {
+	resource string
+	priority Priority
+}
+
+// NewPlan prepares a tier for the resources that the configuration knows.
+// DefaultResource needs no mention.
+func NewPlan(tier Tier, countBy CountBy, resources []Resource) *Plan {
+	p := &Plan{Tier: tier, countBy: countBy, charges: map[selector][]Charge{}}
+	names := []string{DefaultResource}
+	for _, r := range resources {
+		names = append(names, r.Name)
+	}
+	for _, name := range names {
+		for _, priority := range Priorities() {
+			p.charges[selector{name, priority}] = p.applying(tier.Limits, name, priority)
+		}
+	}
+	return p
+}
+
+// applying returns a charge without cost for each limit that applies to a
+// resource and a priority. Where no limit is on requests per minute, one that
+// only counts is added, so that Used is known.
+func (p *Plan) applying(limits []Limit, resource string, priority Priority) []Charge {
+	var charges []Charge
+	shown := false
+	for i, l := range limits {
+		if !applies(l, resource, priority) || p.replaced(limits, i, resource) {
+			continue
+		}
+		shown = shown || l.shown()
+		charges = append(charges, Charge{Limit: l, Counter: p.counter(l, resource)})
+	}
+	if !shown {
+		l := Limit{Metric: Requests, Window: Minute, Max: NoMax}
+		charges = append(charges, Charge{Limit: l, Counter: p.counter(l, resource)})
+	}
+	return charges
+}
+
+func applies(l Limit, resource string, priority Priority) bool {
+	return (l.Resource == "" || l.Resource == resource) && (l.Priority == 0 || l.Priority == priority)
+}
+
+// replaced reports whether limit i, which names no resource, shares its counter
+// with one that does. That happens where counting is by key and resource; the
+// one that names the resource then stands in for it.
+func (p *Plan) replaced(limits []Limit, i int, resource string) bool {
+	if p.countBy != ByKeyAndResource || limits[i].Resource != "" {
+		return false
+	}
+	twin := limits[i]
+	twin.Resource = resource
+	for _, l := range limits {
+		if l.sameCounter(twin) {
+			return true
+		}
+	}
+	return false
+}
+
+// counter names the counter of a limit by what is counted and the window,
+// never by the maximum or the place in the configuration, so that a changed
+// tier takes effect at once and loses no count.
+func (p *Plan) counter(l Limit, resource string) string {
+	if p.countBy == ByKeyAndResource {
+		l.Resource = resource
+	}
+	name := l.Metric.String() + "/" + l.Window.String()
+	if l.Resource != "" {
+		name += "@" + l.Resource
+	}
+	if l.Priority != 0 {
+		name += "#" + l.Priority.Number()
+	}
+	return name
+}
+
+// charges works out what a request is to be charged at an instant.
+func (r Request) charges(now time.Time) []Charge {
+	templates, ok := r.Tier.charges[selector{r.Resource, r.Priority}]
+	if len(r.Overrides) > 0 || !ok {
+		templates = r.Tier.applying(overridden(r.Tier.Tier.Limits, r.Overrides, now), r.Resource, r.Priority)
+	}
+	charges := make([]Charge, 0, len(templates))
+	for _, c := range templates {
+		c.Cost = r.Cost.of(c.Limit.Metric)
+		if c.Limit.Max == 0 {
+			c.Cost = max(c.Cost, 1) // a limit of 0 refuses whatever the cost
+		}
+		if c.Cost > 0 || c.Limit.shown() {
+			charges = append(charges, c)
+		}
+	}
+	return charges
+}
+
+// looking is the same without taking anything: only what the headers describe.
+func (r Request) looking(now time.Time) []Charge {
+	r.Cost = Cost{}
+	charges := r.charges(now)
+	kept := charges[:0]
+	for _, c := range charges {
+		if c.Limit.shown() {
+			c.Cost = 0
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}
+
+// overridden returns the limits with those overrides applied that have not
+// ended.
+func overridden(limits []Limit, overrides []Override, now time.Time) []Limit {
+	result := append([]Limit(nil), limits...)
+	for _, o := range overrides {
+		if !o.Until.IsZero() && !now.Before(o.Until) {
+			continue
+		}
+		result = put(result, o.Limit)
+	}
+	return result
+}
+
+func put(limits []Limit, l Limit) []Limit {
+	for i := range limits {
+		if limits[i].sameCounter(l) {
+			limits[i] = l
+			return limits
+		}
+	}
+	return append(limits, l)
+}

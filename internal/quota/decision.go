@@ -1,0 +1,71 @@
+package quota
+
+import (
+	"time"
+)
+
+// A Decision is the answer to a Request.
+type Decision struct {
+	Admitted bool
+
+	// Used and Remaining describe Shown: the limit on requests per minute that
+	// has the least remaining. Used + Remaining = Shown.Max, unless Used lies
+	// above a maximum that was lowered. Shown.Max is NoMax where unlimited;
+	// Remaining then has no meaning.
+	Shown     Limit
+	Used      int64
+	Remaining int64
+
+	// RefusedBy is the limit that keeps the request waiting longest, and
+	// RefusedUsed what is used of it; set only where the request is refused.
+	RefusedBy   Limit
+	RefusedUsed int64
+
+	Now   time.Time     // the clock that counted
+	Reset time.Time     // end of the minute; refused: when the request can pass
+	Wait  time.Duration // refused: from Now to Reset
+}
+
+// Unlimited reports whether no limit on requests per minute applies.
+func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
+
+// decide turns the counters of the charges into a decision. taken.Used has one
+// number for each charge.
+func decide(charges []Charge, taken Taken) Decision {
+	d := Decision{Admitted: taken.Admitted, Now: taken.Now, Remaining: -1}
+	for i, c := range charges {
+		used := taken.Used[i]
+		if c.Limit.shown() {
+			d.show(c.Limit, used)
+		}
+		if !taken.Admitted && c.Exceeds(used) {
+			d.refuse(c.Limit, used)
+		}
+	}
+	d.Remaining = max(d.Remaining, 0)
+	if !d.Admitted {
+		d.Wait = d.Reset.Sub(d.Now)
+	}
+	return d
+}
+
+// show takes the limit as the one the headers describe if it has the least
+// remaining so far.
+func (d *Decision) show(l Limit, used int64) {
+	remaining := max(l.Max-used, 0)
+	if d.Remaining >= 0 && remaining >= d.Remaining {
+		return
+	}
+	d.Shown, d.Used, d.Remaining = l, used, remaining
+	if d.RefusedBy == (Limit{}) {
+		_, d.Reset = l.Window.Bounds(d.Now)
+	}
+}
+
+// refuse takes the limit as the one that refuses if it does so for longest.
+func (d *Decision) refuse(l Limit, used int64) {
+	_, end := l.Window.Bounds(d.Now)
+	if d.RefusedBy == (Limit{}) || end.After(d.Reset) {
+		d.RefusedBy, d.RefusedUsed, d.Reset = l, used, end
+	}
+}

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Checks for what building, running and testing needs, installs what it can with
+# the system's package manager (as root on Debian or Ubuntu), else prints the
+# one line to type.
+set -eu
+
+missing=""
+need() { # need COMMAND PACKAGE
+  command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+if ! command -v go >/dev/null 2>&1; then
+  echo "setup: Go is missing: install Go 1.26 or newer from https://go.dev/dl/" >&2
+  exit 1
+fi
+need cc gcc
+need redis-server redis-server
+need python3 python3
+if command -v python3 >/dev/null 2>&1 && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+  missing="$missing python3-venv"
+fi
+[ -n "$missing" ] || exit 0
+
+if command -v apt-get >/dev/null 2>&1; then
+  install="apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends$missing"
+  if [ "$(id -u)" = 0 ]; then
+    echo "setup: installing$missing" >&2
+    sh -c "$install" >&2
+    exit 0
+  fi
+  echo "setup: missing:$missing. Type: sudo sh -c '$install'" >&2
+elif command -v brew >/dev/null 2>&1; then
+  echo "setup: missing:$missing. Type: xcode-select --install; brew install redis python" >&2
+else
+  echo "setup: missing:$missing. Install them with your system's package manager." >&2
+fi
+exit 1
