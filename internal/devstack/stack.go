@@ -104,7 +104,7 @@ func (s *Stack) fillIn() error {
 		if *address != "" {
 			continue
 		}
-		free, err := freeAddress()
+		free, err := FreeAddress()
 		if err != nil {
 			return err
 		}
@@ -124,8 +124,8 @@ func or(s, otherwise string) string {
 	return s
 }
 
-// freeAddress returns an address that nobody listens at.
-func freeAddress() (string, error) {
+// FreeAddress returns an address that nobody listens at.
+func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends at once
 	if err != nil {
 		return "", fmt.Errorf("find a free port: %w", err)

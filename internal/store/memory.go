@@ -74,11 +74,11 @@ func (m *Memory) Take(_ context.Context, account string, charges []quota.Charge)
 	if !taken.Admitted {
 		return taken, nil
 	}
-	if counters == nil && !s.roomForOne(now) {
-		return quota.Taken{}, ErrFull
-	}
 	for i, c := range charges {
 		if c.Cost > 0 {
+			if counters == nil && !s.roomForOne(now) {
+				return quota.Taken{}, ErrFull
+			}
 			taken.Used[i] = min(taken.Used[i]+c.Cost, maxUsed)
 			counters = set(counters, c, now, taken.Used[i])
 		}

@@ -1,0 +1,473 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// redisServer starts a redis-server of the test's own and returns its stack and
+// address.
+func redisServer(t *testing.T) *devstack.Stack {
+	t.Helper()
+	address, err := devstack.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &devstack.Stack{Options: devstack.Options{Dir: t.TempDir(), RedisAddress: address}}
+	if err := s.StartRedis(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Down(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// redisStore returns a store on a server. The time-out is long, because the
+// machine may be busy with other tests.
+func redisStore(t *testing.T, s *devstack.Stack) *Redis {
+	t.Helper()
+	r := NewRedis(RedisOptions{Address: s.Options.RedisAddress, KeyPrefix: "test", Timeout: 10 * time.Second, PoolSize: 64})
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// eachStore runs a test against every store.
+func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
+	t.Helper()
+	t.Parallel()
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
+		test(t, NewMemory(time.Now, 1000))
+	})
+	t.Run("redis", func(t *testing.T) {
+		t.Parallel()
+		test(t, redisStore(t, redisServer(t)))
+	})
+}
+
+func take(t *testing.T, counts quota.Counts, account string, charges ...quota.Charge) quota.Taken {
+	t.Helper()
+	taken, err := counts.Take(t.Context(), account, charges)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return taken
+}
+
+func charge(window quota.Window, limit, cost int64) quota.Charge {
+	return quota.Charge{
+		Limit:   quota.Limit{Metric: quota.Requests, Window: window, Max: limit},
+		Counter: "requests/" + window.String(), Cost: cost,
+	}
+}
+
+func wantTaken(t *testing.T, taken quota.Taken, admitted bool, used ...int64) {
+	t.Helper()
+	if taken.Admitted != admitted || !slices.Equal(taken.Used, used) {
+		t.Errorf("admitted %t, used %v: want %t, %v", taken.Admitted, taken.Used, admitted, used)
+	}
+}
+
+func TestAdmitsUpToTheMaximum(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		c := charge(quota.Month, 3, 1)
+		for i := range int64(3) {
+			wantTaken(t, take(t, counts, "a", c), true, i+1)
+		}
+		for range 3 {
+			wantTaken(t, take(t, counts, "a", c), false, 3)
+		}
+		wantTaken(t, take(t, counts, "b", c), true, 1)
+		c.Cost = 2
+		wantTaken(t, take(t, counts, "b", c), true, 3)
+	})
+}
+
+func TestAllOrNone(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		large, small := charge(quota.Week, 10, 1), charge(quota.Month, 1, 1)
+		wantTaken(t, take(t, counts, "a", large, small), true, 1, 1)
+		wantTaken(t, take(t, counts, "a", large, small), false, 1, 1)
+		wantTaken(t, take(t, counts, "a", small, large), false, 1, 1)
+		wantTaken(t, take(t, counts, "a", large), true, 2)
+	})
+}
+
+func TestChangedMaximumKeepsCounts(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 10, 5)), true, 5)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 3, 1)), false, 5)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 6, 1)), true, 6)
+		wantTaken(t, take(t, counts, "a", charge(quota.Week, 6, 1), charge(quota.Month, 7, 1)), true, 1, 7)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, quota.NoMax, 1)), true, 8)
+	})
+}
+
+func TestCostZeroLooks(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0)), true, 0)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 5, 5)), true, 5)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0)), true, 5)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0), charge(quota.Week, 9, 1)), true, 5, 1)
+	})
+}
+
+func TestCountsSaturate(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		c := charge(quota.Month, quota.NoMax, maxUsed-1)
+		wantTaken(t, take(t, counts, "a", c), true, maxUsed-1)
+		wantTaken(t, take(t, counts, "a", c), true, maxUsed)
+		wantTaken(t, take(t, counts, "a", charge(quota.Month, quota.MaxMax, 1)), false, maxUsed)
+	})
+}
+
+// TestNeverMoreUnderConcurrency: 64 callers at once get exactly the maximum.
+func TestNeverMoreUnderConcurrency(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		var admitted atomic.Int64
+		var group sync.WaitGroup
+		for range 64 {
+			group.Go(func() {
+				for range 50 {
+					taken, err := counts.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 1000, 1), charge(quota.Week, 2000, 1)})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if taken.Admitted {
+						admitted.Add(1)
+					}
+				}
+			})
+		}
+		group.Wait()
+		if n := admitted.Load(); n != 1000 {
+			t.Errorf("admitted %d of 1000", n)
+		}
+		wantTaken(t, take(t, counts, "a", charge(quota.Week, 2000, 0)), true, 1000)
+	})
+}
+
+// TestWindowEdges: windows of 2 s are crossed under load; none admits more than
+// its maximum, and those that lie wholly in the test admit all of it.
+func TestWindowEdges(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		const most = 100
+		window := 2 * quota.Second
+		var mu sync.Mutex
+		admitted := map[int64]int64{} // by the window's start
+		end := time.Now().Add(7 * time.Second)
+		var group sync.WaitGroup
+		for range 16 {
+			group.Go(func() {
+				for time.Now().Before(end) {
+					taken, err := counts.Take(t.Context(), "a", []quota.Charge{charge(window, most, 1)})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if taken.Admitted {
+						mu.Lock()
+						admitted[windowStart(window, taken.Now)]++
+						mu.Unlock()
+					}
+				}
+			})
+		}
+		group.Wait()
+		if len(admitted) < 3 {
+			t.Errorf("saw %d windows, want at least 3", len(admitted))
+		}
+		for start, n := range admitted {
+			if n > most || (n < most && start+int64(window) < end.UnixMilli()) {
+				t.Errorf("the window at %d admitted %d of %d", start, n, most)
+			}
+		}
+	})
+}
+
+// A scriptedRedis runs take.lua with a time of the test's choice, and is
+// otherwise the real thing.
+type scriptedRedis struct {
+	client *redis.Client
+	script *redis.Script
+	now    time.Time
+}
+
+func newScriptedRedis(t *testing.T, s *devstack.Stack) *scriptedRedis {
+	t.Helper()
+	source := strings.Replace(takeSource, "redis.call('TIME')", "{table.remove(ARGV), '0'}", 1)
+	source = strings.Replace(source, "time[1] * 1000", "tonumber(time[1])", 1)
+	if source == takeSource {
+		t.Fatal("take.lua does not ask for the time where this test expects it")
+	}
+	client := redis.NewClient(&redis.Options{Addr: s.Options.RedisAddress})
+	t.Cleanup(func() { client.Close() })
+	return &scriptedRedis{client: client, script: redis.NewScript(source)}
+}
+
+func (r *scriptedRedis) Take(ctx context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
+	var args []any
+	for _, c := range charges {
+		args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max, c.Cost)
+	}
+	reply, err := r.script.Run(ctx, r.client, []string{account}, append(args, r.now.UnixMilli())...).Int64Slice()
+	if err != nil {
+		return quota.Taken{}, err
+	}
+	return quota.Taken{Now: time.UnixMilli(reply[0]).UTC(), Admitted: reply[1] == 1, Used: reply[2:]}, nil
+}
+
+// TestStoresAgree makes the same random calls to both stores: first by Redis'
+// own time, which the memory store is fed; then by a time that wanders over
+// decades, leaps over the edges of months and weeks, and now and then back.
+func TestStoresAgree(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	t.Run("real time", func(t *testing.T) {
+		var now time.Time
+		memory := NewMemory(func() time.Time { return now }, 1000)
+		agree(t, redisStore(t, server), memory, 3000, func(taken quota.Taken) { now = taken.Now }, nil)
+	})
+	t.Run("any time", func(t *testing.T) {
+		scripted := newScriptedRedis(t, server)
+		scripted.now = time.Date(1999, 12, 31, 23, 59, 0, 0, time.UTC)
+		memory := NewMemory(func() time.Time { return scripted.now }, 1000)
+		agree(t, scripted, memory, 6000, nil, func(random *rand.Rand) { scripted.now = wander(random, scripted.now) })
+	})
+}
+
+// wander moves the time by anything from nothing to months, often to just
+// around the end of a month.
+func wander(random *rand.Rand, now time.Time) time.Time {
+	switch random.IntN(6) {
+	case 0:
+		return now.Add(time.Duration(random.Int64N(int64(40 * 24 * time.Hour))))
+	case 1:
+		_, end := quota.Month.Bounds(now)
+		return end.Add(time.Duration(random.IntN(3)-1) * time.Millisecond)
+	case 2:
+		_, end := quota.Week.Bounds(now)
+		return end.Add(time.Duration(random.IntN(3)-1) * time.Millisecond)
+	default:
+		return now.Add(time.Duration(random.Int64N(int64(2 * time.Second))))
+	}
+}
+
+func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota.Taken), before func(*rand.Rand)) {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	windows := []quota.Window{quota.Second, 2 * quota.Second, 90 * quota.Second, quota.Minute, quota.Day, quota.Week, quota.Month}
+	for i := range calls {
+		if before != nil {
+			before(random)
+		}
+		account := "account" + strconv.Itoa(random.IntN(3))
+		var charges []quota.Charge
+		for _, k := range random.Perm(len(windows))[:1+random.IntN(4)] {
+			charges = append(charges, charge(windows[k], random.Int64N(12), random.Int64N(4)))
+		}
+		one, err := first.Take(t.Context(), account, charges)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after != nil {
+			after(one)
+		}
+		two, err := memory.Take(t.Context(), account, charges)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() {
+			t.Fatalf("seed %d, call %d at %s: %s %+v: Redis %+v, memory %+v", seed, i, one.Now, account, charges, one, two)
+		}
+		checkInvariants(t, charges, one)
+	}
+}
+
+// checkInvariants holds for any store, whatever it agrees with.
+func checkInvariants(t *testing.T, charges []quota.Charge, taken quota.Taken) {
+	t.Helper()
+	refusing := 0
+	for i, c := range charges {
+		if taken.Admitted && c.Cost > 0 && taken.Used[i] > c.Limit.Max {
+			t.Errorf("%s: admitted to %d of %d", c.Counter, taken.Used[i], c.Limit.Max)
+		}
+		if !taken.Admitted && c.Exceeds(taken.Used[i]) {
+			refusing++
+		}
+	}
+	if !taken.Admitted && refusing == 0 {
+		t.Errorf("refused, but no limit is exceeded: %+v %+v", charges, taken)
+	}
+}
+
+// TestEveryRedisKeyHasATTL: as long as its longest open window, no longer, and
+// never cut short by a request with shorter windows.
+func TestEveryRedisKeyHasATTL(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	r := redisStore(t, server)
+	taken := take(t, r, "a", charge(quota.Month, 10, 1), charge(quota.Minute, 10, 1))
+	_, end := quota.Month.Bounds(taken.Now)
+	take(t, r, "a", charge(quota.Minute, 10, 1))
+	take(t, r, "b", charge(quota.Second, 10, 1))
+	take(t, r, "c", charge(quota.Second, 10, 0))
+	keys, err := r.client.Keys(t.Context(), "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(keys, "test:{a}:counts") || slices.Contains(keys, "test:{c}:counts") {
+		t.Errorf("keys %q: want test:{a}:counts, and none for c, which only looked", keys)
+	}
+	ttl := r.client.PTTL(t.Context(), "test:{a}:counts").Val()
+	if left := end.Sub(taken.Now); ttl > left || ttl < left-time.Minute {
+		t.Errorf("TTL %s: want %s", ttl, left)
+	}
+	if ttl := r.client.PTTL(t.Context(), "test:{b}:counts").Val(); ttl == -1 || ttl > time.Second {
+		t.Errorf("TTL %s: want at most a second", ttl)
+	}
+}
+
+// TestOneCommandPerRequest: nothing but one script call is on the wire, after
+// Redis forgot its scripts too.
+func TestOneCommandPerRequest(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	take(t, r, "a", charge(quota.Month, 1000, 1))
+	if err := r.client.ConfigResetStat(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		take(t, r, "a", charge(quota.Month, 1000, 1), charge(quota.Week, 1000, 1), charge(quota.Minute, 1000, 1))
+	}
+	calls := commandCalls(t, r)
+	if calls["evalsha"] != 20 || calls["eval"] != 0 || calls["script"] != 0 {
+		t.Errorf("20 requests made these calls: %v", calls)
+	}
+	if err := r.client.ScriptFlush(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	wantTaken(t, take(t, r, "a", charge(quota.Month, 1000, 1)), true, 22)
+	if calls := commandCalls(t, r); calls["eval"] != 1 {
+		t.Errorf("after SCRIPT FLUSH: %v: want one EVAL", calls)
+	}
+}
+
+// commandCalls returns how often Redis was sent each command.
+func commandCalls(t *testing.T, r *Redis) map[string]int {
+	t.Helper()
+	info, err := r.client.Info(t.Context(), "commandstats").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]int{}
+	for line := range strings.Lines(info) {
+		var n int
+		name, rest, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":")
+		if _, err := fmt.Sscanf(rest, "calls=%d,", &n); err == nil {
+			calls[name] = n
+		}
+	}
+	return calls
+}
+
+// TestStoppedRedis: a call gives up at its time-out and is not made again when
+// Redis goes on.
+func TestStoppedRedis(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	r := NewRedis(RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 100 * time.Millisecond, PoolSize: 4})
+	defer r.Close()
+	slow := redisStore(t, server)
+	take(t, slow, "a", charge(quota.Month, 1000, 1))
+	if err := r.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Redis.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	const calls = 5
+	for range calls {
+		began := time.Now()
+		if _, err := r.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 1000, 1)}); err == nil {
+			t.Error("a stopped Redis answered")
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("a call took %s: want 100 ms", took)
+		}
+	}
+	if err := server.Redis.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// Redis may still run what had arrived, each at most once.
+	if used := take(t, slow, "a", charge(quota.Month, 1000, 1)).Used[0]; used > calls+2 {
+		t.Errorf("%d used after %d calls", used, calls+2)
+	}
+}
+
+// TestRedisPassword: with the password it works, without it the error says so
+// and names no secret.
+func TestRedisPassword(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	admin := redisStore(t, server)
+	if err := admin.client.ConfigSet(t.Context(), "requirepass", "open-sesame").Err(); err != nil {
+		t.Fatal(err)
+	}
+	options := RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 10 * time.Second, PoolSize: 4, Password: "open-sesame"}
+	good := NewRedis(options)
+	defer good.Close()
+	wantTaken(t, take(t, good, "a", charge(quota.Month, 10, 1)), true, 1)
+	options.Password = "guess-42"
+	bad := NewRedis(options)
+	defer bad.Close()
+	_, err := bad.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 10, 1)})
+	if err == nil || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "guess-42") {
+		t.Errorf("error %v: want WRONGPASS and not the password", err)
+	}
+}
+
+// TestUnreachableRedis: a store can be made without a server, and says what
+// fails.
+func TestUnreachableRedis(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	r := NewRedis(RedisOptions{Address: address, KeyPrefix: "test", Timeout: time.Second, PoolSize: 1})
+	defer r.Close()
+	if err := r.Ping(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "ping Redis: ") {
+		t.Errorf("ping: %v", err)
+	}
+	if _, err := r.Take(t.Context(), "a", []quota.Charge{charge(quota.Day, 1, 1)}); err == nil || !strings.HasPrefix(err.Error(), "count in Redis: ") {
+		t.Errorf("take: %v", err)
+	}
+}
