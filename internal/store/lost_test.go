@@ -10,11 +10,11 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// A lossyProxy stands before Redis. Once told to, it delivers requests and
-// closes the connection instead of delivering answers.
+// A lossyProxy stands before Redis. Told to, it delivers one request and
+// closes the connection instead of delivering the answer.
 type lossyProxy struct {
 	address string
-	losing  atomic.Bool
+	losing  atomic.Bool // the next answer
 }
 
 func newLossyProxy(t *testing.T, target string) *lossyProxy {
@@ -48,7 +48,7 @@ func (p *lossyProxy) answers(near, far net.Conn) {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := far.Read(buffer)
-		if err != nil || p.losing.Load() {
+		if err != nil || p.losing.CompareAndSwap(true, false) {
 			return
 		}
 		if _, err := near.Write(buffer[:n]); err != nil {
