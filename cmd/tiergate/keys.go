@@ -44,14 +44,9 @@ func keysCreate(_ context.Context, args []string, env environment) error {
 	if err := describe(&record, *priority, *expires, loaded.Reload); err != nil {
 		return err
 	}
-	key, err := apikey.New()
-	if err != nil {
-		return err
-	}
+	key := apikey.New()
+	record.ID = apikey.NewID()
 	if record.Hash, err = hashFor(key, *pepper, loaded.Reload.Peppers); err != nil {
-		return err
-	}
-	if record.ID, err = apikey.NewID(); err != nil {
 		return err
 	}
 	return printKey(env.stdout, key, record, *asJSON)

@@ -13,7 +13,6 @@ import (
 	"hash/crc32"
 	"io"
 	"log/slog"
-	"math/big"
 	"strings"
 )
 
@@ -23,7 +22,7 @@ const (
 	// MaxLen is the longest key, in bytes.
 	MaxLen = 512
 
-	randomLen   = 30 // letters of base 62: 178 bits
+	randomLen   = 26 // letters of base 32, see crypto/rand.Text: 130 bits
 	checksumLen = 6  // letters of base 62: a CRC-32 always fits
 	redacted    = "[API key redacted]"
 	alphabet    = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -40,24 +39,14 @@ type Key struct {
 	secret *string
 }
 
-// New makes a key: the prefix, 30 random letters and a checksum.
-func New() (Key, error) {
-	random, err := randomText(randomLen)
-	if err != nil {
-		return Key{}, err
-	}
-	body := Prefix + random
-	return keyOf(body + checksum(body)), nil
+// New makes a key: the prefix, 26 random letters and a checksum.
+func New() Key {
+	body := Prefix + rand.Text()
+	return keyOf(body + checksum(body))
 }
 
-// NewID makes a key ID, which is public, such as "key_3fA9…".
-func NewID() (string, error) {
-	random, err := randomText(12)
-	if err != nil {
-		return "", err
-	}
-	return "key_" + random, nil
-}
+// NewID makes a key ID, which is public: "key_" and 16 random letters.
+func NewID() string { return "key_" + strings.ToLower(rand.Text()[:16]) }
 
 // Parse reads a key. It refuses with ErrMalformed what no directory can hold:
 // an empty or an overlong text, anything but visible ASCII, a comma (which
@@ -121,18 +110,6 @@ func checksum(text string) string {
 		n /= 62
 	}
 	return string(letters)
-}
-
-func randomText(n int) (string, error) {
-	letters := make([]byte, n)
-	for i := range letters {
-		k, err := rand.Int(rand.Reader, big.NewInt(int64(len(alphabet))))
-		if err != nil {
-			return "", fmt.Errorf("read random numbers: %w", err)
-		}
-		letters[i] = alphabet[k.Int64()]
-	}
-	return string(letters), nil
 }
 
 // Redacting wraps any secret text in a Key, so that it redacts itself.

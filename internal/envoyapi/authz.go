@@ -60,17 +60,23 @@ func headerValue(r *authv3.AttributeContext_HttpRequest, name string) string {
 }
 
 func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{
-		Headers:              options(v.upstreamHeaders()),
-		ResponseHeadersToAdd: options(v.responseHeaders(s)),
-	}
+	// In one piece, for the sake of the allocator.
+	r := &struct {
+		response authv3.CheckResponse
+		status   rpcstatus.Status // zero: OK
+		wrapped  authv3.CheckResponse_OkResponse
+		ok       authv3.OkHttpResponse
+	}{}
+	var hs [16]header
+	upstream := v.appendUpstream(hs[:0])
+	opts := options(v.appendResponse(upstream, s))
+	r.ok.Headers, r.ok.ResponseHeadersToAdd = opts[:len(upstream)], opts[len(upstream):]
 	if !s.ForwardCredentials {
-		ok.HeadersToRemove = s.KeyHeaders
+		r.ok.HeadersToRemove = s.KeyHeaders
 	}
-	return &authv3.CheckResponse{
-		Status:       &rpcstatus.Status{Code: int32(codes.OK)},
-		HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: ok},
-	}
+	r.wrapped.OkResponse = &r.ok
+	r.response.Status, r.response.HttpResponse = &r.status, &r.wrapped
+	return &r.response
 }
 
 func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
@@ -78,7 +84,7 @@ func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
 		Status: &rpcstatus.Status{Code: grpcCode(v.status())},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(v.status())}, //nolint:gosec // one of five statuses
-			Headers: options(v.responseHeaders(s)),
+			Headers: options(v.appendResponse(nil, s)),
 			Body:    v.problem.body(),
 		}},
 	}

@@ -16,10 +16,9 @@ type header struct {
 // themselves: they would sleep for as long as Retry-After says.
 const longWait = time.Minute
 
-// responseHeaders are what the client gets: the six headers, and with a refusal
+// appendResponse adds what the client gets: the six headers, and with a refusal
 // those that explain it.
-func (v *Verdict) responseHeaders(s *Settings) []header {
-	hs := make([]header, 0, 12)
+func (v *Verdict) appendResponse(hs []header, s *Settings) []header {
 	hs = v.appendLimit(hs, s)
 	hs = append(hs,
 		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
@@ -86,13 +85,13 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 	return hs
 }
 
-// upstreamHeaders are what the upstream gets. Each replaces what the client may
+// appendUpstream adds what the upstream gets. Each replaces what the client may
 // have sent by that name.
-func (v *Verdict) upstreamHeaders() []header {
-	return []header{
-		{"x-tiergate-key-id", v.Key.ID},
-		{"x-tiergate-tier", v.Tier},
-		{"x-tiergate-resource", v.Resource},
-		{"X-Request-Priority", v.Priority.Number()},
-	}
+func (v *Verdict) appendUpstream(hs []header) []header {
+	return append(hs,
+		header{"x-tiergate-key-id", v.Key.ID},
+		header{"x-tiergate-tier", v.Tier},
+		header{"x-tiergate-resource", v.Resource},
+		header{"X-Request-Priority", v.Priority.Number()},
+	)
 }

@@ -76,11 +76,11 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inqu
 func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
 	r := &rlsv3.RateLimitResponse{
 		OverallCode:          rlsv3.RateLimitResponse_OK,
-		ResponseHeadersToAdd: values(v.responseHeaders(s)),
+		ResponseHeadersToAdd: values(v.appendResponse(nil, s)),
 		Statuses:             make([]*rlsv3.RateLimitResponse_DescriptorStatus, descriptors),
 	}
 	if v.Outcome == Allowed {
-		r.RequestHeadersToAdd = values(v.upstreamHeaders())
+		r.RequestHeadersToAdd = values(v.appendUpstream(nil))
 	} else {
 		r.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT
 		r.RawBody = []byte(v.problem.body())

@@ -54,6 +54,9 @@ func ParsePriority(s string) (Priority, error) {
 // one asked for where that is lower. What cannot be read is ignored, so a
 // client can lower its priority and never raise it.
 func Effective(granted Priority, asked string) Priority {
+	if asked == "" {
+		return granted
+	}
 	p, err := ParsePriority(strings.TrimSpace(asked))
 	if err != nil || p > granted {
 		return granted
