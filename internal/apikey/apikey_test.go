@@ -1,0 +1,220 @@
+package apikey
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestNewKeysParse(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for range 1000 {
+		key := New()
+		text := key.Reveal()
+		if parsed, err := Parse(text); err != nil || !parsed.Equal(key) {
+			t.Fatalf("a new key does not parse: %v", err)
+		}
+		if seen[text] {
+			t.Fatal("the same key twice")
+		}
+		seen[text] = true
+		typo := []byte(text)
+		typo[len(Prefix)+5] ^= 1
+		if _, err := Parse(string(typo)); !errors.Is(err, ErrMalformed) {
+			t.Fatal("a key with a wrong letter passes its checksum")
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"sk-demo-basic", "a", strings.Repeat("x", MaxLen), "~!#$%&'*+-./:;<=>?@[]^_`{|}"} {
+		if _, err := Parse(text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for _, text := range []string{
+		"", " ", "a b", "a,b", "a\x00", "a\n", "é", "\xff\xfe", strings.Repeat("x", MaxLen+1), strings.Repeat("x", 100_000),
+		"tg_live_", "tg_live_short", New().Reveal() + "x", New().Reveal()[:39],
+	} {
+		if _, err := Parse(text); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%.60q: %v: want ErrMalformed", text, err)
+		}
+	}
+}
+
+// TestKeysRedactThemselves in every verb, in JSON and in logs, alone and inside
+// other values, exported or not.
+func TestKeysRedactThemselves(t *testing.T) {
+	t.Parallel()
+	const canary = "sk-canary-0123456789abcdef"
+	key, err := Parse(canary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pepper, err := NewPepper("p1", canary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type holder struct {
+		Key    Key
+		hidden Key
+		pepper Pepper
+		list   []Key
+	}
+	held := holder{key, key, pepper, []Key{key}}
+	directory, faults := NewDirectory([]Record{{ID: "a", Hash: key.HashWith(pepper)}}, []Pepper{pepper})
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	var out bytes.Buffer
+	for _, value := range []any{key, &key, held, &held, pepper, []Key{key}, map[string]Key{"k": key}, directory, *directory} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T"} {
+			fmt.Fprintf(&out, verb+"\n", value)
+		}
+		for _, log := range []*slog.Logger{slog.New(slog.NewJSONHandler(&out, nil)), slog.New(slog.NewTextHandler(&out, nil))} {
+			log.Info("message", "value", value)
+		}
+		if text, err := json.Marshal(value); err == nil {
+			out.Write(text)
+		}
+	}
+	for _, form := range []string{canary, fmt.Sprintf("%x", canary), fmt.Sprintf("%X", canary)} {
+		if strings.Contains(out.String(), form) {
+			t.Errorf("the secret is in the output:\n%s", out.String())
+		}
+	}
+}
+
+func TestHashText(t *testing.T) {
+	t.Parallel()
+	key, _ := Parse("sk-demo-basic")
+	pepper, err := NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As printed by sha256sum, and by openssl dgst -sha256 -hmac.
+	for want, hash := range map[string]Hash{
+		"sha256:c066eeaf121c4fcf0bef6613013e8bdc07de09099d85f3a7af775f5143ab5912":         key.Hash(),
+		"hmac-sha256:p1:9d67ee6096865e10c90287249a6ee48c92969b0ef9676efec03873b104b19aa2": key.HashWith(pepper),
+	} {
+		if parsed, err := ParseHash(want); err != nil || parsed != hash || hash.String() != want {
+			t.Errorf("%s: %v, %v", want, parsed, err)
+		}
+	}
+	if key.HashWith(pepper).Pepper() != "p1" || key.Hash().Pepper() != "" {
+		t.Error("the pepper's name is lost")
+	}
+	for _, text := range []string{
+		"", "sha256", "sha256:", "sha256:abc", "md5:" + strings.Repeat("0", 64), strings.Repeat("0", 64),
+		"sha256:" + strings.Repeat("g", 64), "sha256:" + strings.Repeat("0", 66), "hmac-sha256:" + strings.Repeat("0", 64),
+		"hmac-sha256::" + strings.Repeat("0", 64), "hmac-sha256:P1:" + strings.Repeat("0", 64), "sk-secret:canary:x",
+	} {
+		if _, err := ParseHash(text); err == nil {
+			t.Errorf("%q parses", text)
+		} else if strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "sk-secret") {
+			t.Errorf("%q: the error repeats the text: %v", text, err)
+		}
+	}
+}
+
+func TestDirectoryFindsEveryScheme(t *testing.T) {
+	t.Parallel()
+	old, _ := NewPepper("old", "0123456789abcdef")
+	fresh, _ := NewPepper("fresh", "fedcba9876543210")
+	plain, first, second := New(), New(), New()
+	directory, faults := NewDirectory([]Record{
+		{ID: "plain", Hash: plain.Hash()}, {ID: "first", Hash: first.HashWith(old)}, {ID: "second", Hash: second.HashWith(fresh)},
+	}, []Pepper{old, fresh})
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	for id, key := range map[string]Key{"plain": plain, "first": first, "second": second} {
+		if r := directory.Lookup(key); r == nil || r.ID != id || directory.ByID(id) != r {
+			t.Errorf("%s: found %v", id, r)
+		}
+	}
+	if r := directory.Lookup(New()); r != nil {
+		t.Errorf("an unknown key is %s", r.ID)
+	}
+	empty, _ := NewDirectory(nil, nil)
+	if r := empty.Lookup(plain); r != nil {
+		t.Errorf("an empty directory knows %s", r.ID)
+	}
+}
+
+func TestDirectoryFaults(t *testing.T) {
+	t.Parallel()
+	pepper, _ := NewPepper("p1", "0123456789abcdef")
+	a, b, c := New(), New(), New()
+	_, faults := NewDirectory([]Record{
+		{ID: "a", Hash: a.Hash()}, {ID: "a", Hash: b.Hash()}, {ID: "c", Hash: a.Hash()}, {ID: "d", Hash: c.HashWith(pepper)},
+	}, nil)
+	want := []struct {
+		index int
+		field string
+		text  string
+	}{{1, "id", "names two keys"}, {2, "hash", "same hash"}, {3, "hash", `pepper "p1" is not configured`}}
+	if len(faults) != len(want) {
+		t.Fatalf("%v: want %d faults", faults, len(want))
+	}
+	for i, w := range want {
+		if f := faults[i]; f.Index != w.index || f.Field != w.field || !strings.Contains(f.Err.Error(), w.text) {
+			t.Errorf("%+v: want %+v", f, w)
+		}
+	}
+}
+
+func TestUsable(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		record Record
+		want   error
+	}{
+		"plain":         {Record{}, nil},
+		"expires later": {Record{Expires: now.Add(1)}, nil},
+		"expires now":   {Record{Expires: now}, ErrExpired},
+		"revoked":       {Record{Revoked: true}, ErrRevoked},
+		"both":          {Record{Revoked: true, Expires: now.Add(-1)}, ErrRevoked},
+	} {
+		if err := c.record.Usable(now); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	r := Record{Resources: []string{"chat"}}
+	if !r.MayUse("chat") || r.MayUse("images") || !(&Record{}).MayUse("images") {
+		t.Error("leave for resources")
+	}
+}
+
+func TestPepperFaults(t *testing.T) {
+	t.Parallel()
+	for _, c := range [][2]string{{"p1", "short"}, {"", "0123456789abcdef"}, {"P 1", "0123456789abcdef"}, {"a:b", "0123456789abcdef"}} {
+		if _, err := NewPepper(c[0], c[1]); err == nil || strings.Contains(err.Error(), c[1]) {
+			t.Errorf("%q: %v", c[0], err)
+		}
+	}
+}
+
+// FuzzParse looks for a text that panics, or passes and should not.
+func FuzzParse(f *testing.F) {
+	f.Add("sk-demo-basic")
+	f.Add(New().Reveal())
+	f.Add("tg_live_")
+	f.Fuzz(func(t *testing.T, text string) {
+		key, err := Parse(text)
+		if err == nil && (text == "" || len(text) > MaxLen || strings.ContainsAny(text, " ,\r\n\x00") || key.Reveal() != text) {
+			t.Errorf("%q parses", text)
+		}
+		if h, err := ParseHash(text); err == nil && !strings.EqualFold(h.String(), text) {
+			t.Errorf("the hash %q is printed as %q", text, h)
+		}
+	})
+}
