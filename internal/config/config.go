@@ -139,17 +139,15 @@ func (l *loader) load() error {
 	}
 	written := written()
 	doc := decode(l.options.File, content, &written)
-	faults := doc.sorted()
-	for _, set := range l.options.Sets {
-		faults = append(faults, apply(set, &written)...)
-	}
-	if len(faults) > 0 {
-		return faults
+	if !doc.readable() {
+		return doc.faults
 	}
 	c := &checker{document: doc, loader: l, sets: l.options.Sets}
+	for _, set := range l.options.Sets {
+		c.below = append(c.below, apply(set, &written)...)
+	}
 	c.check(written)
-	faults = append(c.sorted(), c.below...)
-	if len(faults) > 0 {
+	if faults := append(c.sorted(), c.below...); len(faults) > 0 {
 		return faults
 	}
 	l.config.Sum = sha256.Sum256(l.read)
@@ -207,6 +205,10 @@ func apply(set string, into *file) Faults {
 	path, value, ok := strings.Cut(set, "=")
 	if !ok || path == "" {
 		return Faults{{Source: source, Problem: "want path=value, such as store.type=redis"}}
+	}
+	if section, _, _ := strings.Cut(path, "."); section == "tiers" || section == "resources" {
+		// A part of a tier would silently replace the whole of it.
+		return Faults{{Source: source, Problem: section + " can be changed in the file only"}}
 	}
 	var node yaml.Node
 	if err := yaml.Unmarshal([]byte(value), &node); err != nil || len(node.Content) != 1 {

@@ -47,9 +47,13 @@ func (fs Faults) Error() string {
 // A document is one YAML source with the place of everything in it.
 type document struct {
 	source string
-	root   *yaml.Node
+	root   *yaml.Node // zero where the source is no YAML
 	faults Faults
 }
+
+// readable reports whether the source is YAML, so that its values can be
+// checked in spite of other faults.
+func (d *document) readable() bool { return !d.root.IsZero() }
 
 // decode reads a source strictly into a struct. Unknown fields, values of a
 // wrong type, keys given twice and a second document are faults.
@@ -126,6 +130,14 @@ func had(tag, value string) string {
 	default:
 		return strconv.Quote(value)
 	}
+}
+
+// unread reports whether a section may be missing only because the source could
+// not be read in full: it stands there, or nothing can.
+func (d *document) unread(section string) bool {
+	top := d.root.Content[0]
+	node, _ := child(top, section)
+	return len(d.faults) > 0 && (node != nil || top.Kind != yaml.MappingNode)
 }
 
 func (d *document) add(line int, path, problem string) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-
 	"slices"
 	"strconv"
 	"strings"
@@ -248,11 +247,13 @@ func TestStoresAgree(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
 	t.Run("real time", func(t *testing.T) {
+		t.Parallel()
 		var now time.Time
 		memory := NewMemory(func() time.Time { return now }, 1000)
 		agree(t, redisStore(t, server), memory, 3000, func(taken quota.Taken) { now = taken.Now }, nil)
 	})
 	t.Run("any time", func(t *testing.T) {
+		t.Parallel()
 		scripted := newScriptedRedis(t, server)
 		scripted.now = time.Date(1999, 12, 31, 23, 59, 0, 0, time.UTC)
 		memory := NewMemory(func() time.Time { return scripted.now }, 1000)

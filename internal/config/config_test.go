@@ -1,0 +1,262 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+var update = flag.Bool("update", false, "write what is, as what is wanted")
+
+// TestFaults loads the configuration in each testdata/*.txtar and compares
+// every fault with the part called want. The comment may hold --set flags, one
+// a line. Parts that are left out are the shortest good ones.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := load(t, archive)
+			for i, part := range archive.Files {
+				switch {
+				case part.Name != "want":
+				case *update:
+					archive.Files[i].Data = []byte(got)
+					if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				case got != string(part.Data):
+					t.Errorf("faults:\n%s\nwant:\n%s", got, part.Data)
+				}
+			}
+		})
+	}
+}
+
+const (
+	shortTiers = "tiers: {free: {priority: low, limits: [{metric: requests, per: minute, max: 10}]}}\n"
+	shortKeys  = "keys: []\n"
+)
+
+// load returns the faults of an archive's configuration, as text.
+func load(t *testing.T, archive *txtar.Archive) string {
+	t.Helper()
+	dir := t.TempDir()
+	parts := map[string]string{"tiergate.yaml": shortTiers, "keys.yaml": shortKeys}
+	for _, part := range archive.Files {
+		parts[part.Name] = string(part.Data)
+	}
+	for name, content := range parts {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	options := Options{File: filepath.Join(dir, "tiergate.yaml"), Getenv: func(string) string { return "" }}
+	for line := range strings.Lines(string(archive.Comment)) {
+		if set, ok := strings.CutPrefix(strings.TrimSpace(line), "--set "); ok {
+			options.Sets = append(options.Sets, set)
+		}
+	}
+	_, _, err := Load(options)
+	if err == nil {
+		return "ok\n"
+	}
+	if !errors.As(err, new(Faults)) {
+		t.Errorf("the error is no list of faults: %v", err)
+	}
+	return strings.ReplaceAll(err.Error(), dir+"/", "") + "\n"
+}
+
+func loadShipped(t *testing.T, sets ...string) *Config {
+	t.Helper()
+	c, _, err := Load(Options{File: "../../config/tiergate.yaml", Sets: sets})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestShippedTiers are those of the contract, to the number.
+func TestShippedTiers(t *testing.T) {
+	t.Parallel()
+	c := loadShipped(t)
+	limits := func(rpm, tpm, rpd int64) []quota.Limit {
+		return []quota.Limit{
+			{Metric: quota.Requests, Window: quota.Minute, Max: rpm},
+			{Metric: quota.Tokens, Window: quota.Minute, Max: tpm},
+			{Metric: quota.Requests, Window: quota.Day, Max: rpd},
+		}
+	}
+	for _, want := range []quota.Tier{
+		{Name: "free", Priority: quota.Low, Limits: limits(10, 40_000, 500)},
+		{Name: "basic", Priority: quota.Normal, Limits: limits(50, 200_000, 10_000)},
+		{Name: "pro", Priority: quota.High, Limits: limits(100, 1_000_000, 100_000)},
+		{Name: "enterprise", Priority: quota.Critical, Unlimited: true},
+	} {
+		have := c.Reload.Plans[want.Name].Tier
+		if have.Priority != want.Priority || have.Unlimited != want.Unlimited || len(have.Limits) != len(want.Limits) {
+			t.Errorf("%s: %+v, want %+v", want.Name, have, want)
+			continue
+		}
+		for i, l := range want.Limits {
+			if have.Limits[i] != l {
+				t.Errorf("%s: %+v, want %+v", want.Name, have.Limits[i], l)
+			}
+		}
+	}
+	if len(c.Reload.Plans) != 4 || c.Reload.Directory.Len() != 4 || c.Reload.AllowDemoKeys || c.Start.Store.Redis {
+		t.Errorf("%d tiers, %d keys, demo keys %t, redis %t", len(c.Reload.Plans), c.Reload.Directory.Len(),
+			c.Reload.AllowDemoKeys, c.Start.Store.Redis)
+	}
+}
+
+// TestSets replace values of the file.
+func TestSets(t *testing.T) {
+	t.Parallel()
+	c := loadShipped(t, "allow_demo_keys=true", "grpc.address=unix:/run/tiergate.sock", "store.type=redis",
+		"store.redis.address=redis:6380", "shutdown.delay=3s", "headers.unlimited=1000000")
+	if !c.Reload.AllowDemoKeys || c.Start.GRPC != (Address{"unix", "/run/tiergate.sock"}) || c.Start.GRPC.String() != "unix:/run/tiergate.sock" ||
+		!c.Start.Store.Redis || c.Start.Store.Address != "redis:6380" || c.Start.ShutdownDelay != 3*time.Second ||
+		c.Reload.Unlimited.Text != "1000000" {
+		t.Errorf("%+v %+v", c.Start, c.Reload)
+	}
+	if c.Start.Store.Timeout != 50*time.Millisecond || len(c.Reload.Plans) != 4 {
+		t.Errorf("what no --set names has changed: %+v", c.Start.Store)
+	}
+}
+
+// TestSecrets come from files and the environment, and are in no error.
+func TestSecrets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("tiergate.yaml", shortTiers+`
+store: {type: redis, redis: {password_file: redis-password}}
+keys: {peppers: [{name: p1, env: PEPPER}]}
+`)
+	write("keys.yaml", shortKeys)
+	write("redis-password", "open-sesame\n")
+	env := map[string]string{"PEPPER": "canary-pepper-0123456789"}
+	options := Options{File: filepath.Join(dir, "tiergate.yaml"), Getenv: func(name string) string { return env[name] }}
+	c, sources, err := Load(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Start.Store.Password.Reveal() != "open-sesame" || len(c.Reload.Peppers) != 1 || len(sources) != 3 {
+		t.Errorf("%+v, %v", c, sources)
+	}
+	env["PEPPER"] = "short"
+	if _, _, err := Load(options); err == nil || strings.Contains(err.Error(), `"short"`) {
+		t.Errorf("a short pepper: %v", err)
+	}
+}
+
+// TestSourcesSeeEveryChange: content, replacement, a swapped symbolic link,
+// removal.
+func TestSourcesSeeEveryChange(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(dir, "keys.yaml")
+	write("one.yaml", shortKeys)
+	write("two.yaml", shortKeys)
+	write("tiergate.yaml", shortTiers)
+	if err := os.Symlink("one.yaml", link); err != nil {
+		t.Fatal(err)
+	}
+	sources := func() Sources {
+		_, s, err := Load(Options{File: filepath.Join(dir, "tiergate.yaml")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	before := sources()
+	if !before.Now().Equal(before) {
+		t.Fatal("a change is seen where there is none")
+	}
+	if err := errors.Join(os.Symlink("two.yaml", link+".new"), os.Rename(link+".new", link)); err != nil {
+		t.Fatal(err)
+	}
+	if before.Now().Equal(before) {
+		t.Error("a swapped link: no change is seen")
+	}
+	before = sources()
+	write("tiergate.yaml", shortTiers+"# changed\n")
+	if before.Now().Equal(before) {
+		t.Error("other content: no change is seen")
+	}
+	before = sources()
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if before.Now().Equal(before) {
+		t.Error("a removed file: no change is seen")
+	}
+}
+
+func TestMissingFile(t *testing.T) {
+	t.Parallel()
+	_, sources, err := Load(Options{File: "nowhere.yaml"})
+	if err == nil || err.Error() != "read the configuration: open nowhere.yaml: no such file or directory" || len(sources) != 1 {
+		t.Errorf("%v, %v", err, sources)
+	}
+}
+
+// FuzzLoad looks for a configuration that panics, or whose faults name no line
+// of it.
+func FuzzLoad(f *testing.F) {
+	shipped, err := os.ReadFile("../../config/tiergate.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	keys, err := os.ReadFile("../../config/keys.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(shipped, keys, "store.type=redis")
+	f.Add([]byte(shortTiers), []byte("keys: [{id: a, hash: x, tier: free, overrides: [{metric: requests}]}]"), "a=b")
+	f.Add([]byte("a: &a [*a]"), []byte("- 1"), "=")
+	f.Fuzz(func(t *testing.T, config, keys []byte, set string) {
+		dir := t.TempDir()
+		for name, content := range map[string][]byte{"tiergate.yaml": config, "keys.yaml": keys} {
+			if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _, err := Load(Options{File: filepath.Join(dir, "tiergate.yaml"), Sets: []string{set}})
+		var faults Faults
+		if err != nil && !errors.As(err, &faults) {
+			t.Errorf("not a list of faults: %v", err)
+		}
+		for _, fault := range faults {
+			if fault.Problem == "" || fault.Source == "" || fault.Line > strings.Count(string(config)+string(keys), "\n")+2 {
+				t.Errorf("%+v", fault)
+			}
+		}
+	})
+}
