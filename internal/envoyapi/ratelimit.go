@@ -59,8 +59,9 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inqu
 		for _, e := range d.GetEntries() {
 			switch e.GetKey() {
 			case names.APIKey:
-				value := e.GetValue()
-				q.credentials = appendCredentials(q.credentials, value, strings.Contains(strings.TrimSpace(value), " "))
+				value := strings.TrimSpace(e.GetValue())
+				authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
+				q.credentials = appendCredentials(q.credentials, value, authorization)
 			case names.Resource:
 				first(&q.resource, e.GetValue())
 			case names.Path:
