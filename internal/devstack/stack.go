@@ -35,6 +35,8 @@ type Options struct {
 	// Where to listen; default: free ports of 127.0.0.1. TierGate's may be
 	// unix: and a path.
 	API, TierGateAddress, Operator, RedisAddress string
+
+	RedisRunning bool // somebody serves RedisAddress already
 }
 
 // startTimeout is how long a program may take until it answers.
@@ -83,7 +85,9 @@ func (s *Stack) up(ctx context.Context) error {
 	switch s.Options.Store {
 	case "memory":
 	case "redis":
-		steps = slices.Insert(steps, 0, s.StartRedis)
+		if !s.Options.RedisRunning {
+			steps = slices.Insert(steps, 0, s.StartRedis)
+		}
 	default:
 		return fmt.Errorf("unknown store %q: want memory or redis", s.Options.Store)
 	}
