@@ -22,7 +22,8 @@ run: build
 	@exec bin/devstack run
 
 test: setup build
-	@ENVOY="$$(bin/devstack envoy)" $(GO) test -race -timeout 10m ./...
+	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)
+	@ENVOY="$$(bin/devstack envoy)" $(GO) test -race -timeout 10m -parallel 6 ./internal/e2e
 
 lint:
 	@$(TOOL) golangci-lint run ./...

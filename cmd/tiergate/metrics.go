@@ -102,14 +102,17 @@ func (o observer) Judged(ctx context.Context, v *envoyapi.Verdict, took time.Dur
 		slog.Duration("wait", v.Decision.Wait))
 }
 
-// watchedCounts measures a store and logs when it fails and when it is back,
-// once each.
+// calm is how long a store must not have failed to count as back.
+const calm = time.Second
+
+// watchedCounts measures a store and logs when it begins to fail and when it is
+// back: a line each for a whole outage, however many requests it hits.
 type watchedCounts struct {
 	quota.Counts
 
-	metrics *metrics
-	log     *slog.Logger
-	failing atomic.Bool
+	metrics    *metrics
+	log        *slog.Logger
+	lastFailed atomic.Int64 // Unix nanoseconds; 0: the store is fine
 }
 
 // Take implements quota.Counts.
@@ -117,17 +120,20 @@ func (w *watchedCounts) Take(ctx context.Context, account string, charges []quot
 	began := time.Now()
 	taken, err := w.Counts.Take(ctx, account, charges)
 	w.metrics.storeTime.Observe(time.Since(began).Seconds())
-	if err == nil {
-		if w.failing.Load() && w.failing.CompareAndSwap(true, false) {
-			w.log.InfoContext(ctx, "the store answers again")
-		}
-		return taken, nil
-	}
-	w.metrics.storeErrors.WithLabelValues(reason(err)).Inc()
-	if !errors.Is(err, context.Canceled) && w.failing.CompareAndSwap(false, true) {
-		w.log.ErrorContext(ctx, "the store fails: requests are answered with 503 until it is back", "error", err)
+	if err != nil {
+		w.failed(ctx, err)
+	} else if last := w.lastFailed.Load(); last != 0 && began.UnixNano()-last > int64(calm) && w.lastFailed.CompareAndSwap(last, 0) {
+		w.log.InfoContext(ctx, "the store answers again")
 	}
 	return taken, err
+}
+
+func (w *watchedCounts) failed(ctx context.Context, err error) {
+	why := reason(err)
+	w.metrics.storeErrors.WithLabelValues(why).Inc()
+	if why != "canceled" && w.lastFailed.Swap(time.Now().UnixNano()) == 0 {
+		w.log.ErrorContext(ctx, "the store fails: requests are answered with 503 until it is back", "error", err)
+	}
 }
 
 func reason(err error) string {

@@ -37,6 +37,10 @@ type Options struct {
 	API, TierGateAddress, Operator, RedisAddress string
 
 	RedisRunning bool // somebody serves RedisAddress already
+
+	// EditEnvoy changes the shipped Envoy file, for a case that it does not make
+	// by itself; nil: nothing is changed but the addresses.
+	EditEnvoy func([]byte) []byte
 }
 
 // startTimeout is how long a program may take until it answers.
@@ -229,6 +233,9 @@ func (s *Stack) StartProxy(ctx context.Context) error {
 	content, err := os.ReadFile(filepath.Join(s.Options.Root, file))
 	if err != nil {
 		return fmt.Errorf("read the Envoy file: %w", err)
+	}
+	if s.Options.EditEnvoy != nil {
+		content = s.Options.EditEnvoy(content)
 	}
 	if content, err = SetAddresses(content, s.Addresses); err != nil {
 		return fmt.Errorf("%s: %w", file, err)

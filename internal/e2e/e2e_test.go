@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -53,8 +54,25 @@ func setUp() error {
 }
 
 // up starts a stack that ends with the test. If the test fails, the logs are
-// shown.
+// shown. Envoy and TierGate wait longer for an answer than as shipped, so that a
+// busy machine is not taken for a fault; TestRedisAway has the shipped times.
 func up(t *testing.T, o devstack.Options) *devstack.Stack {
+	t.Helper()
+	o.Sets = append([]string{"store.redis.timeout=4s"}, o.Sets...)
+	change := o.EditEnvoy
+	o.EditEnvoy = func(file []byte) []byte {
+		file = bytes.ReplaceAll(file, []byte("timeout: 0.25s"), []byte("timeout: 5s"))
+		file = bytes.ReplaceAll(file, []byte("max_interval: 0.25s"), []byte("max_interval: 5s"))
+		if change != nil {
+			file = change(file)
+		}
+		return file
+	}
+	return upAsShipped(t, o)
+}
+
+// upAsShipped is up with the shipped times.
+func upAsShipped(t *testing.T, o devstack.Options) *devstack.Stack {
 	t.Helper()
 	o.Root, o.TierGate, o.Envoy = root, binary, envoy
 	if o.Dir == "" {
@@ -156,6 +174,15 @@ func waitUntil(t *testing.T, moment time.Time) {
 	case <-time.After(time.Until(moment)):
 	case <-t.Context().Done():
 		t.Fatal(t.Context().Err())
+	}
+}
+
+// alone runs a test that loads the machine on both chains, one after the other
+// and before all tests that run side by side.
+func alone(t *testing.T, test func(t *testing.T, chain string)) {
+	t.Helper()
+	for _, chain := range []string{"ext_authz", "ratelimit"} {
+		t.Run(chain, func(t *testing.T) { test(t, chain) })
 	}
 }
 

@@ -30,8 +30,8 @@ const (
 	nextDay   = "1772409600"
 )
 
-func newGate(t testing.TB, change func(*Settings)) *Gate {
-	t.Helper()
+func newGate(tb testing.TB, change func(*Settings)) *Gate {
+	tb.Helper()
 	resources := []quota.Resource{
 		{Name: "chat", PathPrefixes: []string{"/v1/chat", "/v1/messages"}}, {Name: "images", PathPrefixes: []string{"/v1/images"}},
 	}
@@ -46,7 +46,7 @@ func newGate(t testing.TB, change func(*Settings)) *Gate {
 	hash := func(secret string) apikey.Hash {
 		key, err := apikey.Parse(secret)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		return key.Hash()
 	}
@@ -61,7 +61,7 @@ func newGate(t testing.TB, change func(*Settings)) *Gate {
 		{ID: "key_expired", Hash: hash("sk-expired"), Tier: "pro", Expires: noon},
 	}, nil)
 	if len(faults) > 0 {
-		t.Fatal(faults)
+		tb.Fatal(faults)
 	}
 	s := &Settings{
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"}, Resources: NewClassifier(resources), Plans: plans,

@@ -1,0 +1,222 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// errorCode returns the code of an error in the contract's shape.
+func errorCode(t *testing.T, r reply) string {
+	t.Helper()
+	var body struct {
+		Error struct{ Type, Message, Code string }
+	}
+	if err := json.Unmarshal([]byte(r.body), &body); err != nil || body.Error.Type == "" || body.Error.Message == "" {
+		t.Errorf("%s: the body is no error of the contract's shape: %q", r.Status, r.body)
+	}
+	if r.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("%s: content type %q", r.Status, r.Header.Get("Content-Type"))
+	}
+	return body.Error.Code
+}
+
+// TestSixHeadersOnEveryAnswer: from TierGate, from the upstream, and from Envoy
+// itself, each header exactly once.
+func TestSixHeadersOnEveryAnswer(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		slow := func(file []byte) []byte { // 504: the shipped routes wait for ever
+			return bytes.Replace(file, []byte("cluster: upstream, timeout: 0s"), []byte("cluster: upstream, timeout: 2s"), 1)
+		}
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: slow})
+		freshMinute(t, 20*time.Second)
+		header := func(pairs ...string) http.Header {
+			h := http.Header{}
+			for i := 0; i < len(pairs); i += 2 {
+				h.Add(pairs[i], pairs[i+1])
+			}
+			return h
+		}
+		pro := func(n int) [5]string { return [5]string{"100", strconv.Itoa(100 - n), "chat", strconv.Itoa(n), "3"} }
+		none := [5]string{"0", "0", "default", "0", "1"}
+		refused := [5]string{"0", "0", "chat", "0", "1"}
+		for _, c := range []struct {
+			name   string
+			call   call
+			status int
+			code   string
+			six    [5]string // limit, remaining, resource, used, priority
+		}{
+			{"200", call{key: "sk-demo-pro"}, 200, "", pro(1)},
+			{"a stream", call{key: "sk-demo-pro", body: `{"model": "m", "stream": true}`}, 200, "", pro(2)},
+			{"500 of the upstream", call{key: "sk-demo-pro", header: header("X-Mock-Status", "500")}, 500, "", pro(3)},
+			{"429 of the upstream", call{key: "sk-demo-pro", header: header("X-Mock-Status", "429")}, 429, "", pro(4)},
+			{"404 of the upstream", call{key: "sk-demo-pro", path: "/v1/chat/nothing"}, 404, "", pro(5)},
+			{"504", call{key: "sk-demo-pro", header: header("X-Mock-Delay", "5s")}, 504, "", pro(6)},
+			{"a lower priority", call{key: "sk-demo-pro", header: header("X-Request-Priority", "low")}, 200, "", [5]string{"100", "93", "chat", "7", "1"}},
+			{"a higher priority", call{key: "sk-demo-pro", header: header("X-Request-Priority", "4")}, 200, "", pro(8)},
+			{"images", call{key: "sk-demo-pro", path: "/v1/images/generations"}, 200, "", [5]string{"100", "91", "images", "9", "3"}},
+			{"no key", call{}, 401, "missing_api_key", refused},
+			{"an unknown key", call{key: "sk-nobody"}, 401, "invalid_api_key", refused},
+			{"two keys", call{key: "sk-demo-pro", header: header("X-Api-Key", "sk-demo-free")}, 401, "invalid_api_key", refused},
+			{"one header, two keys", call{header: header("Api-Key", "sk-demo-pro", "Api-Key", "sk-demo-free")}, 401, "invalid_api_key", refused},
+			{"a long key", call{key: strings.Repeat("k", 30_000)}, 401, "invalid_api_key", refused},
+			{"no route", call{key: "sk-demo-pro", path: "/nowhere"}, 404, "", none},
+			{"an escaped slash", call{key: "sk-demo-pro", path: "/v1%2fchat"}, 400, "", none},
+			{"dots and slashes", call{key: "sk-demo-pro", path: "/v1/images/..//%63hat/completions"}, 200, "", pro(10)},
+			{"parameters in the path", call{key: "sk-demo-pro", path: "/v1/chat;a=b/completions"}, 404, "", pro(11)},
+		} {
+			r := do(t, s, c.call)
+			if r.StatusCode != c.status {
+				t.Errorf("%s: %s: %s", c.name, r.Status, r.body)
+			}
+			if c.code != "" && errorCode(t, r) != c.code {
+				t.Errorf("%s: %s, want %s", c.name, r.body, c.code)
+			}
+			checkSix(t, r, c.six[0], c.six[1], c.six[2], c.six[3], c.six[4])
+			for name := range r.Header {
+				if strings.HasPrefix(name, "X-Tiergate-") {
+					t.Errorf("%s: the client sees %s", c.name, name)
+				}
+			}
+		}
+		if err := s.StopUpstream(); err != nil {
+			t.Fatal(err)
+		}
+		r := do(t, s, call{key: "sk-demo-pro"})
+		checkSix(t, r, "100", "88", "chat", "12", "3")
+		if r.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("without the upstream: %s", r.Status)
+		}
+		if err := s.Server.Stop(10 * time.Second); err != nil {
+			t.Error(err)
+		}
+		r = do(t, s, call{key: "sk-demo-pro"})
+		checkSix(t, r, "0", "0", "default", "0", "1")
+		if r.StatusCode != http.StatusServiceUnavailable || errorCode(t, r) != "limiter_unavailable" || r.Header.Get("Retry-After") != "1" {
+			t.Errorf("without TierGate: %s %v %s", r.Status, r.Header, r.body)
+		}
+	})
+}
+
+// TestFloodGuard: far more requests from one address than any tier allows are
+// refused by Envoy itself, in the words of the contract.
+func TestFloodGuard(t *testing.T) {
+	alone(t, func(t *testing.T, chain string) {
+		s := up(t, devstack.Options{Chain: chain})
+		conn, err := net.Dial("tcp", s.API)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		const requests = 20_000
+		go func() {
+			all := strings.Repeat("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", requests)
+			_, _ = conn.Write([]byte(all)) // the answers tell
+		}()
+		reader := bufio.NewReaderSize(conn, 1<<20)
+		count := map[int]int{}
+		var flood reply
+		for range requests {
+			response, err := http.ReadResponse(reader, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := read(t, response)
+			count[r.StatusCode]++
+			if r.StatusCode == http.StatusTooManyRequests {
+				flood = r
+			}
+		}
+		if count[404] < 5000 || count[429] == 0 || count[404]+count[429] != requests {
+			t.Errorf("answers by status: %v: want at least 5000 served, then 429", count)
+		}
+		if flood.Response == nil {
+			return
+		}
+		flood.Request = &http.Request{URL: mustURL(t, "http://x/nowhere")}
+		checkSix(t, flood, "0", "0", "default", "0", "1")
+		if want := fmt.Sprintf(limitBody, 1); flood.body != want || flood.Header.Get("Retry-After") != "1" || errorCode(t, flood) != "rate_limit_exceeded" {
+			t.Errorf("%v %s", flood.Header, flood.body)
+		}
+	})
+}
+
+// TestUpstreamSees who calls, from TierGate alone, and no credentials.
+func TestUpstreamSees(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		s := up(t, devstack.Options{Chain: chain})
+		forged := http.Header{
+			"X-Mock-Echo": {"1"}, "X-Tiergate-Key-Id": {"key_evil"}, "X-Tiergate-Tier": {"enterprise"}, "X-Tiergate-Resource": {"free"},
+			"X-Tiergate-Other": {"x"}, "X-Tiergate-Asked-Priority": {"4"}, "X-Request-Priority": {"4", "9"}, "X-Tiergate-Status": {"401"},
+		}
+		for _, h := range []http.Header{{"Authorization": {"Bearer sk-demo-basic"}}, {"X-Api-Key": {"sk-demo-basic"}}, {"Api-Key": {"sk-demo-basic"}, "Authorization": {"Basic eDp5"}}} {
+			maps.Copy(h, forged)
+			r := do(t, s, call{header: h})
+			var seen http.Header
+			if err := json.Unmarshal([]byte(r.body), &seen); err != nil {
+				t.Fatalf("%s: %s", r.Status, r.body)
+			}
+			for name, want := range map[string]string{
+				"X-Tiergate-Key-Id": "key_demo_basic", "X-Tiergate-Tier": "basic", "X-Tiergate-Resource": "chat", "X-Request-Priority": "2",
+			} {
+				if have := seen[name]; len(have) != 1 || have[0] != want {
+					t.Errorf("the upstream sees %s: %q, want %q", name, have, want)
+				}
+			}
+			for _, name := range []string{"Authorization", "X-Api-Key", "Api-Key", "X-Tiergate-Other", "X-Tiergate-Asked-Priority", "X-Tiergate-Status"} {
+				if have, ok := seen[name]; ok {
+					t.Errorf("the upstream sees %s: %q", name, have)
+				}
+			}
+		}
+	})
+}
+
+// TestGRPCCallers get the status that Envoy allows: RESOURCE_EXHAUSTED (8) from
+// the ratelimit filter, UNAVAILABLE (14) from ext_authz; see docs/envoy.md.
+func TestGRPCCallers(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		s := up(t, devstack.Options{Chain: chain})
+		freshMinute(t, 5*time.Second)
+		var r reply
+		for range 11 {
+			r = do(t, s, call{key: "sk-demo-free", header: http.Header{"Content-Type": {"application/grpc"}}})
+		}
+		want := map[string]string{"ext_authz": "14", "ratelimit": "8"}[chain]
+		if have := r.Header.Get("Grpc-Status"); have != want {
+			t.Errorf("%s: grpc-status %q, want %s: %v", r.Status, have, want, r.Header)
+		}
+		checkSix(t, r, "10", "0", "chat", "10", "1")
+	})
+}
+
+// TestUnixSocket: the whole way works over one, and a socket file left by a
+// killed server is no hindrance.
+func TestUnixSocket(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	static := func(file []byte) []byte { // Envoy looks the address of any other type up by DNS
+		return bytes.Replace(file, []byte("name: tiergate\n    type: STRICT_DNS"), []byte("name: tiergate\n    type: STATIC"), 1)
+	}
+	s := up(t, devstack.Options{Dir: dir, TierGateAddress: "unix:" + dir + "/tiergate.sock", EditEnvoy: static})
+	freshMinute(t, 10*time.Second)
+	checkSix(t, do(t, s, call{key: "sk-demo-basic"}), "50", "49", "chat", "1", "2")
+	kill(t, s.Server)
+	if err := s.StartServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := tiergate(t, "health", "--address", s.TierGate); err != nil || out != "SERVING\n" {
+		t.Errorf("health: %q, %v", out, err)
+	}
+}
