@@ -27,6 +27,8 @@ type Settings struct {
 	UnlimitedText      string // else what they say: a word, or a number
 	Domain             string // of the rate limit service
 	Entries            Entries
+
+	ready map[facet]ready
 }
 
 // Entries are the names of the descriptor entries that the rate limit service
@@ -77,12 +79,16 @@ type Gate struct {
 // NewGate returns a Gate that counts with the limiter.
 func NewGate(s *Settings, limiter *quota.Limiter, now func() time.Time, observer Observer) *Gate {
 	g := &Gate{limiter: limiter, now: now, observer: observer}
-	g.settings.Store(s)
+	g.Use(s)
 	return g
 }
 
-// Use makes the Gate judge by other settings, from the next request on.
-func (g *Gate) Use(s *Settings) { g.settings.Store(s) }
+// Use makes the Gate judge by other settings, from the next request on. They
+// belong to the Gate from then on.
+func (g *Gate) Use(s *Settings) {
+	s.ready = prepare(s)
+	g.settings.Store(s)
+}
 
 // An inquiry is what a protocol knows of a request.
 type inquiry struct {

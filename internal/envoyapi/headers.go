@@ -19,17 +19,20 @@ const longWait = time.Minute
 // appendResponse adds what the client gets: the six headers, and with a refusal
 // those that explain it.
 func (v *Verdict) appendResponse(hs []header, s *Settings) []header {
-	hs = v.appendLimit(hs, s)
-	hs = append(hs,
-		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
-		header{"X-RateLimit-Resource", v.Resource},
-		header{"X-RateLimit-Used", strconv.FormatInt(v.Decision.Used, 10)},
-		header{"X-Request-Priority", v.Priority.Number()},
-	)
+	hs = v.facet().appendResponse(v.appendCounts(hs, s))
 	if v.Outcome != Allowed {
 		hs = v.appendRefusal(hs)
 	}
 	return hs
+}
+
+// appendCounts adds those of the six headers that differ from one request to
+// the next.
+func (v *Verdict) appendCounts(hs []header, s *Settings) []header {
+	return append(v.appendLimit(hs, s),
+		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
+		header{"X-RateLimit-Used", strconv.FormatInt(v.Decision.Used, 10)},
+	)
 }
 
 // counted reports whether the counters are known. Where they are not, Limit,
@@ -88,10 +91,24 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 // appendUpstream adds what the upstream gets. Each replaces what the client may
 // have sent by that name.
 func (v *Verdict) appendUpstream(hs []header) []header {
+	return v.facet().appendUpstream(append(hs, v.keyID()))
+}
+
+func (v *Verdict) keyID() header { return header{"x-tiergate-key-id", v.Key.ID} }
+
+// A facet is what many requests have in common, and the headers that say it.
+type facet struct {
+	tier, resource string
+	priority       quota.Priority
+}
+
+func (v *Verdict) facet() facet { return facet{v.Tier, v.Resource, v.Priority} }
+
+func (f facet) appendResponse(hs []header) []header {
+	return append(hs, header{"X-RateLimit-Resource", f.resource}, header{"X-Request-Priority", f.priority.Number()})
+}
+
+func (f facet) appendUpstream(hs []header) []header {
 	return append(hs,
-		header{"x-tiergate-key-id", v.Key.ID},
-		header{"x-tiergate-tier", v.Tier},
-		header{"x-tiergate-resource", v.Resource},
-		header{"X-Request-Priority", v.Priority.Number()},
-	)
+		header{"x-tiergate-tier", f.tier}, header{"x-tiergate-resource", f.resource}, header{"X-Request-Priority", f.priority.Number()})
 }
