@@ -66,7 +66,7 @@ type storeSection struct {
 }
 
 type memorySection struct {
-	// How many API keys can be counted at once.
+	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended.
 	MaxKeys int `yaml:"max_keys"`
 }
 
@@ -92,7 +92,7 @@ type redisSection struct {
 type keysSection struct {
 	// The file of hashed keys, relative to this file.
 	File string `yaml:"file"`
-	// The request headers that carry a key, first come first read. authorization is read as "Bearer KEY".
+	// The request headers that may carry a key; without this setting authorization, x-api-key and api-key. authorization is read as "Bearer KEY".
 	Headers []string `yaml:"headers"`
 	// Whether the upstream sees those headers.
 	ForwardCredentials bool `yaml:"forward_credentials"`

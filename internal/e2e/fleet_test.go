@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -245,15 +244,5 @@ func checkRequest(key string) *authv3.CheckRequest {
 // eventually asks until the answer is true, for ten seconds.
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ask() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("not within ten seconds: %s", what)
-		}
-	}
+	eventuallyWithin(t, 10*time.Second, what, ask)
 }

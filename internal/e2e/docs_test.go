@@ -1,0 +1,429 @@
+package e2e
+
+import (
+	"bytes"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// A snippet is a fenced block of a document.
+type snippet struct {
+	file, info, text string
+}
+
+var fence = regexp.MustCompile("(?ms)^```([a-z][^\n]*)\n(.*?)^```$")
+
+// snippets returns the blocks of all documents that say what they are.
+func snippets(t *testing.T) []snippet {
+	t.Helper()
+	var all []snippet
+	for _, file := range []string{"README.md", "docs/configuration.md", "docs/envoy.md", "docs/metrics.md"} {
+		content, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range fence.FindAllStringSubmatch(string(content), -1) {
+			all = append(all, snippet{file, m[1], m[2]})
+		}
+	}
+	return all
+}
+
+// one returns the only block of a kind.
+func one(t *testing.T, info string) string {
+	t.Helper()
+	var found []string
+	for _, s := range snippets(t) {
+		if s.info == info {
+			found = append(found, s.text)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d blocks %q in the documents, want one", len(found), info)
+	}
+	return found[0]
+}
+
+// TestEverySnippetIsTested fails on a block of the documents that no test of
+// this file, or of compose_test.go, knows.
+func TestEverySnippetIsTested(t *testing.T) {
+	t.Parallel()
+	known := map[string]bool{
+		"http": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
+		"yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
+	}
+	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
+	commands = append(commands, curlOf(t), blockWith(t, "sh", "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
+	for _, c := range commands {
+		known["sh "+c] = true
+	}
+	for _, s := range snippets(t) {
+		if !known[s.info] && !known[s.info+" "+s.text] {
+			t.Errorf("%s: no test knows the block ```%s\n%s", s.file, s.info, s.text)
+		}
+	}
+	ci, err := os.ReadFile(filepath.Join(root, ".ci", "run"))
+	if err != nil || !strings.Contains(string(ci), "\nmake test\n") {
+		t.Errorf("CI does not run the README's test command: %v", err)
+	}
+}
+
+// blockWith returns the first block of a kind that contains a text.
+func blockWith(t *testing.T, info, part string) string {
+	t.Helper()
+	for _, s := range snippets(t) {
+		if s.info == info && strings.Contains(s.text, part) {
+			return s.text
+		}
+	}
+	t.Fatalf("no block %q with %q in the documents", info, part)
+	return ""
+}
+
+func curlOf(t *testing.T) string {
+	t.Helper()
+	return blockWith(t, "sh", "curl -i")
+}
+
+// TestMakeRun does what the README says: make run, the curl, Ctrl-C; on both
+// chains and with both stores. A service manager ends it by SIGTERM, to make
+// alone. Make itself then ends by the signal, and nothing is left.
+func TestMakeRun(t *testing.T) {
+	for _, c := range []struct {
+		environment string
+		stop        func(*foreground) error
+	}{
+		{"CHAIN=ext_authz", (*foreground).interrupt},
+		{"CHAIN=ratelimit", (*foreground).interrupt},
+		{"STORE=redis", (*foreground).terminate},
+	} {
+		t.Run(c.environment, func(t *testing.T) {
+			makeRun := start(t, c.environment, "make", "run")
+			eventuallyWithin(t, time.Minute, "make run says what to type", func() bool {
+				return strings.Contains(makeRun.output(t), curlOf(t)[:40])
+			})
+			out, err := exec.CommandContext(t.Context(), "bash", "-c", curlOf(t)).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.HasPrefix(out, []byte("HTTP/1.1 200 OK\r\n")) {
+				t.Errorf("the curl of the README: %s", out)
+			}
+			for _, name := range six {
+				if n := strings.Count(strings.ToLower(string(out)), "\n"+strings.ToLower(name)+": "); n != 1 {
+					t.Errorf("%s: %d times, want once in:\n%s", name, n, out)
+				}
+			}
+			if err := c.stop(makeRun); err != nil {
+				t.Fatal(err)
+			}
+			if err := makeRun.wait(t); err != nil && !strings.HasPrefix(err.Error(), "signal: ") {
+				t.Errorf("make run ended with %v:\n%s", err, makeRun.output(t))
+			}
+			for _, address := range []string{"127.0.0.1:10000", "127.0.0.1:9001", "127.0.0.1:9002"} {
+				l, err := net.Listen("tcp", address)
+				if err != nil {
+					t.Errorf("after Ctrl-C: %v", err)
+					continue
+				}
+				l.Close()
+			}
+		})
+	}
+}
+
+// TestReadmeCommands runs the commands for an Envoy of one's own.
+func TestReadmeCommands(t *testing.T) {
+	for line := range strings.Lines(blockWith(t, "sh", "bin/tiergate serve")) {
+		line = strings.TrimSpace(line)
+		words := strings.Fields(line)
+		if words[1] != "serve" {
+			command := exec.CommandContext(t.Context(), "bash", "-c", line)
+			command.Dir = root
+			if out, err := command.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", line, err, out)
+			}
+			continue
+		}
+		serving := start(t, "", words...)
+		eventually(t, "it serves", func() bool {
+			response, err := client.Get("http://127.0.0.1:9002/readyz")
+			return err == nil && read(t, response).StatusCode == http.StatusOK
+		})
+		if err := serving.interrupt(); err != nil {
+			t.Fatal(err)
+		}
+		if err := serving.wait(t); err != nil {
+			t.Errorf("serve ended with %v:\n%s", err, serving.output(t))
+		}
+	}
+}
+
+// A foreground is a command as in a terminal: a process group of its own.
+type foreground struct {
+	command *exec.Cmd
+	log     string
+	done    chan error
+}
+
+func start(t *testing.T, environment string, words ...string) *foreground {
+	t.Helper()
+	f := &foreground{log: filepath.Join(t.TempDir(), "output"), done: make(chan error, 1)}
+	out, err := os.Create(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	f.command = exec.Command(words[0], words[1:]...)
+	f.command.Dir, f.command.Stdout, f.command.Stderr = root, out, out
+	f.command.Env = append(os.Environ(), environment)
+	f.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := f.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { f.done <- f.command.Wait() }()
+	t.Cleanup(func() { _ = syscall.Kill(-f.command.Process.Pid, syscall.SIGKILL) })
+	return f
+}
+
+func (f *foreground) output(t *testing.T) string {
+	t.Helper()
+	content, err := os.ReadFile(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// interrupt is Ctrl-C: a signal to the whole group.
+func (f *foreground) interrupt() error { return syscall.Kill(-f.command.Process.Pid, syscall.SIGINT) }
+
+// terminate is a signal to the command alone.
+func (f *foreground) terminate() error { return syscall.Kill(f.command.Process.Pid, syscall.SIGTERM) }
+
+// wait returns how the command ended. Nothing of its group may be left.
+func (f *foreground) wait(t *testing.T) error {
+	t.Helper()
+	var err error
+	select {
+	case err = <-f.done:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("it did not end:\n%s", f.output(t))
+	}
+	if syscall.Kill(-f.command.Process.Pid, 0) == nil {
+		t.Errorf("processes are left:\n%s", f.output(t))
+	}
+	return err
+}
+
+// TestReadme429 compares the README's refusal with a real one.
+func TestReadme429(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	freshMinute(t, 5*time.Second)
+	var r reply
+	for range 11 {
+		r = do(t, s, call{key: "sk-demo-free"})
+	}
+	head, body, _ := strings.Cut(one(t, "http"), "\n\n")
+	digits := regexp.MustCompile(`\d+`)
+	general := func(text string) string { return digits.ReplaceAllString(strings.TrimSpace(text), "N") }
+	if general(body) != general(r.body) {
+		t.Errorf("the README's body:\n%s\nthe real one:\n%s", body, r.body)
+	}
+	lines := strings.Split(head, "\n")
+	if lines[0] != "HTTP/1.1 "+r.Status {
+		t.Errorf("the README's status is %q, the real one %q", lines[0], r.Status)
+	}
+	for _, line := range lines[1:] {
+		name, value, _ := strings.Cut(line, ": ")
+		if have := r.Header.Get(name); general(have) != general(value) {
+			t.Errorf("the README has %s: %q, the real answer %q", name, value, have)
+		}
+	}
+}
+
+// TestConfigurationSnippets puts each into the shipped files and checks them.
+func TestConfigurationSnippets(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"tiers", "keys", "settings"} {
+		config, keys := ownConfig(t)
+		file := config
+		if kind == "keys" {
+			file = keys
+		}
+		merge(t, file, one(t, "yaml "+kind))
+		if kind == "tiers" { // the demo keys are of others
+			merge(t, keys, "keys: []")
+		}
+		command := exec.CommandContext(t.Context(), binary, "config", "check", "--config", config)
+		command.Env = append(os.Environ(), "TIERGATE_PEPPER_P1=a-pepper-of-at-least-sixteen-bytes")
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", kind, err, out)
+		}
+	}
+}
+
+// merge replaces top-level fields of a YAML file.
+func merge(t *testing.T, file, text string) {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole, part map[string]any
+	for _, err := range []error{yaml.Unmarshal(content, &whole), yaml.Unmarshal([]byte(text), &part)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	maps.Copy(whole, part)
+	out, err := yaml.Marshal(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, out, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEnvoySnippets runs Envoy with the documents' filter, cluster, routes and
+// header mutation in place of the shipped ones.
+func TestEnvoySnippets(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		change := func(file []byte) []byte {
+			var doc map[string]any
+			if err := yaml.Unmarshal(file, &doc); err != nil {
+				t.Fatal(err)
+			}
+			route := "yaml route"
+			if chain == "ratelimit" {
+				route += " ratelimit"
+			} else {
+				replace(t, doc, one(t, "yaml filter"))
+				replace(t, doc, one(t, "yaml cluster"))
+			}
+			prepend(t, doc, "routes", one(t, route))
+			out, err := yaml.Marshal(doc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mutation := strings.TrimPrefix(strings.TrimSpace(one(t, "yaml header_mutation")), "- ")
+			old := regexp.MustCompile(`(?s)- append:\s+append_action: ADD_IF_ABSENT\s+header:\s+key: X-RateLimit-Limit\s+value: "0"`)
+			if !old.Match(out) {
+				t.Fatal("the shipped file has no fallback for X-RateLimit-Limit")
+			}
+			return old.ReplaceAllLiteral(out, []byte("- {"+mutation+"}"))
+		}
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: change, Sets: []string{"headers.unlimited=omit"}})
+		freshMinute(t, 5*time.Second)
+		checkSix(t, do(t, s, call{key: "sk-demo-pro", path: "/v1/vision/look"}), "100", "99", "images", "1", "3")
+		checkSix(t, do(t, s, call{path: "/nowhere"}), "0", "0", "default", "0", "1")
+		if r := do(t, s, call{key: "sk-demo-enterprise"}); len(r.Header.Values("X-RateLimit-Limit")) != 0 {
+			t.Errorf("unlimited: omit: the response has X-RateLimit-Limit: %q", r.Header.Values("X-RateLimit-Limit"))
+		}
+	})
+}
+
+// replace puts a filter or a cluster in the place of the one of its name.
+func replace(t *testing.T, doc map[string]any, text string) {
+	t.Helper()
+	var part map[string]any
+	if err := yaml.Unmarshal([]byte(text), &part); err != nil {
+		t.Fatal(err)
+	}
+	done := 0
+	walk(doc, func(_ string, list []any) []any {
+		for i, entry := range list {
+			if m, ok := entry.(map[string]any); ok && m["name"] == part["name"] {
+				list[i] = part
+				done++
+			}
+		}
+		return list
+	})
+	if done != 1 {
+		t.Fatalf("%d parts of the shipped file are named %v", done, part["name"])
+	}
+}
+
+// prepend puts an entry before those of a list.
+func prepend(t *testing.T, doc map[string]any, name, text string) {
+	t.Helper()
+	var part map[string]any
+	if err := yaml.Unmarshal([]byte(text), &part); err != nil {
+		t.Fatal(err)
+	}
+	walk(doc, func(at string, list []any) []any {
+		if at == name {
+			return append([]any{part}, list...)
+		}
+		return list
+	})
+}
+
+// walk visits every list with the name of its field, and puts what the visitor
+// returns in its place.
+func walk(node any, visit func(name string, list []any) []any) {
+	switch node := node.(type) {
+	case map[string]any:
+		for name, value := range node {
+			if list, ok := value.([]any); ok {
+				value = visit(name, list)
+				node[name] = value
+			}
+			walk(value, visit)
+		}
+	case []any:
+		for _, value := range node {
+			walk(value, visit)
+		}
+	}
+}
+
+// TestShippedEnvoyFiles are valid as they are, with compose's addresses.
+func TestShippedEnvoyFiles(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(root, "envoy", "*.yaml"))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, file := range files {
+		path, err := filepath.Abs(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := envoy.Command(filepath.Dir(path), "--mode", "validate", "--config-path", path)
+		if out, err := exec.CommandContext(t.Context(), words[0], words[1:]...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", file, err, out)
+		}
+	}
+}
+
+// eventuallyWithin asks until the answer is true.
+func eventuallyWithin(t *testing.T, limit time.Duration, what string, ask func() bool) {
+	t.Helper()
+	end := time.After(limit)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ask() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
