@@ -111,7 +111,7 @@ func TestMakeRun(t *testing.T) {
 		{"STORE=redis", (*foreground).terminate},
 	} {
 		t.Run(c.environment, func(t *testing.T) {
-			makeRun := start(t, c.environment, "make", "run")
+			makeRun := inForeground(t, c.environment, "make", "run")
 			eventuallyWithin(t, time.Minute, "make run says what to type", func() bool {
 				return strings.Contains(makeRun.output(t), curlOf(t)[:40])
 			})
@@ -158,7 +158,7 @@ func TestReadmeCommands(t *testing.T) {
 			}
 			continue
 		}
-		serving := start(t, "", words...)
+		serving := inForeground(t, "", words...)
 		eventually(t, "it serves", func() bool {
 			response, err := client.Get("http://127.0.0.1:9002/readyz")
 			return err == nil && read(t, response).StatusCode == http.StatusOK
@@ -179,7 +179,7 @@ type foreground struct {
 	done    chan error
 }
 
-func start(t *testing.T, environment string, words ...string) *foreground {
+func inForeground(t *testing.T, environment string, words ...string) *foreground {
 	t.Helper()
 	f := &foreground{log: filepath.Join(t.TempDir(), "output"), done: make(chan error, 1)}
 	out, err := os.Create(f.log)

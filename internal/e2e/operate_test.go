@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,15 +45,6 @@ func read(t *testing.T, response *http.Response) reply {
 		t.Fatal(err)
 	}
 	return reply{response, string(body)}
-}
-
-func mustURL(t *testing.T, text string) *url.URL {
-	t.Helper()
-	u, err := url.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
 }
 
 // metric returns the sum of a metric's series whose labels contain all parts.
