@@ -112,7 +112,7 @@ func TestSixHeadersOnEveryAnswer(t *testing.T) {
 func TestFloodGuard(t *testing.T) {
 	alone(t, func(t *testing.T, chain string) {
 		s := up(t, devstack.Options{Chain: chain})
-		const connections, rounds, streams = 16, 10, 100
+		const connections, rounds, streams = 16, 20, 100
 		answers := make(chan map[string]int, connections)
 		floods := make(chan reply, connections)
 		began := time.Now()
