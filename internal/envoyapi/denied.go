@@ -38,7 +38,7 @@ func notAllowed(resource string) problem {
 func tooMany(wait time.Duration) problem {
 	return problem{
 		"rate_limit_error",
-		fmt.Sprintf("Rate limit exceeded. Please retry after %d seconds.", seconds(wait)),
+		fmt.Sprintf("Rate limit exceeded. Please retry after %d seconds.", up(wait, time.Second)),
 		"rate_limit_exceeded",
 	}
 }
@@ -52,7 +52,5 @@ func (p problem) body() string {
 	return string(text)
 }
 
-// seconds rounds a wait up to whole seconds, at least 1.
-func seconds(wait time.Duration) int64 {
-	return max(1, int64((wait+time.Second-1)/time.Second))
-}
+// up rounds a wait up to whole units, at least 1.
+func up(wait, unit time.Duration) int64 { return max(1, int64((wait+unit-1)/unit)) }

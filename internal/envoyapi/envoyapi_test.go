@@ -267,6 +267,8 @@ func TestRefusedByMinuteThenDay(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	}
+	now = noon.Add(28*time.Second + 500*time.Millisecond + 600*time.Microsecond)
+	wantHeaders(t, ask(), map[string]string{"Retry-After": "2", "retry-after-ms": "1500"}) // never too short
 	now = noon.Add(29*time.Second + 999*time.Millisecond + 600*time.Microsecond)
 	wantHeaders(t, ask(), map[string]string{"Retry-After": "1", "retry-after-ms": "1", "X-RateLimit-Reset": minuteEnd})
 	now = noon.Add(30 * time.Second)

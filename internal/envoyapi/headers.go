@@ -72,10 +72,10 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 		wait := v.Decision.Wait
 		hs = append(hs,
 			header{"X-RateLimit-Limited-By", v.Decision.RefusedBy.Name()},
-			header{"Retry-After", strconv.FormatInt(seconds(wait), 10)},
+			header{"Retry-After", strconv.FormatInt(up(wait, time.Second), 10)},
 		)
 		if wait <= longWait {
-			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(max(1, wait.Milliseconds()), 10)})
+			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(up(wait, time.Millisecond), 10)})
 		} else {
 			hs = append(hs, header{"x-should-retry", "false"})
 		}
