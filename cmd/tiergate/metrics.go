@@ -86,7 +86,7 @@ type observer struct {
 }
 
 // Judged implements envoyapi.Observer.
-func (o observer) Judged(ctx context.Context, v *envoyapi.Verdict, took time.Duration) {
+func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.WithLabelValues(string(v.Outcome), v.Label(), v.Tier, v.Resource, v.Priority.Number()).Inc()
 	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {

@@ -84,7 +84,8 @@ func (p Pepper) Name() string { return p.name }
 
 // Hash returns the key's hash without a pepper.
 func (k Key) Hash() Hash {
-	return Hash{scheme: schemeSHA256, sum: sha256.Sum256([]byte(k.text()))}
+	var text [MaxLen]byte // on the stack, where a conversion would not be
+	return Hash{scheme: schemeSHA256, sum: sha256.Sum256(append(text[:0], k.text()...))}
 }
 
 // HashWith returns the key's hash with a pepper.

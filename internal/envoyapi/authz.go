@@ -40,9 +40,9 @@ func (a *Authz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Chec
 	}
 	v := a.gate.judge(ctx, s, q)
 	if v.Outcome == Allowed {
-		return allowed(v, s), nil
+		return allowed(&v, s), nil
 	}
-	return denied(v, s), nil
+	return denied(&v, s), nil
 }
 
 // headerValue returns a request header; name is in lower case. Envoy joins the
@@ -65,7 +65,6 @@ func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
 	// In one piece, for the sake of the allocator.
 	r := &struct {
 		response authv3.CheckResponse
-		status   rpcstatus.Status // zero: OK
 		wrapped  authv3.CheckResponse_OkResponse
 		ok       authv3.OkHttpResponse
 		values   [5]corev3.HeaderValue // the key ID and at most four counts
@@ -89,13 +88,14 @@ func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
 		r.ok.HeadersToRemove = s.KeyHeaders
 	}
 	r.wrapped.OkResponse = &r.ok
-	r.response.Status, r.response.HttpResponse = &r.status, &r.wrapped
+	r.response.Status, r.response.HttpResponse = common.status, &r.wrapped
 	return &r.response
 }
 
 // ready are the headers of a facet, encoded once and shared by all its
 // responses: encoding them again was half of what a decision allocated.
 type ready struct {
+	status             *rpcstatus.Status // OK
 	upstream, response []*corev3.HeaderValueOption
 }
 
@@ -105,7 +105,7 @@ func prepare(s *Settings) map[facet]ready {
 		for resource := range s.Resources.names {
 			for _, priority := range quota.Priorities() {
 				f := facet{tier, resource, priority}
-				all[f] = ready{upstream: options(f.appendUpstream(nil)), response: options(f.appendResponse(nil))}
+				all[f] = ready{&rpcstatus.Status{}, options(f.appendUpstream(nil)), options(f.appendResponse(nil))}
 			}
 		}
 	}

@@ -15,7 +15,7 @@ import (
 
 type noObserver struct{}
 
-func (noObserver) Judged(context.Context, *Verdict, time.Duration) {}
+func (noObserver) Judged(context.Context, Verdict, time.Duration) {}
 
 // BenchmarkCheck is the whole decision in the process, from CheckRequest to
 // CheckResponse, over many keys, with the memory store: on one core, what it

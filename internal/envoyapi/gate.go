@@ -63,9 +63,10 @@ type Verdict struct {
 	now     time.Time // Reset where nothing was counted
 }
 
-// An Observer is told every verdict and how long it took.
+// An Observer is told every verdict and how long it took. Verdicts are passed
+// as values, which the allocator never hears of.
 type Observer interface {
-	Judged(ctx context.Context, v *Verdict, took time.Duration)
+	Judged(ctx context.Context, v Verdict, took time.Duration)
 }
 
 // A Gate judges requests. It is safe for concurrent use.
@@ -99,11 +100,11 @@ type inquiry struct {
 }
 
 // judge finds the key, its tier, the resource and the priority, and charges.
-func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) *Verdict {
+func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 	began := g.now()
-	v := &Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, now: began}
-	if g.identify(s, q.credentials, v) {
-		g.decide(ctx, s, q.priority, v)
+	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, now: began}
+	if g.identify(s, q.credentials, &v) {
+		g.decide(ctx, s, q.priority, &v)
 	}
 	g.observer.Judged(ctx, v, g.now().Sub(began))
 	return v

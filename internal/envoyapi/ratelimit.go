@@ -44,7 +44,7 @@ func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitReque
 			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.Domain)
 	}
 	v := l.gate.judge(ctx, s, inquire(s.Entries, r.GetDescriptors()))
-	return answer(v, s, len(r.GetDescriptors())), nil
+	return answer(&v, s, len(r.GetDescriptors())), nil
 }
 
 // inquire reads the entries of all descriptors as those of one request.
