@@ -39,7 +39,7 @@ func configCheck(_ context.Context, args []string, env environment) error {
 		fmt.Fprintln(env.stdout, err)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %d faults", options.File, len(faults))
+		return fmt.Errorf("%s cannot be used; faults: %d", options.File, len(faults))
 	}
 	if !*asJSON {
 		fmt.Fprintf(env.stdout, "%s: ok: %d tiers, %d resources, %d keys\n",

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	grpcstatus "google.golang.org/grpc/status"
 )
 
 // health asks a running server by the gRPC health protocol.
@@ -30,7 +31,7 @@ func health(ctx context.Context, args []string, env environment) error {
 	defer conn.Close()
 	response, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
-		return fmt.Errorf("ask %s for its health: %w", *address, err)
+		return fmt.Errorf("ask %s for its health: %s: does tiergate serve there? (--address)", *address, grpcstatus.Convert(err).Message())
 	}
 	status := response.GetStatus()
 	if *asJSON {

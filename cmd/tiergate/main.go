@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -73,11 +74,14 @@ func run(ctx context.Context, args []string, env environment) error {
 			return c.run(ctx, args[len(words):], env)
 		}
 	}
-	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+	if len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
 		usage(env.stdout)
 		return nil
 	}
 	usage(env.stderr)
+	if len(args) == 0 {
+		return usagef("no command: want one of those above")
+	}
 	return usagef("unknown command %q", strings.Join(args[:min(2, len(args))], " "))
 }
 

@@ -141,7 +141,11 @@ func (c *checker) store(s storeSection) Store {
 	}
 	password, err := c.loader.secret(r.PasswordFile, r.PasswordEnv)
 	if err != nil {
-		c.fault("store.redis.password_file", "%v", err)
+		at := "store.redis.password_file"
+		if r.PasswordFile == "" {
+			at = "store.redis.password_env"
+		}
+		c.fault(at, "%v", err)
 	}
 	store.Password = apikey.Redacting(password)
 	return store

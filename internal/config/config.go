@@ -135,7 +135,7 @@ type loader struct {
 func (l *loader) load() error {
 	content, err := l.readFile(l.options.File)
 	if err != nil {
-		return fmt.Errorf("read the configuration: %w", err)
+		return fmt.Errorf("read the configuration: %w: name the file with --config", err)
 	}
 	written := written()
 	doc := decode(l.options.File, content, &written)

@@ -222,7 +222,7 @@ func TestSourcesSeeEveryChange(t *testing.T) {
 func TestMissingFile(t *testing.T) {
 	t.Parallel()
 	_, sources, err := Load(Options{File: "nowhere.yaml"})
-	if err == nil || err.Error() != "read the configuration: open nowhere.yaml: no such file or directory" || len(sources) != 1 {
+	if err == nil || err.Error() != "read the configuration: open nowhere.yaml: no such file or directory: name the file with --config" || len(sources) != 1 {
 		t.Errorf("%v, %v", err, sources)
 	}
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -9,8 +10,8 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 )
 
-// FormatKey returns a record as an entry of the file of hashed keys, to be put
-// under "keys:". Overrides are not written.
+// FormatKey returns a record as an entry of the file of hashed keys, indented so
+// that it can be put under "keys:". Overrides are not written.
 func FormatKey(r apikey.Record) (string, error) {
 	s := keySection{ID: r.ID, Name: r.Name, Hash: r.Hash.String(), Tier: r.Tier, Resources: r.Resources}
 	if !r.Expires.IsZero() {
@@ -19,9 +20,11 @@ func FormatKey(r apikey.Record) (string, error) {
 	if r.Priority != 0 {
 		s.Priority = r.Priority.String()
 	}
-	text, err := yaml.Marshal([]keySection{s})
-	if err != nil {
+	var text strings.Builder
+	encoder := yaml.NewEncoder(&text)
+	encoder.SetIndent(2) // as in the shipped file
+	if err := encoder.Encode(keysFile{Keys: []keySection{s}}); err != nil {
 		return "", fmt.Errorf("write the key %s as YAML: %w", r.ID, err)
 	}
-	return string(text), nil
+	return strings.TrimPrefix(text.String(), "keys:\n"), nil
 }

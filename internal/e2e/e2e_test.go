@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 }
 
 func setUp() error {
+	// Else the race detector keeps each program for another second at its end.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "tiergate-e2e-")
 	if err != nil {
 		return err
