@@ -31,6 +31,13 @@ lint:
 fmt:
 	@$(TOOL) golangci-lint fmt ./...
 
+fuzz:
+	@set -e; for package in $$(grep -rl '^func Fuzz' --include='*_test.go' internal | xargs -n1 dirname | sort -u); do \
+	  for name in $$($(GO) test -list '^Fuzz' ./$$package | grep '^Fuzz'); do \
+	    echo "$$package $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$package; \
+	  done; \
+	done
+
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store
 
