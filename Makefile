@@ -23,7 +23,7 @@ run: build
 
 test: setup build
 	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)
-	@ENVOY="$$(bin/devstack envoy)" $(GO) test -race -timeout 10m -parallel 6 ./internal/e2e
+	@$(GO) test -race -count 1 -timeout 10m -parallel 6 ./internal/e2e
 
 lint:
 	@$(TOOL) golangci-lint run ./...
