@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -132,14 +134,25 @@ func or(s, otherwise string) string {
 	return s
 }
 
-// FreeAddress returns an address that nobody listens at.
+// The ports that FreeAddress hands out. They lie below those that systems give to
+// outgoing connections, which would take them before they are listened at.
+const (
+	firstPort = 15_000
+	lastPort  = 32_000
+)
+
+// FreeAddress returns an address of 127.0.0.1 that nobody listens at. It is chosen
+// by chance, so that programs that ask at the same time get different ones.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends at once
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
+	var err error
+	for range 100 {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(firstPort+rand.IntN(lastPort-firstPort)))
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err == nil { //nolint:noctx // ends at once
+			return address, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", fmt.Errorf("find a free port from %d to %d: %w", firstPort, lastPort, err)
 }
 
 // StartRedis starts a Redis server that keeps nothing on disk.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"os"
@@ -79,6 +80,29 @@ func kill(t *testing.T, p *devstack.Process) {
 	<-p.Done()
 }
 
+// freeze stops a program where it is, and returns when all its threads stand
+// still.
+func freeze(t *testing.T, p *devstack.Process) {
+	t.Helper()
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the program stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("no threads of %d: %v", p.PID(), err)
+		}
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			// The state follows the name, which is in parentheses.
+			if err != nil || !strings.HasPrefix(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " T") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // TestCountsSurviveARestart with Redis, even when TierGate is killed.
 func TestCountsSurviveARestart(t *testing.T) {
 	t.Parallel()
@@ -127,9 +151,7 @@ func TestEnvoyWaits(t *testing.T) {
 	both(t, func(t *testing.T, chain string) {
 		s := upAsShipped(t, devstack.Options{Chain: chain})
 		eventually(t, "a request passes", func() bool { return do(t, s, call{key: "sk-demo-enterprise"}).StatusCode == http.StatusOK })
-		if err := s.Server.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		freeze(t, s.Server)
 		began := time.Now()
 		r := do(t, s, call{key: "sk-demo-enterprise"})
 		if took := time.Since(began); r.StatusCode != http.StatusServiceUnavailable || took < 240*time.Millisecond || took > 2*time.Second {
@@ -176,9 +198,7 @@ func TestGracefulStop(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Store: "redis", Sets: []string{"store.redis.timeout=9s", "shutdown.delay=1s"}})
 	conn := dial(t, s)
-	if err := s.Redis.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, s.Redis)
 	type result struct {
 		response *authv3.CheckResponse
 		err      error
