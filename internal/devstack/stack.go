@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -113,7 +114,17 @@ func (s *Stack) fillIn() error {
 		}
 		*address = free
 	}
+	if _, err := EnvoyFile(o.Chain); err != nil {
+		return err
+	}
 	s.API, s.TierGate = o.API, o.TierGateAddress
+	// Now, since an Envoy would share the port with another, and the health of
+	// another TierGate would be taken for that of ours.
+	for _, address := range []string{o.API, o.TierGateAddress, o.Operator} {
+		if err := checkFree(address); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return fmt.Errorf("make the directory for logs: %w", err)
 	}
@@ -146,6 +157,18 @@ func FreeAddress() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find a free port from %d to %d: %w", firstPort, lastPort, err)
+}
+
+// checkFree fails where somebody listens at an address already.
+func checkFree(address string) error {
+	if strings.HasPrefix(address, "unix:") {
+		return nil
+	}
+	l, err := net.Listen("tcp", address) //nolint:noctx // ends at once
+	if err != nil {
+		return fmt.Errorf("the address %s cannot be used: %w: stop what serves there", address, err)
+	}
+	return l.Close()
 }
 
 // start starts a program whose output goes to out, or to a log file.

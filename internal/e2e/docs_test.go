@@ -127,6 +127,11 @@ func TestMakeRun(t *testing.T) {
 					t.Errorf("%s: %d times, want once in:\n%s", name, n, out)
 				}
 			}
+			second := exec.CommandContext(t.Context(), "make", "run")
+			second.Dir = root
+			if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "the address 127.0.0.1:10000 cannot be used") {
+				t.Errorf("a second make run: %v: %s", err, out)
+			}
 			if err := c.stop(makeRun); err != nil {
 				t.Fatal(err)
 			}
