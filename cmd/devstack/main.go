@@ -25,13 +25,12 @@ func main() {
 }
 
 const usage = `usage: devstack run     serve on http://127.0.0.1:10000 until interrupted
-       devstack envoy   print the Envoy to use, after installing it if need be
 
 The environment chooses: CHAIN=ext_authz|ratelimit STORE=memory|redis ENVOY=/path/to/envoy`
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) != 1 || (args[0] != "run" && args[0] != "envoy") {
-		return fmt.Errorf("want one command\n%s", usage)
+	if len(args) != 1 || args[0] != "run" {
+		return fmt.Errorf("unknown command line\n%s", usage)
 	}
 	root, err := os.Getwd()
 	if err != nil {
@@ -41,10 +40,6 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	envoy, err := devstack.FindEnvoy(ctx, getenv, cache, stderr)
 	if err != nil {
 		return err
-	}
-	if args[0] == "envoy" {
-		fmt.Fprintln(stdout, envoy[0])
-		return nil
 	}
 	stack, err := devstack.Up(ctx, devstack.Options{
 		Root:     root,
