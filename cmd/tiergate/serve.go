@@ -117,6 +117,7 @@ func settings(c config.Reload) *envoyapi.Settings {
 		Domain:             c.RateLimit.Domain,
 		Entries: envoyapi.Entries{
 			APIKey: c.RateLimit.APIKey, Resource: c.RateLimit.Resource, Path: c.RateLimit.Path, Priority: c.RateLimit.Priority,
+			KeyID: c.RateLimit.KeyID, Tier: c.RateLimit.Tier,
 		},
 	}
 }

@@ -3,11 +3,20 @@ package apikey
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
+
+// validID is what keys may be called in public. It becomes part of the names of
+// Redis keys, so braces have no place in it.
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+
+// ValidID reports whether a text can be the ID of a key: 1 to 64 letters, digits,
+// - and _, the first of them a letter or a digit.
+func ValidID(id string) bool { return validID.MatchString(id) }
 
 // A Record is what is known of a key besides its secret.
 type Record struct {

@@ -166,22 +166,34 @@ func (c *checker) rateLimit(s rateLimitSection) RateLimit {
 		c.fault("ratelimit.domain", "empty: want the domain that Envoy's filter names")
 	}
 	seen := map[string]string{}
-	for _, e := range []struct{ field, entry string }{
-		{"api_key", s.Entries.APIKey},
-		{"resource", s.Entries.Resource},
-		{"path", s.Entries.Path},
-		{"priority", s.Entries.Priority},
+	for _, e := range []struct {
+		field, entry string
+		optional     bool
+	}{
+		{"api_key", s.Entries.APIKey, false},
+		{"resource", s.Entries.Resource, false},
+		{"path", s.Entries.Path, false},
+		{"priority", s.Entries.Priority, false},
+		{"key_id", s.Entries.KeyID, true},
+		{"tier", s.Entries.Tier, true},
 	} {
 		at := "ratelimit.entries." + e.field
 		if e.entry == "" {
-			c.fault(at, "empty: want the name of a descriptor entry")
-		} else if other, twice := seen[e.entry]; twice {
+			if !e.optional {
+				c.fault(at, "empty: want the name of a descriptor entry")
+			}
+			continue
+		}
+		if other, twice := seen[e.entry]; twice {
 			c.fault(at, "%q is the name of %s already", e.entry, other)
 		}
 		seen[e.entry] = e.field
 	}
+	if s.Entries.Tier != "" && s.Entries.KeyID == "" {
+		c.fault("ratelimit.entries.tier", "a tier is believed only beside a key ID: set key_id too")
+	}
 	return RateLimit{
-		Domain: s.Domain, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
+		Domain: s.Domain, KeyID: s.Entries.KeyID, Tier: s.Entries.Tier, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
 		Path: s.Entries.Path, Priority: s.Entries.Priority,
 	}
 }

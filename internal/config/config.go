@@ -101,6 +101,7 @@ type UnlimitedHeader struct {
 type RateLimit struct {
 	Domain                           string
 	APIKey, Resource, Path, Priority string // names of descriptor entries
+	KeyID, Tier                      string // the same, of trusted ones; empty: none
 }
 
 // Options say what to load.

@@ -157,6 +157,10 @@ type entriesSection struct {
 	Path string `yaml:"path"`
 	// The priority asked for.
 	Priority string `yaml:"priority"`
+	// The ID of a key that something else has authenticated; it stands in for the key. Empty: believed from nobody.
+	KeyID string `yaml:"key_id"`
+	// The tier of the key named by key_id, instead of the one on record. Empty: believed from nobody.
+	Tier string `yaml:"tier"`
 }
 
 // keysFile is the whole of keys.yaml.

@@ -2,17 +2,12 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
-
-// keyID is what keys may be called in public. It becomes part of the names of
-// Redis keys, so braces have no place in it.
-var keyID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
 
 // tiers checks the tiers and prepares them for charging.
 func (c *checker) tiers(f file, resources []quota.Resource) map[string]*quota.Plan {
@@ -146,7 +141,7 @@ func (k *keyChecker) check(sections []keySection) {
 
 func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	r := apikey.Record{ID: s.ID, Name: s.Name, Tier: s.Tier, Revoked: s.Revoked, Demo: s.Demo, Resources: s.Resources}
-	if !keyID.MatchString(s.ID) {
+	if !apikey.ValidID(s.ID) {
 		k.fault(at+".id", "%q: want 1 to 64 letters, digits, - and _", s.ID)
 	}
 	var err error

@@ -448,6 +448,47 @@ func TestStatuses(t *testing.T) {
 	want(ask("sk-nobody"), over, "", 0, 0)
 }
 
+// TestTrustedEntries: key ID and tier are believed only where the configuration
+// names the entries, and never more than a record allows.
+func TestTrustedEntries(t *testing.T) {
+	t.Parallel()
+	trusting := func(s *Settings) { s.Entries.KeyID, s.Entries.Tier = "key_id", "tier" }
+	for name, c := range map[string]struct {
+		change func(*Settings)
+		id     string
+		tier   string
+		key    string
+		status int
+		limit  string
+	}{
+		"not configured":            {id: "key_pro", tier: "pro", status: 401, limit: "0"},
+		"not configured, a key":     {id: "key_pro", tier: "pro", key: "sk-free", status: 200, limit: "2"},
+		"on record":                 {change: trusting, id: "key_pro", status: 200, limit: "100"},
+		"on record, another tier":   {change: trusting, id: "key_pro", tier: "free", status: 200, limit: "2"},
+		"on record, unknown tier":   {change: trusting, id: "key_pro", tier: "gold", status: 200, limit: "100"},
+		"goes before a key":         {change: trusting, id: "key_pro", key: "sk-free", status: 200, limit: "100"},
+		"not on record":             {change: trusting, id: "user-7", tier: "pro", status: 200, limit: "100"},
+		"not on record, no tier":    {change: trusting, id: "user-7", status: 401, limit: "0"},
+		"not on record, no sane ID": {change: trusting, id: "{a}:counts", tier: "pro", status: 401, limit: "0"},
+		"a tier alone":              {change: trusting, tier: "pro", status: 401, limit: "0"},
+		"a tier beside a key":       {change: trusting, tier: "pro", key: "sk-free", status: 200, limit: "2"},
+		"revoked":                   {change: trusting, id: "key_revoked", tier: "pro", status: 401, limit: "0"},
+		"a demo key":                {change: trusting, id: "key_demo", tier: "pro", status: 401, limit: "0"},
+		"no name is no entry":       {change: func(s *Settings) { s.Entries.KeyID = "" }, id: "key_pro", status: 401, limit: "0"},
+	} {
+		var entries []*ratelimitv3.RateLimitDescriptor_Entry
+		for _, e := range [][2]string{{"key_id", c.id}, {"tier", c.tier}, {"api_key", c.key}, {"", "key_pro"}} {
+			if e[1] != "" {
+				entries = append(entries, entry(e[0], e[1]))
+			}
+		}
+		a := limit(t, newGate(t, c.change), entries...)
+		if a.status != c.status || a.headers["X-RateLimit-Limit"] != c.limit {
+			t.Errorf("%s: %d, limit %s: want %d, %s", name, a.status, a.headers["X-RateLimit-Limit"], c.status, c.limit)
+		}
+	}
+}
+
 // TestRawHeaders: with encode_raw_headers Envoy sends header_map instead.
 func TestRawHeaders(t *testing.T) {
 	t.Parallel()

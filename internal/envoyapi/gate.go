@@ -32,9 +32,10 @@ type Settings struct {
 }
 
 // Entries are the names of the descriptor entries that the rate limit service
-// reads.
+// reads. KeyID and Tier are empty unless what Envoy says there is to be trusted
+// as it is, without a key.
 type Entries struct {
-	APIKey, Resource, Path, Priority string
+	APIKey, Resource, Path, Priority, KeyID, Tier string
 }
 
 // An Outcome is a kind of verdict. Its text is a metric label.
@@ -97,27 +98,27 @@ type inquiry struct {
 	resource    string   // named by the mesh's configuration; may be empty
 	path        string   // with query, as sent
 	priority    string   // asked for by the client; may be anything
+	keyID, tier string   // from a source that the configuration trusts; may be empty
 }
 
 // judge finds the key, its tier, the resource and the priority, and charges.
 func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 	began := g.now()
 	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, now: began}
-	if g.identify(s, q.credentials, &v) {
+	if g.identify(s, q, &v) {
 		g.decide(ctx, s, q.priority, &v)
 	}
 	g.observer.Judged(ctx, v, g.now().Sub(began))
 	return v
 }
 
-// identify finds the record of the one key among the credentials, or refuses.
-func (g *Gate) identify(s *Settings, credentials []string, v *Verdict) bool {
-	key, problem := oneKey(credentials)
+// identify finds the record of the request's key, or refuses.
+func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
+	record, problem := find(s, q)
 	if problem != nil {
 		v.refuse(Unauthenticated, *problem)
 		return false
 	}
-	record := s.Directory.Lookup(key)
 	if record == nil || (record.Demo && !s.AllowDemoKeys) {
 		v.refuse(Unauthenticated, invalidKey)
 		return false
@@ -129,6 +130,38 @@ func (g *Gate) identify(s *Settings, credentials []string, v *Verdict) bool {
 	}
 	v.Key, v.Tier = record, record.Tier
 	return true
+}
+
+// find returns the record that a trusted source names, else that of the one key
+// among the credentials; nil: there is none.
+func find(s *Settings, q inquiry) (*apikey.Record, *problem) {
+	if q.keyID != "" {
+		return trusted(s, q.keyID, q.tier), nil
+	}
+	key, problem := oneKey(q.credentials)
+	if problem != nil {
+		return nil, problem
+	}
+	return s.Directory.Lookup(key), nil
+}
+
+// trusted returns the record of a key ID. A tier named beside it replaces that of
+// the record, and makes one for an ID that is not on record. A tier that is not
+// configured is as good as none.
+func trusted(s *Settings, id, tier string) *apikey.Record {
+	record := s.Directory.ByID(id)
+	if s.Plans[tier] == nil || (record != nil && record.Tier == tier) {
+		return record
+	}
+	if record == nil {
+		if !apikey.ValidID(id) {
+			return nil
+		}
+		return &apikey.Record{ID: id, Tier: tier}
+	}
+	changed := *record
+	changed.Tier = tier
+	return &changed
 }
 
 // decide charges the request of a known key.

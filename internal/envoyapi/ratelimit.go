@@ -68,6 +68,11 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inqu
 				first(&q.path, e.GetValue())
 			case names.Priority:
 				first(&q.priority, e.GetValue())
+			case "": // else a name that is not configured would match it
+			case names.KeyID:
+				first(&q.keyID, e.GetValue())
+			case names.Tier:
+				first(&q.tier, e.GetValue())
 			}
 		}
 	}
