@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,8 @@ type metrics struct {
 	keys          prometheus.Gauge
 	needsRestart  prometheus.Gauge
 	demoKeysInUse prometheus.Gauge
+	settlements   *prometheus.CounterVec
+	accuracy      *prometheus.HistogramVec
 }
 
 func newMetrics() *metrics {
@@ -36,7 +39,7 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_decisions_total",
-			Help: "Decided requests by outcome (allowed, limited, unauthenticated, forbidden, failed), by the limit that refused, tier, resource and priority.",
+			Help: "Decided requests by outcome (allowed, limited, too_large, unauthenticated, forbidden, failed, unrecognised), by the limit that refused, tier, resource and priority.",
 		}, []string{"outcome", "limit", "tier", "resource", "priority"}),
 		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "tiergate_decision_duration_seconds", Help: "Time to decide a request, the store included.", Buckets: fast,
@@ -64,6 +67,23 @@ func newMetrics() *metrics {
 			Name: "tiergate_demo_keys_allowed", Help: "1 if the public demo keys work.",
 		}),
 	}
+	m.settlements = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tiergate_settlements_total",
+		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, invalid, failed).",
+	}, []string{"by", "result"})
+	m.accuracy = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "tiergate_reserved_to_used_ratio",
+		Help:    "Tokens reserved for a request, divided by those it used, by where the number came from (declaration, history, default, maximum).",
+		Buckets: []float64{0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10, 100},
+	}, []string{"source"})
+	for _, by := range []string{"access_log", "ratelimit"} {
+		for _, result := range []string{"settled", "duplicate", "not_found", "invalid", "failed"} {
+			m.settlements.WithLabelValues(by, result)
+		}
+	}
+	for _, source := range estimated() {
+		m.accuracy.WithLabelValues(string(source))
+	}
 	for _, reason := range []string{"timeout", "canceled", "other"} {
 		m.storeErrors.WithLabelValues(reason)
 	}
@@ -72,11 +92,16 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(
 		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys,
-		m.needsRestart, m.demoKeysInUse,
+		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
 	return m
+}
+
+// estimated are the sources of reservations that can be compared with what was used.
+func estimated() []quota.Source {
+	return []quota.Source{quota.ByDeclaration, quota.ByHistory, quota.ByDefault, quota.ByMaximum}
 }
 
 // observer tells metrics and the decision log of verdicts.
@@ -102,6 +127,18 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 		slog.Duration("wait", v.Decision.Wait))
 }
 
+// Settled implements envoyapi.Observer.
+func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
+	o.metrics.settlements.WithLabelValues(r.By, r.Result).Inc()
+	// A ticket comes back from Envoy, so its source is checked before it is a label.
+	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
+		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Estimate) / float64(r.Used))
+	}
+	if r.Result != quota.Settled.String() {
+		o.log.LogAttrs(ctx, slog.LevelDebug, "not settled", slog.String("by", r.By), slog.String("result", r.Result), slog.Any("error", r.Err))
+	}
+}
+
 // calm is how long a store must not have failed to count as back.
 const calm = time.Second
 
@@ -116,16 +153,28 @@ type watchedCounts struct {
 }
 
 // Take implements quota.Counts.
-func (w *watchedCounts) Take(ctx context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
+func (w *watchedCounts) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	began := time.Now()
-	taken, err := w.Counts.Take(ctx, account, charges)
+	taken, err := w.Counts.Take(ctx, o)
+	w.watch(ctx, began, err)
+	return taken, err
+}
+
+// Settle implements quota.Counts.
+func (w *watchedCounts) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
+	began := time.Now()
+	outcome, err := w.Counts.Settle(ctx, s)
+	w.watch(ctx, began, err)
+	return outcome, err
+}
+
+func (w *watchedCounts) watch(ctx context.Context, began time.Time, err error) {
 	w.metrics.storeTime.Observe(time.Since(began).Seconds())
 	if err != nil {
 		w.failed(ctx, err)
 	} else if last := w.lastFailed.Load(); last != 0 && began.UnixNano()-last > int64(calm) && w.lastFailed.CompareAndSwap(last, 0) {
 		w.log.InfoContext(ctx, "the store answers again")
 	}
-	return taken, err
 }
 
 func (w *watchedCounts) failed(ctx context.Context, err error) {

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"golang.org/x/sync/errgroup"
@@ -71,6 +72,8 @@ type server struct {
 	gate    *envoyapi.Gate
 	grpc    *grpc.Server
 	health  *grpchealth.Server
+
+	accessLog *envoyapi.AccessLog
 }
 
 func newServer(c *config.Config, log *slog.Logger) *server {
@@ -82,9 +85,12 @@ func newServer(c *config.Config, log *slog.Logger) *server {
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.survive),
+		grpc.StreamInterceptor(s.surviveStream),
 	)
 	authv3.RegisterAuthorizationServer(s.grpc, envoyapi.NewAuthz(s.gate))
 	rlsv3.RegisterRateLimitServiceServer(s.grpc, envoyapi.NewRateLimit(s.gate))
+	s.accessLog = envoyapi.NewAccessLog(s.gate)
+	alsv3.RegisterAccessLogServiceServer(s.grpc, s.accessLog)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	for name := range s.grpc.GetServiceInfo() {
@@ -114,24 +120,43 @@ func settings(c config.Reload) *envoyapi.Settings {
 		AllowDemoKeys:      c.AllowDemoKeys,
 		OmitUnlimited:      c.Unlimited.Omit,
 		UnlimitedText:      c.Unlimited.Text,
-		Domain:             c.RateLimit.Domain,
-		Entries: envoyapi.Entries{
-			APIKey: c.RateLimit.APIKey, Resource: c.RateLimit.Resource, Path: c.RateLimit.Path, Priority: c.RateLimit.Priority,
-			KeyID: c.RateLimit.KeyID, Tier: c.RateLimit.Tier,
+		PerMetric:          c.PerMetricHeaders,
+		IETF:               c.IETFHeaders,
+		RateLimit: envoyapi.RateLimitSettings{
+			Domain: c.RateLimit.Domain, SettlementDomain: c.RateLimit.SettlementDomain, HitsMetric: c.RateLimit.Hits,
+			NegativeHits: c.RateLimit.NegativeHits, LimitOverride: c.RateLimit.LimitOverride, AllowUnknown: c.RateLimit.AllowUnknown,
+			Entries: envoyapi.Entries{
+				APIKey: c.RateLimit.APIKey, Resource: c.RateLimit.Resource, Path: c.RateLimit.Path, Priority: c.RateLimit.Priority,
+				KeyID: c.RateLimit.KeyID, Tier: c.RateLimit.Tier, FactPrefix: c.RateLimit.FactPrefix,
+			},
+		},
+		Tokens: envoyapi.TokenSettings{
+			Rules: c.Tokens.Rules, Models: envoyapi.NewModelWeights(c.Tokens.Models), CachedInput: c.Tokens.CachedInput,
+			Keep: c.Tokens.Keep, SettleByAccessLog: c.Tokens.SettleByAccessLog, SettleByRateLimit: c.Tokens.SettleByRateLimit,
+			RefundStatuses: c.Tokens.RefundStatuses, RefundCached: c.Tokens.RefundCached, RefundShare: c.Tokens.RefundShare,
 		},
 	}
 }
 
 // survive turns a panic in a call into an error of that call.
 func (s *server) survive(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			// The value is not logged: it might quote the request.
-			s.log.ErrorContext(ctx, "a call panicked: please report this", "method", info.FullMethod, "stack", string(debug.Stack()))
-			err = status.Error(codes.Internal, "internal error")
-		}
-	}()
+	defer s.recovered(ctx, info.FullMethod, &err)
 	return handle(ctx, r)
+}
+
+// surviveStream does the same for a stream.
+func (s *server) surviveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	defer s.recovered(stream.Context(), info.FullMethod, &err)
+	return handle(srv, stream)
+}
+
+// recovered is deferred. The panic's value is not logged: it might quote the
+// request.
+func (s *server) recovered(ctx context.Context, method string, err *error) {
+	if recover() != nil {
+		s.log.ErrorContext(ctx, "a call panicked: please report this", "method", method, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "internal error")
+	}
 }
 
 // run listens and owns every goroutine of the program.
@@ -188,6 +213,7 @@ func (s *server) drain(ctx context.Context, operator *http.Server) {
 	s.log.InfoContext(ctx, "draining", "delay", s.start.ShutdownDelay, "timeout", s.start.ShutdownTimeout)
 	s.health.Shutdown()
 	pause(s.start.ShutdownDelay)
+	s.accessLog.Drain()
 	deadline := time.AfterFunc(s.start.ShutdownTimeout, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	deadline.Stop()

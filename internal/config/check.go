@@ -60,10 +60,12 @@ func (c *checker) check(f file) {
 	reload.ForwardCredentials = f.Keys.ForwardCredentials
 	reload.AllowDemoKeys = f.AllowDemoKeys
 	reload.Unlimited = c.unlimited(f.Headers.Unlimited)
+	reload.PerMetricHeaders, reload.IETFHeaders = f.Headers.PerMetric, f.Headers.IETF
 	reload.RateLimit = c.rateLimit(f.RateLimit)
 	reload.KeyHeaders = c.keyHeaders(f.Keys.Headers)
 	reload.Peppers = c.peppers(f.Keys.Peppers)
 	reload.Resources = c.resources(f.Resources)
+	reload.Tokens = c.tokens(f, reload.Resources)
 	reload.Plans = c.tiers(f, reload.Resources)
 	reload.Directory = c.keys(f.Keys.File)
 }
@@ -176,6 +178,7 @@ func (c *checker) rateLimit(s rateLimitSection) RateLimit {
 		{"priority", s.Entries.Priority, false},
 		{"key_id", s.Entries.KeyID, true},
 		{"tier", s.Entries.Tier, true},
+		{"fact_prefix", s.Entries.FactPrefix, false},
 	} {
 		at := "ratelimit.entries." + e.field
 		if e.entry == "" {
@@ -192,8 +195,18 @@ func (c *checker) rateLimit(s rateLimitSection) RateLimit {
 	if s.Entries.Tier != "" && s.Entries.KeyID == "" {
 		c.fault("ratelimit.entries.tier", "a tier is believed only beside a key ID: set key_id too")
 	}
+	if s.SettlementDomain == "" || s.SettlementDomain == s.Domain {
+		c.fault("ratelimit.settlement_domain", "%q: want a domain other than ratelimit.domain", s.SettlementDomain)
+	}
+	hits := quota.Requests
+	if c.oneOf("ratelimit.hits", s.Hits, "requests", "tokens") == "tokens" {
+		hits = quota.Tokens
+	}
 	return RateLimit{
-		Domain: s.Domain, KeyID: s.Entries.KeyID, Tier: s.Entries.Tier, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
+		SettlementDomain: s.SettlementDomain, FactPrefix: s.Entries.FactPrefix, Hits: hits,
+		NegativeHits: s.NegativeHits, LimitOverride: s.LimitOverride,
+		AllowUnknown: c.oneOf("ratelimit.unknown", s.Unknown, "refuse", "allow") == "allow",
+		Domain:       s.Domain, KeyID: s.Entries.KeyID, Tier: s.Entries.Tier, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
 		Path: s.Entries.Path, Priority: s.Entries.Priority,
 	}
 }
@@ -248,14 +261,15 @@ func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {
 
 // openAIPaths are the resources of an API laid out like OpenAI's.
 func openAIPaths() map[string]resourceSection {
+	paths := func(paths ...string) resourceSection { return resourceSection{Paths: paths} }
 	return map[string]resourceSection{
-		"chat":        {[]string{"/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages"}},
-		"images":      {[]string{"/v1/images"}},
-		"audio":       {[]string{"/v1/audio"}},
-		"embeddings":  {[]string{"/v1/embeddings"}},
-		"moderations": {[]string{"/v1/moderations"}},
-		"files":       {[]string{"/v1/files", "/v1/uploads"}},
-		"models":      {[]string{"/v1/models"}},
+		"chat":        paths("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages"),
+		"images":      paths("/v1/images"),
+		"audio":       paths("/v1/audio"),
+		"embeddings":  paths("/v1/embeddings"),
+		"moderations": paths("/v1/moderations"),
+		"files":       paths("/v1/files", "/v1/uploads"),
+		"models":      paths("/v1/models"),
 	}
 }
 

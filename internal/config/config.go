@@ -52,7 +52,23 @@ type Reload struct {
 	Peppers            []apikey.Pepper
 	AllowDemoKeys      bool
 	Unlimited          UnlimitedHeader
+	PerMetricHeaders   bool
+	IETFHeaders        bool
 	RateLimit          RateLimit
+	Tokens             Tokens
+}
+
+// Tokens says what tokens are reserved and how they are settled.
+type Tokens struct {
+	Rules             map[string]quota.TokenRules // by resource
+	Models            map[string]float64          // what a token counts; see envoyapi.ModelWeights
+	CachedInput       float64
+	Keep              time.Duration
+	SettleByAccessLog bool
+	SettleByRateLimit bool
+	RefundStatuses    []int
+	RefundCached      bool
+	RefundShare       int64 // thousandths
 }
 
 // An Address is where to listen.
@@ -102,6 +118,11 @@ type RateLimit struct {
 	Domain                           string
 	APIKey, Resource, Path, Priority string // names of descriptor entries
 	KeyID, Tier                      string // the same, of trusted ones; empty: none
+	FactPrefix                       string // of entries that say something of the body
+	SettlementDomain                 string
+	Hits                             quota.Metric // what hits_addend counts: requests or tokens
+	NegativeHits, LimitOverride      bool
+	AllowUnknown                     bool
 }
 
 // Options say what to load.

@@ -114,6 +114,8 @@ func wanted(goType string) string {
 		return "a text"
 	case strings.HasPrefix(goType, "int"), strings.HasPrefix(goType, "*int"):
 		return "a whole number"
+	case goType == "float64":
+		return "a number"
 	case strings.HasPrefix(goType, "[]"):
 		return "a list"
 	default:

@@ -26,6 +26,8 @@ type file struct {
 	CountBy string `yaml:"count_by" jsonschema:"enum=key,enum=key_and_resource"`
 	// The tiers, by name.
 	Tiers map[string]tierSection `yaml:"tiers"`
+	// What tokens are reserved when a request comes, and how they are settled when it is answered.
+	Tokens tokensSection `yaml:"tokens"`
 	// How responses describe limits.
 	Headers headersSection `yaml:"headers"`
 	// The rate limit service: what its requests are called.
@@ -112,6 +114,41 @@ type pepperSection struct {
 type resourceSection struct {
 	// Path prefixes, whole segments: /v1/chat matches /v1/chat/completions and not /v1/chatter.
 	Paths []string `yaml:"paths"`
+	// What its requests are taken to use where they do not say it; without this setting what fits an API like OpenAI's.
+	Tokens *tokenRulesSection `yaml:"tokens,omitempty"`
+}
+
+type tokenRulesSection struct {
+	// The longest prompt in tokens; no estimate goes beyond it.
+	MaxInput *int64 `yaml:"max_input" jsonschema:"required,minimum=0"`
+	// What an answer is taken to use where the request declares nothing and the key has no history.
+	Output *int64 `yaml:"output" jsonschema:"required,minimum=0"`
+	// What is reserved for an answer where the body could not be read.
+	MaxOutput *int64 `yaml:"max_output" jsonschema:"required,minimum=0"`
+	// The most that is reserved for what a request declares; 0: all of it. With a cap, requests at the same time may use more than a limit.
+	Cap int64 `yaml:"cap,omitempty" jsonschema:"minimum=0"`
+}
+
+type tokensSection struct {
+	// What settles: access_log, ratelimit, both, or nothing; then reservations stand as they are.
+	SettleBy []string `yaml:"settle_by" jsonschema:"enum=access_log,enum=ratelimit"`
+	// How long a reservation waits for its settlement; after that it stands as it is. Longer than the longest answer.
+	Keep string `yaml:"keep"`
+	// What a cached token of a prompt counts beside an uncached one; 0 leaves them out.
+	CachedInput float64 `yaml:"cached_input" jsonschema:"minimum=0,maximum=1"`
+	// What a token of a model counts, by the model's name, or the beginning of names followed by *; models that are not named count 1.
+	Models map[string]float64 `yaml:"models,omitempty"`
+	// Charges that are given back.
+	Refunds refundsSection `yaml:"refunds"`
+}
+
+type refundsSection struct {
+	// The statuses of answers whose whole charge is given back, such as 500 and 503.
+	Statuses []int `yaml:"statuses,omitempty"`
+	// Whether the charges of answers from Envoy's cache are given back.
+	Cached bool `yaml:"cached,omitempty"`
+	// The most that refunds may give back in a window, as a share of each limit.
+	MaxShare float64 `yaml:"max_share" jsonschema:"minimum=0,maximum=1"`
 }
 
 type tierSection struct {
@@ -139,6 +176,10 @@ type limitSection struct {
 type headersSection struct {
 	// What X-RateLimit-Limit and -Remaining say where there is no limit: the word unlimited, a number, or omit.
 	Unlimited string `yaml:"unlimited" jsonschema:"oneof_type=string;integer"`
+	// Whether responses also have x-ratelimit-limit-requests, -remaining-requests, -reset-requests and the same for tokens, as OpenAI's API has them.
+	PerMetric bool `yaml:"per_metric"`
+	// Whether responses also have RateLimit-Policy and RateLimit, of the IETF's draft.
+	IETF bool `yaml:"ietf"`
 }
 
 type rateLimitSection struct {
@@ -146,6 +187,16 @@ type rateLimitSection struct {
 	Domain string `yaml:"domain"`
 	// What the entries of descriptors are called.
 	Entries entriesSection `yaml:"entries"`
+	// The domain of calls that settle reservations; see tokens.settle_by.
+	SettlementDomain string `yaml:"settlement_domain"`
+	// What hits_addend counts.
+	Hits string `yaml:"hits" jsonschema:"enum=requests,enum=tokens"`
+	// Whether descriptors with is_negative_hits give hits back. Whoever reaches the listener can then do so.
+	NegativeHits bool `yaml:"negative_hits"`
+	// Whether the limit of a descriptor stands in for the tier's.
+	LimitOverride bool `yaml:"limit_override"`
+	// What becomes of calls in which no entry is known: refuse or allow.
+	Unknown string `yaml:"unknown" jsonschema:"enum=refuse,enum=allow"`
 }
 
 type entriesSection struct {
@@ -161,6 +212,8 @@ type entriesSection struct {
 	KeyID string `yaml:"key_id"`
 	// The tier of the key named by key_id, instead of the one on record. Empty: believed from nobody.
 	Tier string `yaml:"tier"`
+	// What the names of entries begin with that say something of the body: content_length, method, read, model, max_tokens, max_completion_tokens, max_output_tokens, n, best_of.
+	FactPrefix string `yaml:"fact_prefix"`
 }
 
 // keysFile is the whole of keys.yaml.
@@ -211,10 +264,13 @@ func written() file {
 		},
 		Keys:    keysSection{File: "keys.yaml"},
 		CountBy: "key",
+		Tokens: tokensSection{
+			SettleBy: []string{"access_log"}, Keep: "1h", CachedInput: 1, Refunds: refundsSection{MaxShare: 0.1},
+		},
 		Headers: headersSection{Unlimited: "unlimited"},
 		RateLimit: rateLimitSection{
-			Domain:  "tiergate",
-			Entries: entriesSection{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority"},
+			Domain: "tiergate", SettlementDomain: "tiergate-settle", Hits: "requests", Unknown: "refuse",
+			Entries: entriesSection{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority", FactPrefix: "request."},
 		},
 	}
 }

@@ -57,8 +57,14 @@ func rows(comments map[string]string, path string, section reflect.Value) string
 		if inner != "" {
 			value = reflect.Zero(value.Type().Elem())
 		}
+		if value.Kind() == reflect.Pointer {
+			value = reflect.Zero(value.Type().Elem())
+			if value.Kind() == reflect.Struct {
+				inner = "{}"
+			}
+		}
 		if value.Kind() == reflect.Struct {
-			b.WriteString(rows(comments, strings.Replace(at+"."+inner, ".[]", "[].", 1), value))
+			b.WriteString(rows(comments, strings.NewReplacer(".[]", "[].", ".{}", ".").Replace(at+"."+inner), value))
 		}
 	}
 	return b.String()
@@ -67,7 +73,10 @@ func rows(comments map[string]string, path string, section reflect.Value) string
 // byDefault is what holds where the file says nothing; empty for what has to be
 // said, or is nothing by itself.
 func byDefault(v reflect.Value) string {
-	if kind := v.Kind(); kind == reflect.Bool || kind == reflect.Int || kind == reflect.String && !v.IsZero() {
+	switch kind := v.Kind(); {
+	case kind == reflect.Bool, kind == reflect.Int, kind == reflect.Float64, kind == reflect.String && !v.IsZero():
+		return fmt.Sprintf("`%v`", v)
+	case kind == reflect.Slice && v.Len() > 0:
 		return fmt.Sprintf("`%v`", v)
 	}
 	return ""

@@ -257,7 +257,10 @@ func openRedisCalls(t *testing.T, s *devstack.Stack) int {
 
 func checkRequest(key string) *authv3.CheckRequest {
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
-		Http: &authv3.AttributeContext_HttpRequest{Path: "/v1/chat/completions", Headers: map[string]string{"authorization": "Bearer " + key}},
+		Http: &authv3.AttributeContext_HttpRequest{
+			Method: http.MethodPost, Path: "/v1/chat/completions",
+			Headers: map[string]string{"authorization": "Bearer " + key, "content-length": "100"},
+		},
 	}}}
 }
 

@@ -10,6 +10,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -34,7 +35,11 @@ func (a *Authz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Chec
 		resource: attributes.GetContextExtensions()["resource"],
 		path:     request.GetPath(),
 		priority: headerValue(request, "x-request-priority"),
+		id:       request.GetId(),
+		hits:     1,
+		tokens:   quota.Unknown,
 	}
+	q.body, q.model = readBody(request.GetMethod(), headerValue(request, "content-length"), checkFacts(attributes))
 	for _, name := range s.KeyHeaders {
 		q.credentials = appendCredentials(q.credentials, headerValue(request, name), name == "authorization")
 	}
@@ -73,13 +78,15 @@ func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
 	}{}
 	var own [5]header
 	hs := v.appendCounts(append(own[:0], v.keyID()), s)
-	for i, h := range hs {
-		encode(h, &r.values[i], &r.options[i])
-	}
 	common := s.ready[v.facet()]
 	headers := append(r.headers[:0], common.upstream...)
-	for i := range hs {
-		headers = append(headers, &r.options[i])
+	for i, h := range hs {
+		if i < len(r.options) {
+			encode(h, &r.values[i], &r.options[i])
+			headers = append(headers, &r.options[i])
+		} else { // the sets beside the six
+			headers = append(headers, options([]header{h})...)
+		}
 	}
 	headers = append(headers, common.response...)
 	upstream := len(common.upstream) + 1
@@ -87,9 +94,20 @@ func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
 	if !s.ForwardCredentials {
 		r.ok.HeadersToRemove = s.KeyHeaders
 	}
+	if v.Ticket != "" {
+		r.response.DynamicMetadata = ticketMetadata(v.Ticket)
+	}
 	r.wrapped.OkResponse = &r.ok
 	r.response.Status, r.response.HttpResponse = common.status, &r.wrapped
 	return &r.response
+}
+
+// reservationField is what the ticket is called in Envoy's dynamic metadata.
+const reservationField = "reservation"
+
+// ticketMetadata is what Envoy keeps for the end of the request.
+func ticketMetadata(ticket string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{reservationField: structpb.NewStringValue(ticket)}}
 }
 
 // ready are the headers of a facet, encoded once and shared by all its
@@ -116,7 +134,7 @@ func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
 	return &authv3.CheckResponse{
 		Status: &rpcstatus.Status{Code: grpcCode(v.status())},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(v.status())}, //nolint:gosec // one of five statuses
+			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(v.status())}, //nolint:gosec // one of six statuses
 			Headers: options(v.appendResponse(nil, s)),
 			Body:    v.problem.body(),
 		}},
@@ -132,6 +150,8 @@ func grpcCode(status int) int32 {
 		return int32(codes.Unauthenticated)
 	case http.StatusForbidden:
 		return int32(codes.PermissionDenied)
+	case http.StatusRequestEntityTooLarge:
+		return int32(codes.InvalidArgument)
 	default:
 		return int32(codes.Unavailable)
 	}

@@ -3,6 +3,8 @@ package envoyapi
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 type noObserver struct{}
 
 func (noObserver) Judged(context.Context, Verdict, time.Duration) {}
+func (noObserver) Settled(context.Context, SettlementReport)      {}
 
 // BenchmarkCheck is the whole decision in the process, from CheckRequest to
 // CheckResponse, over many keys, with the memory store: on one core, what it
@@ -57,6 +60,7 @@ func admitted(b *testing.B, authz *Authz, credentials []string) func() {
 	ctx, i := b.Context(), 0
 	return func() {
 		headers["authorization"] = credentials[i]
+		request.Attributes.Request.Http.Id = newID()
 		response, err := authz.Check(ctx, request)
 		if err != nil || response.GetOkResponse() == nil {
 			b.Fatal("not admitted")
@@ -94,8 +98,13 @@ func benchSetup(b *testing.B, keys int) (*Authz, []string) {
 	return NewAuthz(NewGate(settings, limiter, time.Now, noObserver{})), credentials
 }
 
+// lastID makes the IDs of requests; each is one of its own, as Envoy's are.
+var lastID atomic.Int64
+
+func newID() string { return strconv.FormatInt(lastID.Add(1), 10) }
+
 func checkRequest(path string, headers map[string]string) *authv3.CheckRequest {
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
-		Http: &authv3.AttributeContext_HttpRequest{Id: "1", Method: "POST", Path: path, Headers: headers},
+		Http: &authv3.AttributeContext_HttpRequest{Id: newID(), Method: "POST", Path: path, Headers: headers},
 	}}}
 }

@@ -3,7 +3,10 @@ package envoyapi
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
 )
 
 // A problem is the error object of a refused request's body. Clients of the
@@ -40,6 +43,18 @@ func tooMany(wait time.Duration) problem {
 		"rate_limit_error",
 		fmt.Sprintf("Rate limit exceeded. Please retry after %d seconds.", up(wait, time.Second)),
 		"rate_limit_exceeded",
+	}
+}
+
+// tooLarge is the refusal of what can never pass. Clients of the contract must not
+// try it again, so its text does not speak of a limited rate.
+func tooLarge(d quota.Decision) problem {
+	what := strings.ReplaceAll(d.RefusedBy.Metric.String(), "_", " ")
+	return problem{
+		"invalid_request_error",
+		fmt.Sprintf("Request too large: it asks for %d %s, and all that this API key may use per %s is %d. Ask for less, as with a lower max_tokens.",
+			d.Declared, what, d.RefusedBy.Window, d.RefusedBy.Max),
+		"request_too_large",
 	}
 }
 

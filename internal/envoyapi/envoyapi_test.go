@@ -65,8 +65,15 @@ func newGate(tb testing.TB, change func(*Settings)) *Gate {
 	}
 	s := &Settings{
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"}, Resources: NewClassifier(resources), Plans: plans,
-		Directory: directory, UnlimitedText: "unlimited", Domain: "tiergate",
-		Entries: Entries{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority"},
+		Directory: directory, UnlimitedText: "unlimited",
+		RateLimit: RateLimitSettings{
+			Domain: "tiergate", SettlementDomain: "tiergate-settle", HitsMetric: quota.Requests,
+			Entries: Entries{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority", FactPrefix: "request."},
+		},
+		Tokens: TokenSettings{
+			Keep: time.Hour, SettleByAccessLog: true, SettleByRateLimit: true, CachedInput: 1,
+			Rules: map[string]quota.TokenRules{"chat": {MaxInput: 500, Output: 100, MaxOutput: 800}},
+		},
 	}
 	if change != nil {
 		change(s)
@@ -251,7 +258,7 @@ func TestRefusedByMinuteThenDay(t *testing.T) {
 	clock := func() time.Time { return now }
 	g := newGate(t, nil)
 	g.now, g.limiter = clock, quota.NewLimiter(store.NewMemory(clock, 100))
-	ask := func() answerText {
+	ask := func() answerText { // another request each time
 		return check(t, g, "/v1/chat", map[string]string{"authorization": "Bearer sk-free"})
 	}
 	ask()
@@ -340,7 +347,7 @@ func TestStoreFailure(t *testing.T) {
 	g := newGate(t, nil)
 	full := store.NewMemory(func() time.Time { return noon }, 1)
 	for i := range 1000 { // until every part of it is full
-		_, _ = full.Take(t.Context(), strconv.Itoa(i), []quota.Charge{{Counter: "c", Cost: 1, Limit: quota.Limit{Window: quota.Day, Max: 1}}})
+		_, _ = full.Take(t.Context(), quota.Order{Account: strconv.Itoa(i), Charges: []quota.Charge{{Counter: "c", Cost: 1, Limit: quota.Limit{Window: quota.Day, Max: 1}}}})
 	}
 	g.limiter = quota.NewLimiter(full)
 	for face, a := range map[string]answerText{
@@ -406,9 +413,19 @@ func TestOddRequests(t *testing.T) {
 		{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{key}, HitsAddend: wrapperspb.UInt64(math.MaxUint64), IsNegativeHits: true},
 		{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{key, entry("resource", "chat")}, HitsAddend: wrapperspb.UInt64(0)},
 	}
+	for range 2 {
+		_, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: hits, HitsAddend: math.MaxUint32})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("negative hits: %v: want INVALID_ARGUMENT", err)
+		}
+		hits[0].IsNegativeHits = true
+		g.Use(func() *Settings { s := *g.settings.Load(); s.RateLimit.NegativeHits = true; return &s }()) // now the two differ
+	}
+	hits[0].IsNegativeHits = false
 	response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: hits, HitsAddend: math.MaxUint32})
-	if err != nil || response.GetOverallCode() != rlsv3.RateLimitResponse_OK || response.GetStatuses()[1].GetLimitRemaining() != 1 {
-		t.Errorf("odd hits: %v, %v: want one request charged", response, err)
+	if err != nil || response.GetOverallCode() != rlsv3.RateLimitResponse_OVER_LIMIT || response.GetStatuses()[1].GetLimitRemaining() != 0 ||
+		!strings.Contains(string(response.GetRawBody()), `"request_too_large"`) {
+		t.Errorf("more hits than any limit: %v, %v", response, err)
 	}
 	for _, domain := range []string{"", "other", strings.Repeat("d", 100_000)} {
 		_, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: domain})
@@ -452,7 +469,7 @@ func TestStatuses(t *testing.T) {
 // names the entries, and never more than a record allows.
 func TestTrustedEntries(t *testing.T) {
 	t.Parallel()
-	trusting := func(s *Settings) { s.Entries.KeyID, s.Entries.Tier = "key_id", "tier" }
+	trusting := func(s *Settings) { s.RateLimit.Entries.KeyID, s.RateLimit.Entries.Tier = "key_id", "tier" }
 	for name, c := range map[string]struct {
 		change func(*Settings)
 		id     string
@@ -474,7 +491,7 @@ func TestTrustedEntries(t *testing.T) {
 		"a tier beside a key":       {change: trusting, tier: "pro", key: "sk-free", status: 200, limit: "2"},
 		"revoked":                   {change: trusting, id: "key_revoked", tier: "pro", status: 401, limit: "0"},
 		"a demo key":                {change: trusting, id: "key_demo", tier: "pro", status: 401, limit: "0"},
-		"no name is no entry":       {change: func(s *Settings) { s.Entries.KeyID = "" }, id: "key_pro", status: 401, limit: "0"},
+		"no name is no entry":       {change: func(s *Settings) { s.RateLimit.Entries.KeyID = "" }, id: "key_pro", status: 401, limit: "0"},
 	} {
 		var entries []*ratelimitv3.RateLimitDescriptor_Entry
 		for _, e := range [][2]string{{"key_id", c.id}, {"tier", c.tier}, {"api_key", c.key}, {"", "key_pro"}} {

@@ -7,6 +7,7 @@ package envoyapi
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -25,17 +26,50 @@ type Settings struct {
 	AllowDemoKeys      bool
 	OmitUnlimited      bool   // leave Limit and Remaining out where there is no limit
 	UnlimitedText      string // else what they say: a word, or a number
-	Domain             string // of the rate limit service
-	Entries            Entries
+	PerMetric          bool   // also the headers that OpenAI's SDK users know
+	IETF               bool   // also RateLimit and RateLimit-Policy
+	RateLimit          RateLimitSettings
+	Tokens             TokenSettings
 
 	ready map[facet]ready
 }
+
+// RateLimitSettings are those of the rate limit service.
+type RateLimitSettings struct {
+	Domain           string // of calls that decide
+	SettlementDomain string // of calls that settle
+	Entries          Entries
+	HitsMetric       quota.Metric // what hits_addend counts: Requests or Tokens
+	NegativeHits     bool         // whether hits may be given back
+	LimitOverride    bool         // whether a descriptor's limit replaces the tier's
+	AllowUnknown     bool         // whether calls pass in which no entry is known
+}
+
+// TokenSettings say what tokens are reserved, and how they are settled.
+type TokenSettings struct {
+	Rules             map[string]quota.TokenRules // by resource
+	Models            ModelWeights
+	CachedInput       float64       // what a cached token of a prompt counts
+	Keep              time.Duration // how long a reservation waits for its settlement
+	SettleByAccessLog bool
+	SettleByRateLimit bool
+	RefundStatuses    []int // of answers whose charges are given back
+	RefundCached      bool  // whether those of answers from Envoy's cache are
+	RefundShare       int64 // see quota.Settlement
+}
+
+// settled reports whether anything settles reservations.
+func (t *TokenSettings) settled() bool { return t.SettleByAccessLog || t.SettleByRateLimit }
+
+// refunds reports whether anything is given back.
+func (t *TokenSettings) refunds() bool { return len(t.RefundStatuses) > 0 || t.RefundCached }
 
 // Entries are the names of the descriptor entries that the rate limit service
 // reads. KeyID and Tier are empty unless what Envoy says there is to be trusted
 // as it is, without a key.
 type Entries struct {
 	APIKey, Resource, Path, Priority, KeyID, Tier string
+	FactPrefix                                    string // what entries begin with that say something of the body
 }
 
 // An Outcome is a kind of verdict. Its text is a metric label.
@@ -47,7 +81,9 @@ const (
 	Limited         Outcome = "limited"         // 429
 	Unauthenticated Outcome = "unauthenticated" // 401
 	Forbidden       Outcome = "forbidden"       // 403
+	TooLarge        Outcome = "too_large"       // 413
 	Failed          Outcome = "failed"          // 503
+	Unrecognised    Outcome = "unrecognised"    // passed uncounted: a rate limit call with no entry that is known
 )
 
 // A Verdict is what becomes of a request, before it is put into a protocol.
@@ -59,6 +95,7 @@ type Verdict struct {
 	Priority quota.Priority
 	Decision quota.Decision // zero where nothing was counted
 	Err      error          // why counting failed; for operators only
+	Ticket   string         // for the settlement; empty: nothing is to be settled
 
 	problem problem   // what a refused client is told
 	now     time.Time // Reset where nothing was counted
@@ -68,19 +105,25 @@ type Verdict struct {
 // as values, which the allocator never hears of.
 type Observer interface {
 	Judged(ctx context.Context, v Verdict, took time.Duration)
+	Settled(ctx context.Context, r SettlementReport)
 }
 
 // A Gate judges requests. It is safe for concurrent use.
 type Gate struct {
 	settings atomic.Pointer[Settings]
 	limiter  *quota.Limiter
+	history  *quota.History
 	now      func() time.Time
 	observer Observer
 }
 
+// historySize is how many keys and resources a Gate remembers the usage of, some
+// 300 bytes each.
+const historySize = 50_000
+
 // NewGate returns a Gate that counts with the limiter.
 func NewGate(s *Settings, limiter *quota.Limiter, now func() time.Time, observer Observer) *Gate {
-	g := &Gate{limiter: limiter, now: now, observer: observer}
+	g := &Gate{limiter: limiter, history: quota.NewHistory(historySize), now: now, observer: observer}
 	g.Use(s)
 	return g
 }
@@ -99,6 +142,14 @@ type inquiry struct {
 	path        string   // with query, as sent
 	priority    string   // asked for by the client; may be anything
 	keyID, tier string   // from a source that the configuration trusts; may be empty
+	id          string   // of the request, not from the client; empty: it has none
+	body        quota.Body
+	model       string // that the body asks for; may be anything
+
+	hits     int64         // how often the request counts; 0 looks
+	tokens   int64         // that a rate limit call says it takes; quota.Unknown: see body
+	credit   bool          // gives hits and tokens back
+	override []quota.Limit // instead of the tier's
 }
 
 // judge finds the key, its tier, the resource and the priority, and charges.
@@ -106,7 +157,7 @@ func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 	began := g.now()
 	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, now: began}
 	if g.identify(s, q, &v) {
-		g.decide(ctx, s, q.priority, &v)
+		g.decide(ctx, s, &q, &v)
 	}
 	g.observer.Judged(ctx, v, g.now().Sub(began))
 	return v
@@ -165,31 +216,70 @@ func trusted(s *Settings, id, tier string) *apikey.Record {
 }
 
 // decide charges the request of a known key.
-func (g *Gate) decide(ctx context.Context, s *Settings, asked string, v *Verdict) {
+func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
+	request, from := g.request(s, q, v)
+	if !v.Key.MayUse(v.Resource) {
+		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
+		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
+		v.refuse(Forbidden, notAllowed(v.Resource))
+		return
+	}
+	if q.hits == 0 && q.tokens <= 0 {
+		request.Cost.Requests = 1
+		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
+	} else {
+		v.Decision, v.Err = g.limiter.Decide(ctx, request, v.now)
+	}
+	switch {
+	case v.Err != nil:
+		v.refuse(Failed, unavailable)
+	case v.Decision.TooLarge:
+		v.refuse(TooLarge, tooLarge(v.Decision))
+	case !v.Decision.Admitted:
+		v.refuse(Limited, tooMany(v.Decision.Wait))
+	default:
+		v.Outcome = Allowed
+		if v.Decision.Reserved {
+			v.Ticket = ticket{
+				account: v.Key.ID, request: request.ID, secret: v.Decision.Secret, resource: v.Resource, source: from,
+				choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model), estimate: request.Cost.Tokens + request.Estimate.Tokens,
+			}.String()
+		}
+	}
+}
+
+// request says what the key's request is to be charged, and where the number of
+// its output tokens comes from.
+func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, quota.Source) {
 	plan := s.Plans[v.Tier]
 	granted := plan.Tier.Priority
 	if v.Key.Priority != 0 {
 		granted = v.Key.Priority
 	}
-	v.Priority = quota.Effective(granted, asked)
-	request := quota.Request{
-		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides,
-		Resource: v.Resource, Priority: v.Priority, Cost: quota.Cost{Requests: 1},
+	v.Priority = quota.Effective(granted, q.priority)
+	r := quota.Request{
+		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority,
+		Refundable: s.Tokens.refunds(), Credit: q.credit,
 	}
-	if !v.Key.MayUse(v.Resource) {
-		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
-		v.refuse(Forbidden, notAllowed(v.Resource))
-		return
+	for _, l := range q.override {
+		r.Overrides = append(r.Overrides[:len(r.Overrides):len(r.Overrides)], quota.Override{Limit: l})
 	}
-	v.Decision, v.Err = g.limiter.Decide(ctx, request, v.now)
-	switch {
-	case v.Err != nil:
-		v.refuse(Failed, unavailable)
-	case v.Decision.Admitted:
-		v.Outcome = Allowed
-	default:
-		v.refuse(Limited, tooMany(v.Decision.Wait))
+	from := quota.ByDeclaration
+	if q.tokens == quota.Unknown {
+		r.Cost, r.Estimate, from = q.body.Reserve(s.Tokens.Rules[v.Resource], g.history.High(v.Key.ID, v.Resource), s.Tokens.Models.Of(q.model))
+	} else {
+		r.Cost.Tokens = q.tokens
 	}
+	r.Cost.Requests = q.hits
+	if q.credit {
+		r.Estimate = quota.Cost{}
+		return r, from
+	}
+	r.ID, r.Secret = requestID(q.id), rand.Text()
+	if s.Tokens.settled() {
+		r.Keep = s.Tokens.Keep
+	}
+	return r, from
 }
 
 func (v *Verdict) refuse(o Outcome, p problem) { v.Outcome, v.problem = o, p }
@@ -197,7 +287,7 @@ func (v *Verdict) refuse(o Outcome, p problem) { v.Outcome, v.problem = o, p }
 // status returns the HTTP status of the verdict.
 func (v *Verdict) status() int {
 	switch v.Outcome {
-	case Allowed:
+	case Allowed, Unrecognised:
 		return http.StatusOK
 	case Limited:
 		return http.StatusTooManyRequests
@@ -205,6 +295,8 @@ func (v *Verdict) status() int {
 		return http.StatusUnauthorized
 	case Forbidden:
 		return http.StatusForbidden
+	case TooLarge:
+		return http.StatusRequestEntityTooLarge
 	case Failed:
 		return http.StatusServiceUnavailable
 	}

@@ -1,7 +1,9 @@
 package envoyapi
 
 import (
+	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -27,12 +29,65 @@ func (v *Verdict) appendResponse(hs []header, s *Settings) []header {
 }
 
 // appendCounts adds those of the six headers that differ from one request to
-// the next.
+// the next, and the sets that are switched on beside them.
 func (v *Verdict) appendCounts(hs []header, s *Settings) []header {
-	return append(v.appendLimit(hs, s),
+	hs = append(v.appendLimit(hs, s),
 		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
 		header{"X-RateLimit-Used", strconv.FormatInt(v.Decision.Used, 10)},
 	)
+	if s.PerMetric && v.counted() {
+		hs = v.appendPerMetric(hs)
+	}
+	if s.IETF && v.counted() {
+		hs = v.appendIETF(hs)
+	}
+	return hs
+}
+
+// appendPerMetric adds the headers that OpenAI's API has: for requests and tokens
+// per minute the limit, what remains, and how long until it resets, such as 12.5s.
+// Where several limits apply to one metric, they describe the one with the least
+// remaining; where none does, they are left out.
+func (v *Verdict) appendPerMetric(hs []header) []header {
+	for _, metric := range []quota.Metric{quota.Requests, quota.Tokens} {
+		least, limit := int64(-1), int64(0)
+		for l, used := range v.Decision.Limits {
+			remaining := max(l.Max-used, 0)
+			if l.Metric == metric && l.Window == quota.Minute && l.Max != quota.NoMax && (least < 0 || remaining < least) {
+				least, limit = remaining, l.Max
+			}
+		}
+		if least < 0 {
+			continue
+		}
+		_, end := quota.Minute.Bounds(v.Decision.Now)
+		name := metric.String()
+		hs = append(hs,
+			header{"x-ratelimit-limit-" + name, strconv.FormatInt(limit, 10)},
+			header{"x-ratelimit-remaining-" + name, strconv.FormatInt(least, 10)},
+			header{"x-ratelimit-reset-" + name, end.Sub(v.Decision.Now).Round(time.Millisecond).String()},
+		)
+	}
+	return hs
+}
+
+// appendIETF adds the headers of draft-ietf-httpapi-ratelimit-headers-10: every
+// limit that applies, by name, with quota q, window w in seconds, remaining r, and
+// seconds t until it resets.
+func (v *Verdict) appendIETF(hs []header) []header {
+	var policies, states []string
+	for l, used := range v.Decision.Limits {
+		if l.Max == quota.NoMax {
+			continue
+		}
+		start, end := l.Window.Bounds(v.Decision.Now)
+		policies = append(policies, fmt.Sprintf("%q;q=%d;w=%d", l.Name(), l.Max, int64(end.Sub(start)/time.Second)))
+		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), max(l.Max-used, 0), up(end.Sub(v.Decision.Now), time.Second)))
+	}
+	if len(policies) == 0 {
+		return hs
+	}
+	return append(hs, header{"RateLimit-Policy", strings.Join(policies, ", ")}, header{"RateLimit", strings.Join(states, ", ")})
 }
 
 // counted reports whether the counters are known. Where they are not, Limit,
@@ -79,11 +134,13 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 		} else {
 			hs = append(hs, header{"x-should-retry", "false"})
 		}
+	case TooLarge:
+		hs = append(hs, header{"x-should-retry", "false"})
 	case Unauthenticated:
 		hs = append(hs, header{"WWW-Authenticate", "Bearer"}) // RFC 9110, 11.6.1
 	case Failed:
 		hs = append(hs, header{"Retry-After", "1"})
-	case Allowed, Forbidden:
+	case Allowed, Forbidden, Unrecognised:
 	}
 	return hs
 }

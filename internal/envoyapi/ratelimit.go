@@ -2,6 +2,7 @@ package envoyapi
 
 import (
 	"context"
+	"errors"
 	"math"
 	"net/http"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,32 +34,50 @@ type RateLimit struct {
 // NewRateLimit returns the service that asks the gate.
 func NewRateLimit(g *Gate) *RateLimit { return &RateLimit{gate: g} }
 
-// ShouldRateLimit decides one HTTP request by its descriptors. One call is one
-// request, charged once, however many descriptors describe it and whatever
-// hits_addend says. An entry may stand in any of them; where a resource or a
-// priority stands twice, the first holds. Without an API key the request is
-// refused. A domain that is not configured is INVALID_ARGUMENT.
+// ShouldRateLimit decides one HTTP request by its descriptors, or settles one, by
+// the domain. One call is one request, however many descriptors describe it. An
+// entry may stand in any of them; where a resource or a priority stands twice, the
+// first holds. Without an API key the request is refused. A domain that is not
+// configured is INVALID_ARGUMENT.
 func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
 	s := l.gate.settings.Load()
-	if r.GetDomain() != s.Domain {
+	switch {
+	case r.GetDomain() == s.RateLimit.Domain:
+	case r.GetDomain() == s.RateLimit.SettlementDomain && s.Tokens.SettleByRateLimit:
+		return l.settle(ctx, s, r)
+	default:
 		return nil, status.Errorf(codes.InvalidArgument,
-			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.Domain)
+			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.RateLimit.Domain)
 	}
-	v := l.gate.judge(ctx, s, inquire(s.Entries, r.GetDescriptors()))
-	return answer(&v, s, len(r.GetDescriptors())), nil
+	q, known := inquire(s.RateLimit.Entries, r.GetDescriptors())
+	if !known && s.RateLimit.AllowUnknown {
+		l.gate.observer.Judged(ctx, Verdict{Outcome: Unrecognised, Resource: quota.DefaultResource, Priority: quota.Low}, 0)
+		return &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OK, Statuses: statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{
+			Code: rlsv3.RateLimitResponse_OK,
+		})}, nil
+	}
+	if err := count(&q, &s.RateLimit, r); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	v := l.gate.judge(ctx, s, q)
+	return answer(&v, s, r), nil
 }
 
-// inquire reads the entries of all descriptors as those of one request.
-func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inquiry {
-	var q inquiry
+// inquire reads the entries of all descriptors as those of one request. known
+// reports whether there was any that it knows.
+func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q inquiry, known bool) {
 	first := func(field *string, value string) {
 		if *field == "" {
 			*field = value
 		}
 	}
+	body := map[string]string{}
 	for _, d := range descriptors {
 		for _, e := range d.GetEntries() {
+			recognised := true
 			switch e.GetKey() {
+			case "": // else a name that is not configured would match it
+				recognised = false
 			case names.APIKey:
 				value := strings.TrimSpace(e.GetValue())
 				authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
@@ -68,25 +88,99 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) inqu
 				first(&q.path, e.GetValue())
 			case names.Priority:
 				first(&q.priority, e.GetValue())
-			case "": // else a name that is not configured would match it
 			case names.KeyID:
 				first(&q.keyID, e.GetValue())
 			case names.Tier:
 				first(&q.tier, e.GetValue())
+			default:
+				var fact string
+				if fact, recognised = strings.CutPrefix(e.GetKey(), names.FactPrefix); recognised {
+					body[fact] = e.GetValue()
+				}
 			}
+			known = known || recognised
 		}
 	}
-	return q
+	q.tokens = quota.Unknown
+	q.body = quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown} // some body, of which nothing is said
+	if len(body) > 0 {
+		q.body, q.model = readBody(body["method"], body["content_length"], func(name string) string { return body[name] })
+	}
+	return q, known
 }
 
-func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
+// count reads how many hits the call takes. A descriptor's own hits_addend goes
+// before that of the call, which is 1 where it is 0; 0 of a descriptor looks and
+// takes nothing. Where descriptors differ, the largest holds: they describe one
+// request.
+func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
+	byDefault := uint64(max(r.GetHitsAddend(), 1))
+	most, negative := uint64(0), 0
+	for _, d := range r.GetDescriptors() {
+		n := byDefault
+		if d.GetHitsAddend() != nil {
+			n = d.GetHitsAddend().GetValue()
+		}
+		most = max(most, n)
+		if d.GetIsNegativeHits() {
+			negative++
+		}
+		if o := d.GetLimit(); o != nil && s.LimitOverride {
+			l, err := override(o, s.HitsMetric)
+			if err != nil {
+				return err
+			}
+			q.override = append(q.override, l)
+		}
+	}
+	if len(r.GetDescriptors()) == 0 {
+		most = byDefault
+	}
+	switch {
+	case negative == 0:
+	case !s.NegativeHits:
+		return errors.New("is_negative_hits is not accepted here: set ratelimit.negative_hits")
+	case negative != len(r.GetDescriptors()):
+		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
+	}
+	q.credit = negative > 0
+	hits := int64(min(most, uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
+	if s.HitsMetric == quota.Requests {
+		if q.hits = hits; q.credit || hits == 0 {
+			q.tokens = 0
+		}
+		return nil
+	}
+	q.tokens = hits
+	if !q.credit && hits > 0 {
+		q.hits = 1
+	}
+	return nil
+}
+
+// override reads a descriptor's limit, which stands in for the tier's.
+func override(o *ratelimitv3.RateLimitDescriptor_RateLimitOverride, metric quota.Metric) (quota.Limit, error) {
+	windows := map[typev3.RateLimitUnit]quota.Window{
+		typev3.RateLimitUnit_SECOND: quota.Second, typev3.RateLimitUnit_MINUTE: quota.Minute, typev3.RateLimitUnit_HOUR: quota.Hour,
+		typev3.RateLimitUnit_DAY: quota.Day, typev3.RateLimitUnit_MONTH: quota.Month,
+	}
+	window, ok := windows[o.GetUnit()]
+	if !ok {
+		return quota.Limit{}, errors.New("the limit of a descriptor has the unit " + o.GetUnit().String() + ": want SECOND, MINUTE, HOUR, DAY or MONTH")
+	}
+	return quota.Limit{Metric: metric, Window: window, Max: int64(o.GetRequestsPerUnit())}, nil
+}
+
+func answer(v *Verdict, s *Settings, request *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
 	r := &rlsv3.RateLimitResponse{
 		OverallCode:          rlsv3.RateLimitResponse_OK,
 		ResponseHeadersToAdd: values(v.appendResponse(nil, s)),
-		Statuses:             make([]*rlsv3.RateLimitResponse_DescriptorStatus, descriptors),
 	}
 	if v.Outcome == Allowed {
 		r.RequestHeadersToAdd = values(v.appendUpstream(nil))
+		if v.Ticket != "" {
+			r.DynamicMetadata = ticketMetadata(v.Ticket)
+		}
 	} else {
 		r.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT
 		r.RawBody = []byte(v.problem.body())
@@ -95,11 +189,63 @@ func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
 				&corev3.HeaderValue{Key: StatusHeader, Value: strconv.Itoa(v.status())})
 		}
 	}
-	one := v.descriptorStatus(r.GetOverallCode())
-	for i := range r.Statuses {
-		r.Statuses[i] = one
-	}
+	r.Statuses = statuses(request, v.descriptorStatus(r.GetOverallCode()))
 	return r
+}
+
+// statuses repeats one status for each descriptor.
+func statuses(r *rlsv3.RateLimitRequest, one *rlsv3.RateLimitResponse_DescriptorStatus) []*rlsv3.RateLimitResponse_DescriptorStatus {
+	all := make([]*rlsv3.RateLimitResponse_DescriptorStatus, len(r.GetDescriptors()))
+	for i := range all {
+		all[i] = one
+	}
+	return all
+}
+
+// The entries of descriptors that settle. Each descriptor has the reservation and
+// says with settle which count its hits_addend is; done is there in any case.
+const (
+	settleEntry  = "settle"
+	codeEntry    = "code"
+	detailsEntry = "details"
+)
+
+// settle settles one request. What is no settlement is answered OK and counted as
+// invalid: the request is over, and nobody could mend it. A store that fails is
+// UNAVAILABLE, so that Envoy tries again.
+func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
+	report := answered{by: byRateLimit}
+	hits := map[string]int64{}
+	for _, d := range r.GetDescriptors() {
+		for _, e := range d.GetEntries() {
+			switch e.GetKey() {
+			case reservationField:
+				report.ticket = e.GetValue()
+			case settleEntry:
+				if d.GetHitsAddend() != nil {
+					hits[e.GetValue()] = int64(min(d.GetHitsAddend().GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
+				}
+			case codeEntry:
+				report.status, _ = strconv.Atoi(e.GetValue()) // what is none lists no refund
+			case detailsEntry:
+				report.details = e.GetValue()
+			}
+		}
+	}
+	report.cached = report.details == "cache.response_from_cache_filter"
+	report.usage = readUsage(func(name string) int64 {
+		if n, ok := hits[name]; ok {
+			return n
+		}
+		return quota.Unknown
+	})
+	if err := l.gate.settle(ctx, s, &report); err != nil {
+		return nil, status.Error(codes.Unavailable, "the settlement is of unknown outcome: try again")
+	}
+	return &rlsv3.RateLimitResponse{
+		OverallCode: rlsv3.RateLimitResponse_OK,
+		Statuses:    statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK}),
+	}, nil
 }
 
 // descriptorStatus describes the limit that refuses, or the one that the
@@ -107,8 +253,12 @@ func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
 func (v *Verdict) descriptorStatus(code rlsv3.RateLimitResponse_Code) *rlsv3.RateLimitResponse_DescriptorStatus {
 	st := &rlsv3.RateLimitResponse_DescriptorStatus{Code: code}
 	limit, remaining := v.Decision.Shown, v.Decision.Remaining
-	if v.Outcome == Limited {
+	switch v.Outcome {
+	case Limited:
 		limit, remaining = v.Decision.RefusedBy, max(v.Decision.RefusedBy.Max-v.Decision.RefusedUsed, 0)
+	case TooLarge:
+		limit, remaining = v.Decision.RefusedBy, 0
+	case Allowed, Unauthenticated, Forbidden, Failed, Unrecognised:
 	}
 	if !v.counted() || limit.Max == quota.NoMax {
 		return st

@@ -41,15 +41,29 @@ type Request struct {
 	Overrides []Override
 	Resource  string
 	Priority  Priority
-	Cost      Cost
+
+	// Cost is what the request says of itself: over the whole of a limit, it can
+	// never pass. Estimate is ours and comes on top; both together are cut to the
+	// limit, so that a guess alone refuses nobody.
+	Cost, Estimate Cost
+	Credit         bool // gives Cost back instead of taking it
+
+	ID, Secret string        // see Order
+	Keep       time.Duration // see Order; where there is anything to settle
+	Refundable bool          // requests too may be given back
 }
 
 // A Charge is what one limit is asked to give for one request.
 type Charge struct {
-	Limit   Limit
-	Counter string // names the counter within its account
-	Cost    int64  // 0 looks and takes nothing
+	Limit    Limit
+	Counter  string // names the counter within its account: metric/window@resource#priority
+	Cost     int64  // 0 looks and takes nothing; negative gives back
+	Declared int64  // of the cost, what the request says of itself
 }
+
+// tooLarge reports whether the charge could not be taken from an untouched limit.
+// A limit of 0 is no matter of size: it refuses everything.
+func (c Charge) tooLarge() bool { return c.Declared > c.Limit.Max && c.Limit.Max > 0 }
 
 // Exceeds reports whether the charge does not fit on top of what is used. The
 // Redis script states the same comparison; the contract suite ties the two.
@@ -150,29 +164,25 @@ func (r Request) charges(now time.Time) []Charge {
 	}
 	charges := make([]Charge, 0, len(templates))
 	for _, c := range templates {
-		c.Cost = r.Cost.of(c.Limit.Metric)
-		if c.Limit.Max == 0 {
-			c.Cost = max(c.Cost, 1) // a limit of 0 refuses whatever the cost
-		}
-		if c.Cost > 0 || c.Limit.shown() {
+		c.price(r)
+		// Tokens that are not charged yet may be when the request is settled.
+		if c.Cost != 0 || c.Limit.shown() || c.Limit.Metric != Requests {
 			charges = append(charges, c)
 		}
 	}
 	return charges
 }
 
-// looking is the same without taking anything: only what the headers describe.
-func (r Request) looking(now time.Time) []Charge {
-	r.Cost = Cost{}
-	charges := r.charges(now)
-	kept := charges[:0]
-	for _, c := range charges {
-		if c.Limit.shown() {
-			c.Cost = 0
-			kept = append(kept, c)
-		}
+// price works out what the request costs by the charge's metric.
+func (c *Charge) price(r Request) {
+	c.Declared = r.Cost.of(c.Limit.Metric)
+	c.Cost = min(c.Declared+r.Estimate.of(c.Limit.Metric), max(c.Limit.Max, c.Declared))
+	switch {
+	case r.Credit:
+		c.Cost, c.Declared = -c.Declared, 0
+	case c.Limit.Max == 0 && r.Cost.Requests > 0:
+		c.Cost = max(c.Cost, 1) // a limit of 0 refuses whatever the cost
 	}
-	return kept
 }
 
 // overridden returns the limits with those overrides applied that have not

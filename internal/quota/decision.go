@@ -21,9 +21,29 @@ type Decision struct {
 	RefusedBy   Limit
 	RefusedUsed int64
 
+	// TooLarge: what the request declares, Declared, is more than the whole of
+	// RefusedBy, so it can never pass.
+	TooLarge bool
+	Declared int64
+
 	Now   time.Time     // the clock that counted
 	Reset time.Time     // end of the minute; refused: when the request can pass
 	Wait  time.Duration // refused: from Now to Reset
+
+	Reserved bool   // whether the charges wait for a Settlement
+	Secret   string // that it must show
+
+	charges []Charge
+	used    []int64
+}
+
+// Limits yields each limit that applies to the request and what is used of it.
+func (d Decision) Limits(yield func(l Limit, used int64) bool) {
+	for i, c := range d.charges {
+		if !yield(c.Limit, d.used[i]) {
+			return
+		}
+	}
 }
 
 // Unlimited reports whether no limit on requests per minute applies.
@@ -32,7 +52,9 @@ func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
 // decide turns the counters of the charges into a decision. taken.Used has one
 // number for each charge.
 func decide(charges []Charge, taken Taken) Decision {
-	d := Decision{Admitted: taken.Admitted, Now: taken.Now, Remaining: -1}
+	d := Decision{
+		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, charges: charges, used: taken.Used,
+	}
 	for i, c := range charges {
 		used := taken.Used[i]
 		if c.Limit.shown() {

@@ -3,14 +3,33 @@ package quota
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
-// Counts keeps counters. Implementations live in package store.
+// Counts keeps counters and reservations. Implementations live in package store.
 type Counts interface {
-	// Take charges all of an account's charges in one atomic step, or none of
-	// them if one does not fit (see Charge.Exceeds).
-	Take(ctx context.Context, account string, charges []Charge) (Taken, error)
+	// Take takes all charges of an order in one atomic step, or none of them if
+	// one does not fit (see Charge.Exceeds). An order that repeats an admitted one
+	// within RepeatWindow gets the answer of the first and takes nothing.
+	Take(ctx context.Context, o Order) (Taken, error)
+	// Settle corrects what one order took to what was really used, at most once.
+	// It may be repeated when its outcome is unknown.
+	Settle(ctx context.Context, s Settlement) (Outcome, error)
+}
+
+// RepeatWindow is how long an admitted order's answer is kept for repeats.
+const RepeatWindow = 10 * time.Second
+
+// An Order asks a Counts for charges.
+type Order struct {
+	Account string
+	Charges []Charge
+	// Request identifies the order within the account: letters, digits, - and _.
+	// Empty: nothing is kept, for repeats or for a settlement.
+	Request string
+	Secret  string        // what a Settlement must show; of the same letters
+	Keep    time.Duration // how long a Settlement may take
 }
 
 // Taken is what a Counts did.
@@ -18,6 +37,7 @@ type Taken struct {
 	Now      time.Time // the one clock by which the windows were computed
 	Admitted bool      // whether the charges were taken
 	Used     []int64   // of each charge's counter, after what was taken
+	Secret   string    // the order's, or that of the one it repeats; empty: nothing is kept
 }
 
 // A Limiter decides requests by charging their limits.
@@ -31,18 +51,60 @@ func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts} }
 // Decide charges the request and says whether it may pass. now only serves to
 // end overrides; the windows go by the clock of the counts.
 func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decision, error) {
-	return l.take(ctx, r.Account, r.charges(now))
-}
-
-// Look returns what Decide would show in the headers and takes nothing.
-func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision, error) {
-	return l.take(ctx, r.Account, r.looking(now))
-}
-
-func (l *Limiter) take(ctx context.Context, account string, charges []Charge) (Decision, error) {
-	taken, err := l.counts.Take(ctx, account, charges)
-	if err != nil {
-		return Decision{}, fmt.Errorf("charge %s: %w", account, err)
+	charges := r.charges(now)
+	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
+		return l.tooLarge(ctx, r, now, charges[i])
 	}
-	return decide(charges, taken), nil
+	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret}
+	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
+		o.Keep = r.Keep
+	}
+	d, err := l.take(ctx, o, charges)
+	d.Reserved = o.Keep > 0 && d.Secret != ""
+	return d, err
+}
+
+// tooLarge refuses a request that does not fit into the whole of a limit, with
+// the counters as they are.
+func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Charge) (Decision, error) {
+	r.Cost, r.Estimate = Cost{}, Cost{}
+	d, err := l.Look(ctx, r, now)
+	if err != nil {
+		return Decision{}, err
+	}
+	d.Admitted, d.TooLarge, d.RefusedBy, d.Declared = false, true, c.Limit, c.Declared
+	return d, nil
+}
+
+// Look says what Decide would and takes nothing.
+func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision, error) {
+	asked := r.charges(now)
+	looking := slices.Clone(asked)
+	for i := range looking {
+		looking[i].Cost = 0
+	}
+	return l.take(ctx, Order{Account: r.Account, Charges: looking}, asked)
+}
+
+// take places an order and decides by it whether the charges asked for fit.
+func (l *Limiter) take(ctx context.Context, o Order, asked []Charge) (Decision, error) {
+	taken, err := l.counts.Take(ctx, o)
+	if err != nil {
+		return Decision{}, fmt.Errorf("charge %s: %w", o.Account, err)
+	}
+	for i, c := range o.Charges {
+		if c.Cost == 0 && asked[i].Exceeds(taken.Used[i]) {
+			taken.Admitted = false
+		}
+	}
+	return decide(asked, taken), nil
+}
+
+// Settle corrects the charges of a request that has been answered.
+func (l *Limiter) Settle(ctx context.Context, s Settlement) (Outcome, error) {
+	outcome, err := l.counts.Settle(ctx, s)
+	if err != nil {
+		return 0, fmt.Errorf("settle a reservation of %s: %w", s.Account, err)
+	}
+	return outcome, nil
 }

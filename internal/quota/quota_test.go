@@ -276,23 +276,6 @@ func TestCountByKeyAndResource(t *testing.T) {
 	}
 }
 
-// TestLook takes nothing and shows what a decision would.
-func TestLook(t *testing.T) {
-	t.Parallel()
-	now := moment("2026-03-01T12:34:56Z")
-	plan := NewPlan(Tier{Limits: limits()}, ByKey, nil)
-	request := Request{Tier: plan, Resource: DefaultResource, Priority: Low, Cost: Cost{Requests: 1}}
-	for _, c := range request.looking(now) {
-		if c.Cost != 0 {
-			t.Errorf("a look takes %d of %s", c.Cost, c.Counter)
-		}
-	}
-	d := decided(request.looking(now), now, map[string]int64{"requests/minute": 12})
-	if d.Used != 12 || d.Remaining != 0 || d.Shown.Max != 10 {
-		t.Errorf("%+v", d)
-	}
-}
-
 func TestCostsAreBounded(t *testing.T) {
 	t.Parallel()
 	for have, want := range map[int64]int64{-5: 0, 0: 0, 7: 7, MaxCost: MaxCost, MaxCost + 1: MaxCost, NoMax: MaxCost} {

@@ -67,13 +67,27 @@ func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 	})
 }
 
-func take(t *testing.T, counts quota.Counts, account string, charges ...quota.Charge) quota.Taken {
+func take(t *testing.T, counts quota.Counts, o quota.Order) quota.Taken {
 	t.Helper()
-	taken, err := counts.Take(t.Context(), account, charges)
+	taken, err := counts.Take(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return taken
+}
+
+func settle(t *testing.T, counts quota.Counts, s quota.Settlement) quota.Outcome {
+	t.Helper()
+	outcome, err := counts.Settle(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outcome
+}
+
+// of is an order without an identity.
+func of(account string, charges ...quota.Charge) quota.Order {
+	return quota.Order{Account: account, Charges: charges}
 }
 
 func charge(window quota.Window, limit, cost int64) quota.Charge {
@@ -94,52 +108,52 @@ func TestAdmitsUpToTheMaximum(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
 		c := charge(quota.Month, 3, 1)
 		for i := range int64(3) {
-			wantTaken(t, take(t, counts, "a", c), true, i+1)
+			wantTaken(t, take(t, counts, of("a", c)), true, i+1)
 		}
 		for range 3 {
-			wantTaken(t, take(t, counts, "a", c), false, 3)
+			wantTaken(t, take(t, counts, of("a", c)), false, 3)
 		}
-		wantTaken(t, take(t, counts, "b", c), true, 1)
+		wantTaken(t, take(t, counts, of("b", c)), true, 1)
 		c.Cost = 2
-		wantTaken(t, take(t, counts, "b", c), true, 3)
+		wantTaken(t, take(t, counts, of("b", c)), true, 3)
 	})
 }
 
 func TestAllOrNone(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
 		large, small := charge(quota.Week, 10, 1), charge(quota.Month, 1, 1)
-		wantTaken(t, take(t, counts, "a", large, small), true, 1, 1)
-		wantTaken(t, take(t, counts, "a", large, small), false, 1, 1)
-		wantTaken(t, take(t, counts, "a", small, large), false, 1, 1)
-		wantTaken(t, take(t, counts, "a", large), true, 2)
+		wantTaken(t, take(t, counts, of("a", large, small)), true, 1, 1)
+		wantTaken(t, take(t, counts, of("a", large, small)), false, 1, 1)
+		wantTaken(t, take(t, counts, of("a", small, large)), false, 1, 1)
+		wantTaken(t, take(t, counts, of("a", large)), true, 2)
 	})
 }
 
 func TestChangedMaximumKeepsCounts(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 10, 5)), true, 5)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 3, 1)), false, 5)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 6, 1)), true, 6)
-		wantTaken(t, take(t, counts, "a", charge(quota.Week, 6, 1), charge(quota.Month, 7, 1)), true, 1, 7)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, quota.NoMax, 1)), true, 8)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, 5))), true, 5)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 3, 1))), false, 5)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 6, 1))), true, 6)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Week, 6, 1), charge(quota.Month, 7, 1))), true, 1, 7)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, quota.NoMax, 1))), true, 8)
 	})
 }
 
 func TestCostZeroLooks(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0)), true, 0)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 5, 5)), true, 5)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0)), true, 5)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, 1, 0), charge(quota.Week, 9, 1)), true, 5, 1)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 1, 0))), true, 0)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 5, 5))), true, 5)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 1, 0))), true, 5)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 1, 0), charge(quota.Week, 9, 1))), true, 5, 1)
 	})
 }
 
 func TestCountsSaturate(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
 		c := charge(quota.Month, quota.NoMax, maxUsed-1)
-		wantTaken(t, take(t, counts, "a", c), true, maxUsed-1)
-		wantTaken(t, take(t, counts, "a", c), true, maxUsed)
-		wantTaken(t, take(t, counts, "a", charge(quota.Month, quota.MaxMax, 1)), false, maxUsed)
+		wantTaken(t, take(t, counts, of("a", c)), true, maxUsed-1)
+		wantTaken(t, take(t, counts, of("a", c)), true, maxUsed)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, quota.MaxMax, 1))), false, maxUsed)
 	})
 }
 
@@ -151,7 +165,7 @@ func TestNeverMoreUnderConcurrency(t *testing.T) {
 		for range 64 {
 			group.Go(func() {
 				for range 50 {
-					taken, err := counts.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 1000, 1), charge(quota.Week, 2000, 1)})
+					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 1000, 1), charge(quota.Week, 2000, 1)}})
 					if err != nil {
 						t.Error(err)
 						return
@@ -166,7 +180,7 @@ func TestNeverMoreUnderConcurrency(t *testing.T) {
 		if n := admitted.Load(); n != 1000 {
 			t.Errorf("admitted %d of 1000", n)
 		}
-		wantTaken(t, take(t, counts, "a", charge(quota.Week, 2000, 0)), true, 1000)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Week, 2000, 0))), true, 1000)
 	})
 }
 
@@ -183,7 +197,7 @@ func TestWindowEdges(t *testing.T) {
 		for range 16 {
 			group.Go(func() {
 				for time.Now().Before(end) {
-					taken, err := counts.Take(t.Context(), "a", []quota.Charge{charge(window, most, 1)})
+					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(window, most, 1)}})
 					if err != nil {
 						t.Error(err)
 						return
@@ -212,32 +226,36 @@ func TestWindowEdges(t *testing.T) {
 // otherwise the real thing.
 type scriptedRedis struct {
 	client *redis.Client
-	script *redis.Script
+	take   *redis.Script
+	settle *redis.Script
 	now    time.Time
 }
 
 func newScriptedRedis(t *testing.T, s *devstack.Stack) *scriptedRedis {
 	t.Helper()
-	source := strings.Replace(takeSource, "redis.call('TIME')", "{table.remove(ARGV), '0'}", 1)
-	source = strings.Replace(source, "time[1] * 1000", "tonumber(time[1])", 1)
-	if source == takeSource {
-		t.Fatal("take.lua does not ask for the time where this test expects it")
+	common := strings.Replace(commonSource, "redis.call('TIME')", "{table.remove(ARGV), '0'}", 1)
+	common = strings.Replace(common, "time[1] * 1000", "tonumber(time[1])", 1)
+	if strings.Count(common, "table.remove(ARGV)") != 1 || strings.Count(common, "tonumber(time[1])") != 1 {
+		t.Fatal("common.lua does not ask for the time where this test expects it")
 	}
 	client := redis.NewClient(&redis.Options{Addr: s.Options.RedisAddress})
 	t.Cleanup(func() { client.Close() })
-	return &scriptedRedis{client: client, script: redis.NewScript(source)}
+	return &scriptedRedis{client: client, take: redis.NewScript(common + takeSource), settle: redis.NewScript(common + settleSource)}
 }
 
-func (r *scriptedRedis) Take(ctx context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
-	var args []any
-	for _, c := range charges {
-		args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max, c.Cost)
-	}
-	reply, err := r.script.Run(ctx, r.client, []string{account}, append(args, r.now.UnixMilli())...).Int64Slice()
+func (r *scriptedRedis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
+	keys, args := takeArguments("scripted", o)
+	reply, err := r.take.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...).Slice()
 	if err != nil {
 		return quota.Taken{}, err
 	}
-	return quota.Taken{Now: time.UnixMilli(reply[0]).UTC(), Admitted: reply[1] == 1, Used: reply[2:]}, nil
+	return taken(reply, len(o.Charges))
+}
+
+func (r *scriptedRedis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
+	keys, args := settleArguments("scripted", s)
+	n, err := r.settle.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...).Int()
+	return quota.Outcome(n), err
 }
 
 // TestStoresAgree makes the same random calls to both stores: first by Redis'
@@ -282,31 +300,71 @@ func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
-	windows := []quota.Window{quota.Second, 2 * quota.Second, 90 * quota.Second, quota.Minute, quota.Day, quota.Week, quota.Month}
+	var orders []quota.Order
 	for i := range calls {
 		if before != nil {
 			before(random)
 		}
-		account := "account" + strconv.Itoa(random.IntN(3))
-		var charges []quota.Charge
-		for _, k := range random.Perm(len(windows))[:1+random.IntN(4)] {
-			charges = append(charges, charge(windows[k], random.Int64N(12), random.Int64N(4)))
-		}
-		one, err := first.Take(t.Context(), account, charges)
-		if err != nil {
-			t.Fatal(err)
-		}
+		o := randomOrder(random, i, orders)
+		one, two := take(t, first, o), quota.Taken{}
 		if after != nil {
 			after(one)
 		}
-		two, err := memory.Take(t.Context(), account, charges)
-		if err != nil {
-			t.Fatal(err)
+		two = take(t, memory, o)
+		if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() || one.Secret != two.Secret {
+			t.Fatalf("seed %d, call %d at %s: %+v: Redis %+v, memory %+v", seed, i, one.Now, o, one, two)
 		}
-		if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() {
-			t.Fatalf("seed %d, call %d at %s: %s %+v: Redis %+v, memory %+v", seed, i, one.Now, account, charges, one, two)
+		if one.Secret == o.Secret { // else it repeats another
+			checkInvariants(t, o.Charges, one)
 		}
-		checkInvariants(t, charges, one)
+		orders = append(orders, o)
+		if before != nil && random.IntN(2) == 0 {
+			agreeOnSettling(t, first, memory, randomSettlement(random, orders))
+		}
+	}
+}
+
+// randomOrder is a new request, one without an identity, or a repeat.
+func randomOrder(random *rand.Rand, i int, before []quota.Order) quota.Order {
+	if len(before) > 0 && random.IntN(8) == 0 {
+		return before[len(before)-1-random.IntN(min(len(before), 5))]
+	}
+	windows := []quota.Window{quota.Second, 2 * quota.Second, 90 * quota.Second, quota.Minute, quota.Day, quota.Week, quota.Month}
+	o := quota.Order{Account: "account" + strconv.Itoa(random.IntN(3)), Keep: 10_000 * time.Hour}
+	for _, k := range random.Perm(len(windows))[:1+random.IntN(4)] {
+		c := charge(windows[k], random.Int64N(12), random.Int64N(4)-random.Int64N(2)*random.Int64N(2))
+		c.Limit.Metric = quota.Metrics()[random.IntN(4)]
+		c.Counter = c.Limit.Metric.String() + "/" + windows[k].String()
+		o.Charges = append(o.Charges, c)
+	}
+	if random.IntN(3) > 0 {
+		o.Request, o.Secret = "r"+strconv.Itoa(i), "s"+strconv.Itoa(i)
+	}
+	return o
+}
+
+func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement {
+	o := orders[len(orders)-1-random.IntN(min(len(orders), 20))]
+	used := func() int64 { return random.Int64N(12) - 1 }
+	s := quota.Settlement{
+		Account: o.Account, Request: o.Request, Secret: o.Secret, OnlyRaise: random.IntN(3) == 0,
+		Used: quota.Cost{Requests: 1, Tokens: used(), InputTokens: used(), OutputTokens: used()},
+	}
+	switch random.IntN(8) {
+	case 0:
+		s.Secret += "x"
+	case 1:
+		s.RefundShare, s.OnlyRaise = random.Int64N(1001), false
+	}
+	return s
+}
+
+func agreeOnSettling(t *testing.T, first, memory quota.Counts, s quota.Settlement) {
+	t.Helper()
+	one, two := settle(t, first, s), settle(t, memory, s)
+	// Memory forgets what is settled by the test's time, Redis by its own.
+	if one != two && (one != quota.Duplicate || two != quota.NotFound) {
+		t.Fatalf("settling %+v: Redis %s, memory %s", s, one, two)
 	}
 }
 
@@ -317,6 +375,9 @@ func checkInvariants(t *testing.T, charges []quota.Charge, taken quota.Taken) {
 	for i, c := range charges {
 		if taken.Admitted && c.Cost > 0 && taken.Used[i] > c.Limit.Max {
 			t.Errorf("%s: admitted to %d of %d", c.Counter, taken.Used[i], c.Limit.Max)
+		}
+		if taken.Used[i] < 0 {
+			t.Errorf("%s: %d used", c.Counter, taken.Used[i])
 		}
 		if !taken.Admitted && c.Exceeds(taken.Used[i]) {
 			refusing++
@@ -333,11 +394,11 @@ func TestEveryRedisKeyHasATTL(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
 	r := redisStore(t, server)
-	taken := take(t, r, "a", charge(quota.Month, 10, 1), charge(quota.Minute, 10, 1))
+	taken := take(t, r, of("a", charge(quota.Month, 10, 1), charge(quota.Minute, 10, 1)))
 	_, end := quota.Month.Bounds(taken.Now)
-	take(t, r, "a", charge(quota.Minute, 10, 1))
-	take(t, r, "b", charge(quota.Second, 10, 1))
-	take(t, r, "c", charge(quota.Second, 10, 0))
+	take(t, r, of("a", charge(quota.Minute, 10, 1)))
+	take(t, r, of("b", charge(quota.Second, 10, 1)))
+	take(t, r, of("c", charge(quota.Second, 10, 0)))
 	keys, err := r.client.Keys(t.Context(), "*").Result()
 	if err != nil {
 		t.Fatal(err)
@@ -359,12 +420,12 @@ func TestEveryRedisKeyHasATTL(t *testing.T) {
 func TestOneCommandPerRequest(t *testing.T) {
 	t.Parallel()
 	r := redisStore(t, redisServer(t))
-	take(t, r, "a", charge(quota.Month, 1000, 1))
+	take(t, r, of("a", charge(quota.Month, 1000, 1)))
 	if err := r.client.ConfigResetStat(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
 	for range 20 {
-		take(t, r, "a", charge(quota.Month, 1000, 1), charge(quota.Week, 1000, 1), charge(quota.Minute, 1000, 1))
+		take(t, r, of("a", charge(quota.Month, 1000, 1), charge(quota.Week, 1000, 1), charge(quota.Minute, 1000, 1)))
 	}
 	calls := commandCalls(t, r)
 	if calls["evalsha"] != 20 || calls["eval"] != 0 || calls["script"] != 0 {
@@ -373,7 +434,7 @@ func TestOneCommandPerRequest(t *testing.T) {
 	if err := r.client.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	wantTaken(t, take(t, r, "a", charge(quota.Month, 1000, 1)), true, 22)
+	wantTaken(t, take(t, r, of("a", charge(quota.Month, 1000, 1))), true, 22)
 	if calls := commandCalls(t, r); calls["eval"] != 1 {
 		t.Errorf("after SCRIPT FLUSH: %v: want one EVAL", calls)
 	}
@@ -405,7 +466,7 @@ func TestStoppedRedis(t *testing.T) {
 	r := NewRedis(RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 100 * time.Millisecond, PoolSize: 4})
 	defer r.Close()
 	slow := redisStore(t, server)
-	take(t, slow, "a", charge(quota.Month, 1000, 1))
+	take(t, slow, of("a", charge(quota.Month, 1000, 1)))
 	if err := r.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +476,7 @@ func TestStoppedRedis(t *testing.T) {
 	const calls = 5
 	for range calls {
 		began := time.Now()
-		if _, err := r.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 1000, 1)}); err == nil {
+		if _, err := r.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 1000, 1)}}); err == nil {
 			t.Error("a stopped Redis answered")
 		}
 		if took := time.Since(began); took > time.Second {
@@ -426,7 +487,7 @@ func TestStoppedRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Redis may still run what had arrived, each at most once.
-	if used := take(t, slow, "a", charge(quota.Month, 1000, 1)).Used[0]; used > calls+2 {
+	if used := take(t, slow, of("a", charge(quota.Month, 1000, 1))).Used[0]; used > calls+2 {
 		t.Errorf("%d used after %d calls", used, calls+2)
 	}
 }
@@ -443,11 +504,11 @@ func TestRedisPassword(t *testing.T) {
 	options := RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 10 * time.Second, PoolSize: 4, Password: "open-sesame"}
 	good := NewRedis(options)
 	defer good.Close()
-	wantTaken(t, take(t, good, "a", charge(quota.Month, 10, 1)), true, 1)
+	wantTaken(t, take(t, good, of("a", charge(quota.Month, 10, 1))), true, 1)
 	options.Password = "guess-42"
 	bad := NewRedis(options)
 	defer bad.Close()
-	_, err := bad.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 10, 1)})
+	_, err := bad.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 10, 1)}})
 	if err == nil || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "guess-42") {
 		t.Errorf("error %v: want WRONGPASS and not the password", err)
 	}
@@ -468,7 +529,7 @@ func TestUnreachableRedis(t *testing.T) {
 	if err := r.Ping(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "ping Redis: ") {
 		t.Errorf("ping: %v", err)
 	}
-	if _, err := r.Take(t.Context(), "a", []quota.Charge{charge(quota.Day, 1, 1)}); err == nil || !strings.HasPrefix(err.Error(), "count in Redis: ") {
+	if _, err := r.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Day, 1, 1)}}); err == nil || !strings.HasPrefix(err.Error(), "count in Redis: ") {
 		t.Errorf("take: %v", err)
 	}
 }

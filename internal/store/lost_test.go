@@ -63,14 +63,14 @@ func TestNoSecondCharge(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
 	direct := redisStore(t, server)
-	take(t, direct, "a", charge(quota.Month, 1000, 1))
+	take(t, direct, of("a", charge(quota.Month, 1000, 1)))
 	proxy := newLossyProxy(t, server.Options.RedisAddress)
 	lossy := NewRedis(RedisOptions{Address: proxy.address, KeyPrefix: "test", Timeout: 5 * time.Second, PoolSize: 1})
 	defer lossy.Close()
-	wantTaken(t, take(t, lossy, "a", charge(quota.Month, 1000, 1)), true, 2)
+	wantTaken(t, take(t, lossy, of("a", charge(quota.Month, 1000, 1))), true, 2)
 	proxy.losing.Store(true)
-	if _, err := lossy.Take(t.Context(), "a", []quota.Charge{charge(quota.Month, 1000, 1)}); err == nil {
+	if _, err := lossy.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 1000, 1)}}); err == nil {
 		t.Error("the lost answer arrived")
 	}
-	wantTaken(t, take(t, direct, "a", charge(quota.Month, 1000, 1)), true, 4)
+	wantTaken(t, take(t, direct, of("a", charge(quota.Month, 1000, 1))), true, 4)
 }

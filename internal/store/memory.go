@@ -17,12 +17,17 @@ var ErrFull = errors.New("the memory store is full: raise store.memory.max_keys"
 // shardCount spreads accounts so that concurrent requests seldom share a lock.
 const shardCount = 64
 
-// sweepInterval is how often ended windows are removed. It bounds memory only:
-// a count is void from the moment its window ends.
-const sweepInterval = time.Minute
+// sweepInterval is how often ended windows and reservations are removed. It
+// bounds memory only: a count is void from the moment its window ends.
+const sweepInterval = 5 * time.Second
+
+// minReservations is how many reservations a shard may hold at the least; else
+// as many as accounts.
+const minReservations = 4096
 
 // Memory counts in the process. It is the plain statement of what a store
-// does: take.lua says the same for Redis. It is safe for concurrent use.
+// does: take.lua and settle.lua say the same for Redis. It is safe for concurrent
+// use.
 type Memory struct {
 	now    func() time.Time
 	seed   maphash.Seed
@@ -30,9 +35,11 @@ type Memory struct {
 }
 
 type shard struct {
-	mu       sync.Mutex
-	accounts map[string][]counter
-	max      int
+	mu           sync.Mutex
+	accounts     map[string][]counter
+	max          int
+	reservations map[reservationID]*reservation
+	swept        int64 // Unix ms of the last sweep for room
 }
 
 // A counter is one counted window of an account.
@@ -49,45 +56,56 @@ func NewMemory(now func() time.Time, maxAccounts int) *Memory {
 	m := &Memory{now: now, seed: maphash.MakeSeed()}
 	for i := range m.shards {
 		m.shards[i].accounts = map[string][]counter{}
+		m.shards[i].reservations = map[reservationID]*reservation{}
 		m.shards[i].max = max(1, (maxAccounts+shardCount-1)/shardCount)
 	}
 	return m
 }
 
+func (m *Memory) shard(account string) *shard {
+	return &m.shards[maphash.String(m.seed, account)%shardCount]
+}
+
 // Take implements quota.Counts. It fails with ErrFull when an account that is
 // not counted yet finds no room.
-func (m *Memory) Take(_ context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
-	s := &m.shards[maphash.String(m.seed, account)%shardCount]
+func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
+	s := m.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := m.now() // under the lock, so that one account's requests see one order of time
-	counters := s.accounts[account]
-	taken := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(charges))}
-	for i, c := range charges {
-		if k := find(counters, c.Counter); k >= 0 && counters[k].start == windowStart(c.Limit.Window, now) {
-			taken.Used[i] = counters[k].used
-		}
+	counters := s.accounts[o.Account]
+	taken := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges))}
+	for i, c := range o.Charges {
+		taken.Used[i] = usedIn(counters, c.Counter, windowStart(c.Limit.Window, now))
 		if c.Exceeds(taken.Used[i]) {
 			taken.Admitted = false
 		}
 	}
+	if first := s.repeated(o, now); first != nil {
+		return first.answer(o, taken), nil
+	}
 	if !taken.Admitted {
 		return taken, nil
 	}
-	for i, c := range charges {
-		if c.Cost > 0 {
+	for i, c := range o.Charges {
+		if c.Cost != 0 {
 			if counters == nil && !s.roomForOne(now) {
 				return quota.Taken{}, ErrFull
 			}
-			taken.Used[i] = min(taken.Used[i]+c.Cost, maxUsed)
-			counters = set(counters, c, now, taken.Used[i])
+			taken.Used[i] = clamp(taken.Used[i] + c.Cost)
+			counters = set(counters, c.Counter, c.Limit.Window, now, taken.Used[i])
 		}
 	}
 	if counters != nil {
-		s.accounts[account] = counters
+		s.accounts[o.Account] = counters
+	}
+	if s.keep(o, taken) {
+		taken.Secret = o.Secret
 	}
 	return taken, nil
 }
+
+func clamp(used int64) int64 { return min(max(used, 0), maxUsed) }
 
 func find(counters []counter, name string) int {
 	for i := range counters {
@@ -98,11 +116,19 @@ func find(counters []counter, name string) int {
 	return -1
 }
 
-func set(counters []counter, c quota.Charge, now time.Time, used int64) []counter {
-	start, end := c.Limit.Window.Bounds(now)
-	i := find(counters, c.Counter)
+// usedIn returns what is used of a counter in the window that began at start.
+func usedIn(counters []counter, name string, start int64) int64 {
+	if k := find(counters, name); k >= 0 && counters[k].start == start {
+		return counters[k].used
+	}
+	return 0
+}
+
+func set(counters []counter, name string, w quota.Window, now time.Time, used int64) []counter {
+	start, end := w.Bounds(now)
+	i := find(counters, name)
 	if i < 0 {
-		counters = append(counters, counter{name: c.Counter})
+		counters = append(counters, counter{name: name})
 		i = len(counters) - 1
 	}
 	counters[i].start, counters[i].end, counters[i].used = start.UnixMilli(), end.UnixMilli(), used
@@ -132,7 +158,8 @@ func (m *Memory) Run(ctx context.Context) error {
 	}
 }
 
-// Sweep removes the counters whose windows have ended.
+// Sweep removes the counters whose windows have ended and the reservations that
+// have expired.
 func (m *Memory) Sweep() {
 	now := m.now().UnixMilli()
 	for i := range m.shards {
@@ -155,6 +182,11 @@ func (s *shard) sweep(now int64) {
 			delete(s.accounts, account)
 		} else {
 			s.accounts[account] = open
+		}
+	}
+	for id, r := range s.reservations {
+		if r.expires <= now {
+			delete(s.reservations, id)
 		}
 	}
 }

@@ -14,8 +14,14 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
+//go:embed common.lua
+var commonSource string
+
 //go:embed take.lua
 var takeSource string
+
+//go:embed settle.lua
+var settleSource string
 
 // RedisOptions say how to reach Redis.
 type RedisOptions struct {
@@ -35,6 +41,7 @@ type RedisOptions struct {
 type Redis struct {
 	client  *redis.Client
 	take    *redis.Script
+	settle  *redis.Script
 	prefix  string
 	timeout time.Duration
 }
@@ -58,32 +65,97 @@ func NewRedis(o RedisOptions) *Redis {
 		MaxRetries:               -1,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
-	return &Redis{client: client, take: redis.NewScript(takeSource), prefix: o.KeyPrefix, timeout: o.Timeout}
+	return &Redis{
+		client: client, prefix: o.KeyPrefix, timeout: o.Timeout,
+		take: redis.NewScript(commonSource + takeSource), settle: redis.NewScript(commonSource + settleSource),
+	}
 }
 
 // Take implements quota.Counts with one script call: EVALSHA, and EVAL where
 // Redis does not know the script yet. After an error it is unknown whether the
 // charges were taken.
-func (r *Redis) Take(ctx context.Context, account string, charges []quota.Charge) (quota.Taken, error) {
+func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	args := make([]any, 0, 4*len(charges))
-	for _, c := range charges {
-		args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max, c.Cost)
-	}
-	reply, err := r.take.Run(ctx, r.client, []string{r.key(account)}, args...).Int64Slice()
+	keys, args := takeArguments(r.prefix, o)
+	reply, err := r.take.Run(ctx, r.client, keys, args...).Slice()
 	if err != nil {
 		return quota.Taken{}, fmt.Errorf("count in Redis: %w", err)
 	}
-	if len(reply) != 2+len(charges) {
-		return quota.Taken{}, fmt.Errorf("count in Redis: %d numbers in the answer, want %d", len(reply), 2+len(charges))
-	}
-	return quota.Taken{Now: time.UnixMilli(reply[0]).UTC(), Admitted: reply[1] == 1, Used: reply[2:]}, nil
+	return taken(reply, len(o.Charges))
 }
 
-// key names an account's hash. The braces make the account the part that a
-// Cluster chooses the slot by.
-func (r *Redis) key(account string) string { return r.prefix + ":{" + account + "}:counts" }
+// takeArguments are what take.lua is called with.
+func takeArguments(prefix string, o quota.Order) (keys []string, args []any) {
+	keys = []string{countsKey(prefix, o.Account)}
+	if o.Request != "" {
+		keys = append(keys, reservationKey(prefix, o.Account, o.Request))
+	}
+	args = make([]any, 0, 2+4*len(o.Charges))
+	args = append(args, o.Secret, o.Keep.Milliseconds())
+	for _, c := range o.Charges {
+		args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max, c.Cost)
+	}
+	return keys, args
+}
+
+// taken reads the answer of take.lua.
+func taken(reply []any, charges int) (quota.Taken, error) {
+	if len(reply) != 3+charges {
+		return quota.Taken{}, fmt.Errorf("count in Redis: %d values in the answer, want %d", len(reply), 3+charges)
+	}
+	t := quota.Taken{Used: make([]int64, charges)}
+	numbers := make([]int64, len(reply))
+	for i, v := range reply {
+		n, ok := v.(int64)
+		if !ok && i != 2 {
+			return quota.Taken{}, fmt.Errorf("count in Redis: value %d of the answer is no number", i)
+		}
+		numbers[i] = n
+	}
+	t.Now, t.Admitted = time.UnixMilli(numbers[0]).UTC(), numbers[1] == 1
+	t.Secret, _ = reply[2].(string)
+	copy(t.Used, numbers[3:])
+	return t, nil
+}
+
+// Settle implements quota.Counts with one script call.
+func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	keys, args := settleArguments(r.prefix, s)
+	n, err := r.settle.Run(ctx, r.client, keys, args...).Int()
+	if err != nil {
+		return 0, fmt.Errorf("settle in Redis: %w", err)
+	}
+	if n < 0 || n > int(quota.Duplicate) {
+		return 0, fmt.Errorf("settle in Redis: unknown answer %d", n)
+	}
+	return quota.Outcome(n), nil //nolint:gosec // one of three
+}
+
+// settleArguments are what settle.lua is called with.
+func settleArguments(prefix string, s quota.Settlement) (keys []string, args []any) {
+	keys = []string{countsKey(prefix, s.Account), reservationKey(prefix, s.Account, s.Request)}
+	onlyRaise := 0
+	if s.OnlyRaise {
+		onlyRaise = 1
+	}
+	args = []any{s.Secret, onlyRaise, s.RefundShare}
+	for _, m := range quota.Metrics() {
+		args = append(args, m.String(), usedOf(s.Used, m.String()))
+	}
+	return keys, args
+}
+
+// countsKey names an account's counters. The braces make the account the part
+// that a Cluster chooses the slot by.
+func countsKey(prefix, account string) string { return prefix + ":{" + account + "}:counts" }
+
+// reservationKey names what is kept of one request, in the same slot.
+func reservationKey(prefix, account, request string) string {
+	return prefix + ":{" + account + "}:request:" + request
+}
 
 // Ping reports whether Redis answers.
 func (r *Redis) Ping(ctx context.Context) error {

@@ -7,6 +7,7 @@
 package store
 
 import (
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -16,6 +17,33 @@ import (
 func windowStart(w quota.Window, now time.Time) int64 {
 	start, _ := w.Bounds(now)
 	return start.UnixMilli()
+}
+
+// settledKept is how long a settled reservation is remembered, to tell a duplicate
+// from one that never was.
+const settledKept = time.Minute
+
+// refundCounter names the counter of what refunds have given back to another.
+func refundCounter(counter string) string { return counter + "!refunded" }
+
+// metricOf returns the metric of a counter, by which its name begins.
+func metricOf(counter string) string {
+	metric, _, _ := strings.Cut(counter, "/")
+	return metric
+}
+
+// usedOf returns what a settlement says was used of a metric.
+func usedOf(used quota.Cost, metric string) int64 {
+	switch metric {
+	case quota.Tokens.String():
+		return used.Tokens
+	case quota.InputTokens.String():
+		return used.InputTokens
+	case quota.OutputTokens.String():
+		return used.OutputTokens
+	default:
+		return quota.Unknown // a request stays a request
+	}
 }
 
 // maxUsed is where counters stop growing: far above any maximum, and exact in

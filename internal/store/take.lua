@@ -1,83 +1,74 @@
--- Charges all limits of one account, or none of them. The same as Memory.Take.
+-- Takes all charges of one order, or none of them. The same as Memory.Take.
 --
--- KEYS[1]  the account's hash: field = counter, value = "<window start, ms> <used>"
--- ARGV     four for each charge: counter, window length in ms ("-1" = calendar
---          month), maximum, cost (0 looks and takes nothing)
--- returns  {now in ms, 1 = admitted or 0, used of the first charge, of the second, …}
---
--- The time is Redis' own, so that clock skew between instances changes nothing.
--- The TTL only frees memory: a count is void as soon as its window is not the
--- current one.
+-- KEYS[1]  the account's counters, a hash: field = counter, value = "<window start, ms> <used>"
+-- KEYS[2]  the order's reservation; left out where nothing is to be kept
+-- ARGV     the reservation's secret and how long to keep it in ms, then four for
+--          each charge: counter, window length in ms ("-1" = calendar month),
+--          maximum, cost (0 looks and takes nothing; negative gives back)
+-- returns  {now in ms, 1 = admitted or 0, secret of the reservation, used of the
+--          first charge, of the second, …}
 
-local MAX_USED = 4e15
-local DAY = 86400000
-local WEEK, MONDAY = 7 * DAY, 4 * DAY -- the epoch was a Thursday
-
--- Days from the Unix epoch to the first of a month (m may be 13), proleptic
--- Gregorian; years are counted from March so that leap days come last.
-local function days_to(y, m)
-  if m > 12 then y, m = y + 1, m - 12 end
-  if m <= 2 then y, m = y - 1, m + 12 end
-  return 365 * y + math.floor(y / 4) - math.floor(y / 100) + math.floor(y / 400)
-    + math.floor((153 * (m - 3) + 2) / 5) - 719468
-end
-
--- The month that holds a time: its start and end in ms.
-local function month_bounds(now)
-  local days = math.floor(now / DAY)
-  local y = 1970 + math.floor(days / 365.2425)
-  local m = 1
-  while days_to(y, 1) > days do y = y - 1 end
-  while days_to(y + 1, 1) <= days do y = y + 1 end
-  while days_to(y, m + 1) <= days do m = m + 1 end
-  return days_to(y, m) * DAY, days_to(y, m + 1) * DAY
-end
-
-local function bounds(length, now)
-  if length == -1 then return month_bounds(now) end
-  local offset = 0
-  if length == WEEK then offset = MONDAY end
-  local start = now - (now - offset) % length
-  return start, start + length
-end
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local n = #ARGV / 4
+local REPEAT = 10000 -- quota.RepeatWindow
+local HEAD, REPLY = 2, 3
+local n = (#ARGV - HEAD) / 4
+local function arg(i, k) return ARGV[HEAD + 4 * (i - 1) + k] end
 
 local names = {}
-for i = 1, n do names[i] = ARGV[4 * i - 3] end
+for i = 1, n do names[i] = arg(i, 1) end
 local values = redis.call('HMGET', KEYS[1], unpack(names))
 
-local reply = {now, 1}
-local starts, last = {}, 0
+local reply = {now, 1, ''}
+local starts, last, refused = {}, 0, false
 for i = 1, n do
-  local max, cost = tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i])
-  local start, stop = bounds(tonumber(ARGV[4 * i - 2]), now)
-  local used = 0
-  if values[i] then
-    local counted_from, count = string.match(values[i], '^(%d+) (%d+)$')
-    if tonumber(counted_from) == start then used = tonumber(count) end
-  end
-  if cost > 0 then
-    if used + cost > max then reply[2] = 0 end
-    if stop > last then last = stop end
-  end
-  starts[i], reply[2 + i] = start, used
+  local max, cost = tonumber(arg(i, 3)), tonumber(arg(i, 4))
+  local start, stop = bounds(tonumber(arg(i, 2)), now)
+  local used = used_in(values[i], start)
+  if cost > 0 and used + cost > max then refused = true end
+  if cost ~= 0 and stop > last then last = stop end
+  starts[i], reply[REPLY + i] = start, used
 end
-if reply[2] == 0 or last == 0 then return reply end
+
+-- A repeat gets the answer of the first, of another window though it be.
+local kept = KEYS[2] and redis.call('GET', KEYS[2])
+if kept then
+  local first = words(kept)
+  if now - tonumber(first[1]) < REPEAT then
+    reply[1], reply[3] = tonumber(first[1]), first[2]
+    for k = 4, #first, WORDS do
+      for i = 1, n do
+        if names[i] == first[k] then reply[REPLY + i] = tonumber(first[k + 5]) end
+      end
+    end
+    return reply
+  end
+end
+
+if refused then
+  reply[2] = 0
+  return reply
+end
 
 local writes = {}
 for i = 1, n do
-  local cost = tonumber(ARGV[4 * i])
-  if cost > 0 then
-    local used = math.min(reply[2 + i] + cost, MAX_USED)
-    reply[2 + i] = used
+  local cost = tonumber(arg(i, 4))
+  if cost ~= 0 then
+    local used = math.max(math.min(reply[REPLY + i] + cost, MAX_USED), 0)
+    reply[REPLY + i] = used
     writes[#writes + 1] = names[i]
-    writes[#writes + 1] = string.format('%.0f %.0f', starts[i], used)
+    writes[#writes + 1] = counted(starts[i], used)
   end
 end
-redis.call('HSET', KEYS[1], unpack(writes))
--- Only ever longer: another request may have counted a longer window.
-if redis.call('PTTL', KEYS[1]) < last - now then redis.call('PEXPIRE', KEYS[1], last - now) end
+if last > 0 then write(KEYS[1], writes, last) end
+
+if KEYS[2] then
+  local record = {string.format('%.0f', now), ARGV[1], '0'}
+  for i = 1, n do
+    record[#record + 1] = names[i]
+    record[#record + 1] = arg(i, 2)
+    record[#record + 1] = arg(i, 3)
+    record[#record + 1] = string.format('%.0f %s %.0f', starts[i], arg(i, 4), reply[REPLY + i])
+  end
+  redis.call('SET', KEYS[2], table.concat(record, ' '), 'PX', math.max(tonumber(ARGV[2]), REPEAT))
+  reply[3] = ARGV[1]
+end
 return reply

@@ -1,0 +1,105 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// maxModelWeight is the most that a token may count.
+const maxModelWeight = 1000.0
+
+// openAITokens are what requests to an API like OpenAI's are taken to use. Longer
+// prompts and answers than these are rare; a request that declares more reserves
+// what it declares.
+func openAITokens(resource string) quota.TokenRules {
+	switch resource {
+	case "images":
+		return quota.TokenRules{MaxInput: 10_000, Output: 1_500, MaxOutput: 8_000}
+	case "audio":
+		return quota.TokenRules{MaxInput: 10_000, Output: 1_000, MaxOutput: 4_000}
+	case "embeddings":
+		return quota.TokenRules{MaxInput: 300_000}
+	case "moderations":
+		return quota.TokenRules{MaxInput: 32_000}
+	case "files", "models":
+		return quota.TokenRules{}
+	default:
+		return quota.TokenRules{MaxInput: 128_000, Output: 1_000, MaxOutput: 16_000}
+	}
+}
+
+// tokens checks what is reserved and how it is settled.
+func (c *checker) tokens(f file, resources []quota.Resource) Tokens {
+	t := Tokens{
+		Rules: map[string]quota.TokenRules{quota.DefaultResource: openAITokens(quota.DefaultResource)}, Models: f.Tokens.Models,
+		CachedInput: c.share("tokens.cached_input", f.Tokens.CachedInput),
+		Keep:        c.duration("tokens.keep", f.Tokens.Keep, quota.RepeatWindow, 31*24*time.Hour),
+	}
+	for _, r := range resources {
+		t.Rules[r.Name] = openAITokens(r.Name)
+		if s := f.Resources[r.Name].Tokens; s != nil {
+			t.Rules[r.Name] = c.tokenRules("resources."+r.Name+".tokens", *s)
+		}
+	}
+	for i, by := range f.Tokens.SettleBy {
+		switch c.oneOf(fmt.Sprintf("tokens.settle_by[%d]", i), by, "access_log", "ratelimit") {
+		case "access_log":
+			t.SettleByAccessLog = true
+		case "ratelimit":
+			t.SettleByRateLimit = true
+		}
+	}
+	for _, model := range sortedKeys(f.Tokens.Models) {
+		weight := f.Tokens.Models[model]
+		if strings.Contains(strings.TrimSuffix(model, "*"), "*") || model == "" {
+			c.fault("tokens.models."+model, "%q: want a model's name, or the beginning of names followed by one *", model)
+		}
+		if !(weight > 0 && weight <= maxModelWeight) { //nolint:staticcheck // so that NaN is refused too
+			c.fault("tokens.models."+model, "weight %v is out of range: want more than 0, up to %v", weight, maxModelWeight)
+		}
+	}
+	t.refunds(c, f.Tokens.Refunds)
+	return t
+}
+
+func (t *Tokens) refunds(c *checker, s refundsSection) {
+	for i, status := range s.Statuses {
+		if status < 400 || status > 599 {
+			c.fault(fmt.Sprintf("tokens.refunds.statuses[%d]", i), "status %d is out of range: want 400 to 599", status)
+		}
+	}
+	t.RefundStatuses, t.RefundCached = s.Statuses, s.Cached
+	t.RefundShare = int64(math.Round(1000 * c.share("tokens.refunds.max_share", s.MaxShare)))
+}
+
+func (c *checker) share(path string, n float64) float64 {
+	if !(n >= 0 && n <= 1) { //nolint:staticcheck // so that NaN is refused too
+		c.fault(path, "%v is out of range: want 0 to 1", n)
+	}
+	return n
+}
+
+func (c *checker) tokenRules(at string, s tokenRulesSection) quota.TokenRules {
+	number := func(field string, n *int64) int64 {
+		if n == nil {
+			c.fault(at+"."+field, "missing: want a number of tokens")
+			return 0
+		}
+		if *n < 0 || *n > quota.MaxCost {
+			c.fault(at+"."+field, "%d is out of range: want 0 to %d", *n, quota.MaxCost)
+		}
+		return *n
+	}
+	r := quota.TokenRules{
+		MaxInput: number("max_input", s.MaxInput), Output: number("output", s.Output),
+		MaxOutput: number("max_output", s.MaxOutput), Cap: number("cap", &s.Cap),
+	}
+	if r.Output > r.MaxOutput {
+		c.fault(at+".output", "%d is more than max_output, %d: want at most that", r.Output, r.MaxOutput)
+	}
+	return r
+}

@@ -1,0 +1,139 @@
+package envoyapi
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// RequestNamespace is where Envoy's json_to_metadata filter puts what it read in a
+// request's body: read ("yes", or "no" where the body could not be read whole),
+// model, max_tokens, max_completion_tokens, max_output_tokens, n, best_of. Where
+// nothing is there, nobody reads bodies.
+const RequestNamespace = "tiergate.request"
+
+// facts look up by name what is known of a request's body; "" is not known.
+type facts func(name string) string
+
+// readBody puts the facts in order. contentLength and method are as the client
+// sent them.
+func readBody(method, contentLength string, f facts) (b quota.Body, model string) {
+	b = quota.Body{Bytes: length(method, contentLength), Read: f("read") != "no", Declared: quota.Unknown, Choices: 1}
+	for _, name := range []string{"max_tokens", "max_completion_tokens", "max_output_tokens"} {
+		b.Declared = max(b.Declared, tokens(f(name)))
+	}
+	for _, name := range []string{"n", "best_of"} {
+		b.Choices = max(b.Choices, tokens(f(name)))
+	}
+	return b, f("model")
+}
+
+// length returns the length of a body in bytes, or quota.Unknown. Without a
+// content-length there may be any, unless the method has no use for a body.
+func length(method, contentLength string) int64 {
+	if contentLength == "" {
+		switch method {
+		case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
+			return 0
+		}
+		return quota.Unknown
+	}
+	n, err := strconv.ParseInt(contentLength, 10, 64)
+	if err != nil || n < 0 {
+		return quota.Unknown
+	}
+	return n
+}
+
+// tokens reads a number of tokens; what is none is quota.Unknown. JSON knows only
+// one kind of number, so 2e4 and 20000.0 are fine; fractions are rounded up.
+func tokens(text string) int64 {
+	if text == "" {
+		return quota.Unknown
+	}
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return max(n, quota.Unknown)
+	}
+	x, err := strconv.ParseFloat(text, 64)
+	if err != nil || x < 0 || x != x {
+		return quota.Unknown
+	}
+	return upTo(x)
+}
+
+// upTo rounds up and cuts to quota.MaxCost, of which no more is ever charged.
+func upTo(x float64) int64 {
+	if x >= float64(quota.MaxCost) {
+		return quota.MaxCost
+	}
+	n := int64(x)
+	if float64(n) < x {
+		n++
+	}
+	return n
+}
+
+// checkFacts are those of an external authorization call.
+func checkFacts(attributes *authv3.AttributeContext) facts {
+	fields := attributes.GetMetadataContext().GetFilterMetadata()[RequestNamespace].GetFields()
+	return func(name string) string { return text(fields[name]) }
+}
+
+// text returns a metadata value as text; what is neither text nor number is "".
+func text(v *structpb.Value) string {
+	switch v := v.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		return v.StringValue
+	case *structpb.Value_NumberValue:
+		return strconv.FormatFloat(v.NumberValue, 'f', -1, 64)
+	default:
+		return ""
+	}
+}
+
+// MaxModelWeight is the most that a token can count.
+const MaxModelWeight = 1000.0
+
+// ModelWeights say what a token of a model counts: by the model's name, or by the
+// beginning of names where it ends in *. A model without a weight counts 1.
+type ModelWeights struct {
+	byName   map[string]float64
+	byPrefix map[string]float64
+}
+
+// NewModelWeights takes names in any case.
+func NewModelWeights(weights map[string]float64) ModelWeights {
+	w := ModelWeights{map[string]float64{}, map[string]float64{}}
+	for name, weight := range weights {
+		name = strings.ToLower(name)
+		if prefix, ok := strings.CutSuffix(name, "*"); ok {
+			w.byPrefix[prefix] = weight
+		} else {
+			w.byName[name] = weight
+		}
+	}
+	return w
+}
+
+// Of returns the weight of a model; the longest prefix that matches holds.
+func (w ModelWeights) Of(model string) float64 {
+	if len(w.byName)+len(w.byPrefix) == 0 || model == "" {
+		return 1
+	}
+	model = strings.ToLower(model)
+	if weight, ok := w.byName[model]; ok {
+		return weight
+	}
+	best, found := 1.0, -1
+	for prefix, weight := range w.byPrefix {
+		if strings.HasPrefix(model, prefix) && len(prefix) > found {
+			best, found = weight, len(prefix)
+		}
+	}
+	return best
+}

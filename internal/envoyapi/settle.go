@@ -1,0 +1,104 @@
+package envoyapi
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// An answered is what Envoy reports of a request whose answer has ended.
+type answered struct {
+	ticket  string
+	usage   quota.Usage
+	status  int    // sent to the client; 0: none
+	details string // Envoy's response code details
+	faulty  bool   // whether Envoy flagged the answer
+	cached  bool   // whether it came from Envoy's cache
+	by      string // how it was reported: access_log or ratelimit
+}
+
+// The ways in which settlements are reported, as metrics show them.
+const (
+	byAccessLog = "access_log"
+	byRateLimit = "ratelimit"
+)
+
+// viaUpstream are the details of an answer that the upstream gave and ended; see
+// Envoy's documentation of response code details.
+const viaUpstream = "via_upstream"
+
+// clean reports whether the answer ended as it should, so that its usage is all
+// there is. Where Envoy gives no details, it is not known to have.
+func (a *answered) clean() bool { return a.cached || (a.details == viaUpstream && !a.faulty) }
+
+// refundable reports whether the charge is to be given back: the operator lists
+// the status, and it was not the client that ended the answer.
+func (a *answered) refundable(t *TokenSettings) bool {
+	if a.cached {
+		return t.RefundCached
+	}
+	return slices.Contains(t.RefundStatuses, a.status) && a.details != "" && !strings.HasPrefix(a.details, "downstream")
+}
+
+// A SettlementReport tells an Observer of a settlement.
+type SettlementReport struct {
+	By       string // access_log or ratelimit
+	Result   string // that of a quota.Outcome; invalid: no ticket of ours; failed: see Err
+	Source   quota.Source
+	Resource string
+	Estimate int64 // tokens that were reserved
+	Used     int64 // tokens that were used; quota.Unknown: not reported, or maybe not all
+	Err      error
+}
+
+// settle settles one request. An error means that its outcome is unknown, and
+// that it may be tried again.
+func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
+	t, err := parseTicket(a.ticket)
+	if err != nil || !s.Resources.names[t.resource] {
+		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: err})
+		return nil // trying again will not mend it
+	}
+	settlement := quota.Settlement{
+		Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(),
+		Used: a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}),
+	}
+	if a.refundable(&s.Tokens) {
+		settlement.RefundShare = s.Tokens.RefundShare
+	}
+	report := SettlementReport{By: a.by, Source: t.source, Resource: t.resource, Estimate: t.estimate, Used: quota.Unknown}
+	outcome, err := g.limiter.Settle(ctx, settlement)
+	if err != nil {
+		report.Result, report.Err = "failed", err
+		g.observer.Settled(ctx, report)
+		return err
+	}
+	report.Result = outcome.String()
+	if a.clean() {
+		report.Used = settlement.Used.Tokens
+	}
+	g.observer.Settled(ctx, report)
+	if outcome == quota.Settled {
+		g.learn(s, t, a)
+	}
+	return nil
+}
+
+// learn remembers what an answer has used whose request declared nothing. One that
+// was cut short is taken for an ordinary one at least: else a client that always
+// hangs up early would make its reservations small.
+func (g *Gate) learn(s *Settings, t ticket, a *answered) {
+	if t.source != quota.ByHistory && t.source != quota.ByDefault {
+		return
+	}
+	used := a.usage.Cost(quota.Weights{Model: 1, CachedInput: 1}).OutputTokens
+	switch {
+	case !a.clean():
+		used = max(used, t.choices*s.Tokens.Rules[t.resource].Output)
+	case used == quota.Unknown:
+		return
+	}
+	g.history.Add(t.account, t.resource, used/t.choices)
+}

@@ -1,0 +1,98 @@
+package envoyapi
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A ticket is what Envoy gets for an admitted request and hands back when the
+// answer has ended: the reservation, and what is needed to price the answer. Its
+// secret has 130 random bits. It says nothing of the API key but the public ID.
+type ticket struct {
+	account, request, secret string
+	resource                 string
+	source                   quota.Source
+	choices                  int64
+	weight                   float64
+	estimate                 int64 // tokens that were reserved before they were cut to a limit
+}
+
+// ticketFields is how many parts a ticket's text has, the version before them.
+const ticketFields = 9
+
+// maxTicket is the longest text of a ticket, in bytes.
+const maxTicket = 512
+
+// String returns the ticket's text.
+func (t ticket) String() string {
+	return strings.Join([]string{
+		"1", t.account, t.request, t.secret, t.resource, string(t.source), strconv.FormatInt(t.choices, 10),
+		strconv.FormatFloat(t.weight, 'g', -1, 64), strconv.FormatInt(t.estimate, 10),
+	}, ":")
+}
+
+// errTicket does not repeat the text: it holds a secret.
+var errTicket = errors.New("the reservation is no ticket of TierGate")
+
+// parseTicket reads the text of a ticket. It refuses what could be no ticket, so
+// that nothing else becomes part of the names of Redis keys.
+func parseTicket(text string) (ticket, error) {
+	f := strings.Split(text, ":")
+	if len(text) > maxTicket || len(f) != ticketFields || f[0] != "1" {
+		return ticket{}, errTicket
+	}
+	t := ticket{account: f[1], request: f[2], secret: f[3], resource: f[4], source: quota.Source(f[5])}
+	var errs [3]error
+	t.choices, errs[0] = strconv.ParseInt(f[6], 10, 64)
+	t.weight, errs[1] = strconv.ParseFloat(f[7], 64)
+	t.estimate, errs[2] = strconv.ParseInt(f[8], 10, 64)
+	if err := errors.Join(errs[:]...); err != nil {
+		return ticket{}, fmt.Errorf("%w: %w", errTicket, err)
+	}
+	sane := apikey.ValidID(t.account) && plainID(t.request) && plainID(t.secret) &&
+		t.choices >= 1 && t.weight > 0 && t.weight <= MaxModelWeight && t.estimate >= 0
+	if !sane {
+		return ticket{}, errTicket
+	}
+	return t, nil
+}
+
+// maxPlainID is the longest ID that is taken as it is.
+const maxPlainID = 40
+
+// plainID reports whether a text can be taken as it is as the ID of a request.
+func plainID(s string) bool {
+	if s == "" || len(s) > maxPlainID {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// requestID returns what a request is called in the store: Envoy's ID, a digest
+// of it where it is no plain one, or a random one where there is none.
+func requestID(id string) string {
+	switch {
+	case id == "":
+		return rand.Text()
+	case plainID(id):
+		return id
+	default:
+		sum := sha256.Sum256([]byte(id))
+		return hex.EncodeToString(sum[:maxPlainID/2])
+	}
+}

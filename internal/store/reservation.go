@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"crypto/subtle"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A reservationID names what the memory store keeps of one request.
+type reservationID struct{ account, request string }
+
+// A reservation is what an order took, kept for its repeats and its settlement.
+type reservation struct {
+	at      time.Time
+	expires int64 // Unix ms
+	secret  string
+	settled bool
+	charges []reserved
+}
+
+// reserved is what one charge took.
+type reserved struct {
+	counter string
+	window  quota.Window
+	max     int64
+	start   int64 // Unix ms of the window that was charged
+	cost    int64
+	used    int64 // after that
+}
+
+// repeated returns the reservation of the order that this one repeats, or nil.
+func (s *shard) repeated(o quota.Order, now time.Time) *reservation {
+	if o.Request == "" {
+		return nil
+	}
+	r := s.reservations[reservationID{o.Account, o.Request}]
+	if r == nil || now.Sub(r.at) >= quota.RepeatWindow || now.UnixMilli() >= r.expires {
+		return nil
+	}
+	return r
+}
+
+// answer returns what the first order was told. Counters that it did not charge
+// are as they are now.
+func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
+	first := quota.Taken{Now: r.at, Admitted: true, Used: now.Used, Secret: r.secret}
+	for _, c := range r.charges {
+		for i := range o.Charges {
+			if o.Charges[i].Counter == c.counter {
+				first.Used[i] = c.used
+			}
+		}
+	}
+	return first
+}
+
+// keep keeps what an order took. Where there is no room, nothing is kept: the
+// charge stands as it is.
+func (s *shard) keep(o quota.Order, t quota.Taken) bool {
+	if o.Request == "" || !s.roomForReservation(t.Now.UnixMilli()) {
+		return false
+	}
+	r := &reservation{
+		at: t.Now, expires: t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli(), secret: o.Secret,
+		charges: make([]reserved, len(o.Charges)),
+	}
+	for i, c := range o.Charges {
+		r.charges[i] = reserved{c.Counter, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]}
+	}
+	s.reservations[reservationID{o.Account, o.Request}] = r
+	return true
+}
+
+// roomForReservation looks for expired reservations when there is no room, once
+// a second at the most.
+func (s *shard) roomForReservation(now int64) bool {
+	most := max(s.max, minReservations)
+	if len(s.reservations) >= most && now-s.swept >= time.Second.Milliseconds() {
+		s.swept = now
+		s.sweep(now)
+	}
+	return len(s.reservations) < most
+}
+
+// Settle implements quota.Counts.
+func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, error) {
+	s := m.shard(st.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := m.now()
+	r := s.reservations[reservationID{st.Account, st.Request}]
+	if r == nil || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(r.secret), []byte(st.Secret)) != 1 {
+		return quota.NotFound, nil
+	}
+	if r.settled {
+		return quota.Duplicate, nil
+	}
+	counters := s.accounts[st.Account]
+	for _, c := range r.charges {
+		counters = c.settle(counters, st, now)
+	}
+	if counters != nil {
+		s.accounts[st.Account] = counters
+	}
+	r.settled, r.expires = true, now.Add(settledKept).UnixMilli()
+	return quota.Settled, nil
+}
+
+// settle corrects one counter. In a window that has ended meanwhile there is
+// nothing to give back; what was used beyond the charge goes to the current one.
+func (c reserved) settle(counters []counter, st quota.Settlement, now time.Time) []counter {
+	start := windowStart(c.window, now)
+	actual := usedOf(st.Used, metricOf(c.counter))
+	if actual == quota.Unknown {
+		actual = c.cost
+	}
+	switch {
+	case st.RefundShare > 0:
+		refunds := refundCounter(c.counter)
+		refunded := usedIn(counters, refunds, start)
+		back := max(min(c.cost, share(c.max, st.RefundShare)-refunded), 0)
+		actual = c.cost - back
+		if back > 0 && start == c.start {
+			counters = set(counters, refunds, c.window, now, clamp(refunded+back))
+		}
+	case st.OnlyRaise:
+		actual = max(actual, c.cost)
+	}
+	change := actual - c.cost
+	if change > 0 || (change < 0 && start == c.start) {
+		counters = set(counters, c.counter, c.window, now, clamp(usedIn(counters, c.counter, start)+change))
+	}
+	return counters
+}
+
+// share returns so many thousandths of a maximum, rounded down, as a script
+// computes it.
+func share(most, thousandths int64) int64 {
+	if most == quota.NoMax {
+		return maxUsed
+	}
+	return most/1000*thousandths + most%1000*thousandths/1000
+}

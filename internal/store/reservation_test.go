@@ -1,0 +1,323 @@
+package store
+
+import (
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// eachTimedStore runs a test against every store, with a clock that the test sets.
+func eachTimedStore(t *testing.T, test func(t *testing.T, counts quota.Counts, now *time.Time)) {
+	t.Helper()
+	t.Parallel()
+	begin := time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC) // 10 s before the end of a minute
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
+		now := begin
+		test(t, NewMemory(func() time.Time { return now }, 1000), &now)
+	})
+	t.Run("redis", func(t *testing.T) {
+		t.Parallel()
+		scripted := newScriptedRedis(t, redisServer(t))
+		scripted.now = begin
+		test(t, scripted, &scripted.now)
+	})
+}
+
+// tokens is a charge of tokens.
+func tokens(metric quota.Metric, window quota.Window, limit, cost int64) quota.Charge {
+	l := quota.Limit{Metric: metric, Window: window, Max: limit}
+	return quota.Charge{Limit: l, Counter: metric.String() + "/" + window.String(), Cost: cost}
+}
+
+// perMinuteAndDay is an order of one request and 100 tokens of 1,000.
+func perMinuteAndDay(request string) quota.Order {
+	return quota.Order{
+		Account: "a", Request: request, Secret: "secret-" + request, Keep: time.Hour,
+		Charges: []quota.Charge{
+			charge(quota.Minute, 10, 1), tokens(quota.Tokens, quota.Minute, 1000, 100), tokens(quota.Tokens, quota.Day, 10_000, 100),
+		},
+	}
+}
+
+// used looks at the counters of perMinuteAndDay.
+func used(t *testing.T, counts quota.Counts, want ...int64) {
+	t.Helper()
+	o := perMinuteAndDay("")
+	for i := range o.Charges {
+		o.Charges[i].Cost = 0
+	}
+	wantTaken(t, take(t, counts, o), true, want...)
+}
+
+func settlement(request string, tokens int64) quota.Settlement {
+	return quota.Settlement{
+		Account: "a", Request: request, Secret: "secret-" + request,
+		Used: quota.Cost{Requests: 1, Tokens: tokens, InputTokens: quota.Unknown, OutputTokens: quota.Unknown},
+	}
+}
+
+func wantOutcome(t *testing.T, have, want quota.Outcome) {
+	t.Helper()
+	if have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+}
+
+// TestRepeat: a repeated order gets the first one's answer and is not charged,
+// in the next window too; after RepeatWindow it is a new one.
+func TestRepeat(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		begin := *now
+		first := take(t, counts, perMinuteAndDay("r"))
+		wantTaken(t, first, true, 1, 100, 100)
+		take(t, counts, perMinuteAndDay("other"))
+		for _, after := range []time.Duration{0, 5 * time.Second, quota.RepeatWindow - time.Millisecond} {
+			*now = begin.Add(after)
+			again := perMinuteAndDay("r")
+			again.Secret = "another"
+			taken := take(t, counts, again)
+			wantTaken(t, taken, true, 1, 100, 100)
+			if taken.Secret != "secret-r" || !taken.Now.Equal(first.Now) {
+				t.Errorf("after %s: secret %q, time %s: want those of the first", after, taken.Secret, taken.Now)
+			}
+		}
+		used(t, counts, 2, 200, 200)
+		*now = begin.Add(quota.RepeatWindow)
+		wantTaken(t, take(t, counts, perMinuteAndDay("r")), true, 1, 100, 300)
+		mine := perMinuteAndDay("r")
+		mine.Account = "b"
+		wantTaken(t, take(t, counts, mine), true, 1, 100, 100)
+	})
+}
+
+// TestRefusedIsNotKept: a refusal reserves nothing, and the same request may pass
+// when there is room.
+func TestRefusedIsNotKept(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		full := perMinuteAndDay("full")
+		full.Charges[1].Cost = 950
+		take(t, counts, full)
+		refused := take(t, counts, perMinuteAndDay("r"))
+		wantTaken(t, refused, false, 1, 950, 100)
+		if refused.Secret != "" {
+			t.Error("a refused order has a reservation")
+		}
+		wantOutcome(t, settle(t, counts, settlement("r", 0)), quota.NotFound)
+		*now = now.Add(10 * time.Second)
+		wantTaken(t, take(t, counts, perMinuteAndDay("r")), true, 1, 100, 200)
+	})
+}
+
+// TestSettleCorrects in both directions, once, and only who knows the secret.
+func TestSettleCorrects(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
+		for _, r := range []string{"less", "more", "unknown"} {
+			take(t, counts, perMinuteAndDay(r))
+		}
+		used(t, counts, 3, 300, 300)
+		forged := settlement("less", 0)
+		forged.Secret = "secret-more"
+		wantOutcome(t, settle(t, counts, forged), quota.NotFound)
+		wantOutcome(t, settle(t, counts, settlement("never", 0)), quota.NotFound)
+		wantOutcome(t, settle(t, counts, settlement("less", 30)), quota.Settled)
+		used(t, counts, 3, 230, 230)
+		wantOutcome(t, settle(t, counts, settlement("less", 0)), quota.Duplicate)
+		wantOutcome(t, settle(t, counts, settlement("more", 1700)), quota.Settled) // over the limit: true all the same
+		used(t, counts, 3, 1830, 1830)
+		wantOutcome(t, settle(t, counts, settlement("unknown", quota.Unknown)), quota.Settled)
+		used(t, counts, 3, 1830, 1830)
+		wantTaken(t, take(t, counts, perMinuteAndDay("next")), false, 3, 1830, 1830)
+		wantTaken(t, take(t, counts, perMinuteAndDay("less")), true, 1, 100, 100) // a repeat, settled as it is
+		used(t, counts, 3, 1830, 1830)
+	})
+}
+
+// TestSettleInTheWindowCharged: a closed minute is let be, an open day is
+// corrected; what goes beyond the charge counts in the current minute.
+func TestSettleInTheWindowCharged(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		for _, r := range []string{"less", "more", "late"} {
+			take(t, counts, perMinuteAndDay(r))
+		}
+		*now = now.Add(20 * time.Second)
+		wantTaken(t, take(t, counts, perMinuteAndDay("next")), true, 1, 100, 400)
+		settle(t, counts, settlement("less", 40))
+		used(t, counts, 1, 100, 340)
+		settle(t, counts, settlement("more", 150))
+		used(t, counts, 1, 150, 390)
+		*now = now.Add(time.Hour - 20*time.Second - time.Millisecond)
+		wantOutcome(t, settle(t, counts, settlement("late", 0)), quota.Settled)
+		used(t, counts, 0, 0, 290)
+	})
+}
+
+// TestOnlyRaise: an answer that did not end well lowers nothing.
+func TestOnlyRaise(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
+		for i, c := range []struct{ used, minute int64 }{{0, 100}, {99, 200}, {quota.Unknown, 300}, {150, 450}} {
+			r := "r" + strconv.Itoa(i)
+			take(t, counts, perMinuteAndDay(r))
+			s := settlement(r, c.used)
+			s.OnlyRaise = true
+			wantOutcome(t, settle(t, counts, s), quota.Settled)
+			used(t, counts, int64(i+1), c.minute, c.minute)
+		}
+	})
+}
+
+// TestSplitMetrics: each metric is settled by its own number.
+func TestSplitMetrics(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
+		o := perMinuteAndDay("r")
+		o.Charges = []quota.Charge{
+			tokens(quota.InputTokens, quota.Minute, 1000, 10), tokens(quota.OutputTokens, quota.Minute, 1000, 0), tokens(quota.Tokens, quota.Minute, 1000, 10),
+		}
+		wantTaken(t, take(t, counts, o), true, 10, 0, 10)
+		s := settlement("r", 75)
+		s.Used.InputTokens, s.Used.OutputTokens = 5, 70
+		settle(t, counts, s)
+		for i := range o.Charges {
+			o.Charges[i].Cost = 0
+		}
+		o.Request = ""
+		wantTaken(t, take(t, counts, o), true, 5, 70, 75)
+	})
+}
+
+// TestRefunds give back whole charges, up to a share of each limit in a window.
+func TestRefunds(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		refund := func(r string) {
+			s := settlement(r, 5000)
+			s.RefundShare = 150 // 1.5 requests, 150 and 1,500 tokens
+			wantOutcome(t, settle(t, counts, s), quota.Settled)
+		}
+		for _, r := range []string{"1", "2", "3", "4"} {
+			take(t, counts, perMinuteAndDay(r))
+		}
+		refund("1")
+		used(t, counts, 3, 300, 300)
+		refund("2")
+		used(t, counts, 3, 250, 200)
+		refund("3")
+		used(t, counts, 3, 250, 100)
+		*now = now.Add(time.Minute)
+		refund("4") // its minute is over
+		used(t, counts, 0, 0, 0)
+		take(t, counts, perMinuteAndDay("5"))
+		refund("5") // a new minute, a new share
+		used(t, counts, 0, 0, 0)
+	})
+}
+
+// TestSettledOnceUnderConcurrency: of many settlements of one reservation at once
+// a single one counts.
+func TestSettledOnceUnderConcurrency(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		const reservations, settlements = 50, 16
+		var settled, duplicates atomic.Int64
+		var group sync.WaitGroup
+		long := func(request string, cost int64) quota.Order {
+			return quota.Order{
+				Account: "a", Request: request, Secret: "secret-" + request, Keep: time.Hour,
+				Charges: []quota.Charge{tokens(quota.Tokens, quota.Month, 1_000_000, cost)},
+			}
+		}
+		for i := range reservations {
+			r := strconv.Itoa(i)
+			take(t, counts, long(r, 1000))
+			for k := range int64(settlements) {
+				group.Go(func() {
+					outcome, err := counts.Settle(t.Context(), settlement(r, 10+k%2))
+					switch {
+					case err != nil:
+						t.Error(err)
+					case outcome == quota.Settled:
+						settled.Add(1)
+					case outcome == quota.Duplicate:
+						duplicates.Add(1)
+					}
+				})
+			}
+		}
+		group.Wait()
+		if settled.Load() != reservations || duplicates.Load() != reservations*(settlements-1) {
+			t.Errorf("%d settled, %d duplicates: want %d and the others", settled.Load(), duplicates.Load(), reservations)
+		}
+		if n := take(t, counts, long("", 0)).Used[0]; n < 10*reservations || n > 11*reservations {
+			t.Errorf("%d used: want 10 or 11 for each of %d", n, reservations)
+		}
+	})
+}
+
+// TestCredit gives back and never goes below nothing.
+func TestCredit(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, 10))), true, 10)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, -4))), true, 6)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, -40))), true, 0)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, 10))), true, 10)
+	})
+}
+
+// TestOneCommandForEachStep: a request whose tokens are limited makes one script
+// call at its admission and one at its settlement, and nothing else.
+func TestOneCommandForEachStep(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	once := func(request string) {
+		take(t, r, perMinuteAndDay(request))
+		wantOutcome(t, settle(t, r, settlement(request, 70)), quota.Settled)
+	}
+	once("first") // loads the scripts
+	if err := r.client.ConfigResetStat(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 9 {
+		once(strconv.Itoa(i))
+	}
+	calls := commandCalls(t, r)
+	t.Logf("9 admissions and 9 settlements: %v", calls)
+	if calls["evalsha"] != 18 || calls["eval"] != 0 || calls["script"] != 0 {
+		t.Errorf("want 18 EVALSHA and nothing else on the wire")
+	}
+	keys := r.client.Keys(t.Context(), "*").Val()
+	for _, key := range keys {
+		if ttl := r.client.PTTL(t.Context(), key).Val(); ttl <= 0 {
+			t.Errorf("%s has no TTL", key)
+		}
+	}
+	if len(keys) != 11 {
+		t.Errorf("%d keys: want the counters and 10 reservations", len(keys))
+	}
+}
+
+// TestMemoryReservationsAreBounded: unsettled ones expire, and where there is no
+// room the request passes all the same.
+func TestMemoryReservationsAreBounded(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	m := NewMemory(func() time.Time { return now }, 1)
+	order := func(i int) quota.Order {
+		return quota.Order{Account: "a", Request: strconv.Itoa(i), Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Day, 1_000_000, 1)}}
+	}
+	for i := range minReservations {
+		if taken := take(t, m, order(i)); taken.Secret != "s" {
+			t.Fatalf("reservation %d is not kept", i)
+		}
+	}
+	taken := take(t, m, order(minReservations))
+	wantTaken(t, taken, true, minReservations+1)
+	if taken.Secret != "" {
+		t.Error("there is no room, and yet a reservation")
+	}
+	now = now.Add(time.Hour)
+	if taken := take(t, m, order(minReservations)); taken.Secret != "s" {
+		t.Error("expired reservations leave no room")
+	}
+}
