@@ -1,6 +1,6 @@
 # make setup   check and install what building, running and testing needs
 # make run     serve on http://127.0.0.1:10000 through a real Envoy
-#              CHAIN=ext_authz|ratelimit  STORE=memory|redis  ENVOY=/path/to/envoy
+#              CHAIN=ext_authz|ratelimit|ai-protocol  STORE=memory|redis  ENVOY=/path/to/envoy
 # make test    set up and run every test
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)

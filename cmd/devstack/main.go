@@ -26,7 +26,7 @@ func main() {
 
 const usage = `usage: devstack run     serve on http://127.0.0.1:10000 until interrupted
 
-The environment chooses: CHAIN=ext_authz|ratelimit STORE=memory|redis ENVOY=/path/to/envoy`
+The environment chooses: CHAIN=ext_authz|ratelimit|ai-protocol STORE=memory|redis ENVOY=/path/to/envoy`
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) != 1 || args[0] != "run" {

@@ -22,7 +22,7 @@ type Options struct {
 	Dir      string // for generated files and logs
 	TierGate string // the built program
 	Envoy    Envoy
-	Chain    string // ext_authz (default) or ratelimit
+	Chain    string // ext_authz (default), ratelimit or ai-protocol
 	Store    string // memory (default) or redis
 	Config   string // default: the shipped config/tiergate.yaml
 	Sets     []string
@@ -59,10 +59,10 @@ type Stack struct {
 
 // EnvoyFile returns the shipped Envoy file of a chain, relative to the root.
 func EnvoyFile(chain string) (string, error) {
-	files := map[string]string{"ext_authz": "envoy.yaml", "ratelimit": "ratelimit.yaml"}
+	files := map[string]string{"ext_authz": "envoy.yaml", "ratelimit": "ratelimit.yaml", "ai-protocol": "ai-protocol.yaml"}
 	file, ok := files[chain]
 	if !ok {
-		return "", fmt.Errorf("unknown chain %q: want ext_authz or ratelimit", chain)
+		return "", fmt.Errorf("unknown chain %q: want ext_authz, ratelimit or ai-protocol", chain)
 	}
 	return filepath.Join("envoy", file), nil
 }

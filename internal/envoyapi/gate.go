@@ -276,7 +276,9 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, quot
 		return r, from
 	}
 	r.ID, r.Secret = requestID(q.id), rand.Text()
-	if s.Tokens.settled() {
+	// A request without a body makes no tokens. What its answer says of usage is that
+	// of another one, as where a stored answer is fetched.
+	if s.Tokens.settled() && (from != quota.ByNothing || r.Refundable) {
 		r.Keep = s.Tokens.Keep
 	}
 	return r, from

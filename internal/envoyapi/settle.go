@@ -65,6 +65,9 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(),
 		Used: a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}),
 	}
+	if t.source == quota.ByNothing {
+		settlement.Used = quota.NoUsage().Cost(quota.Weights{})
+	}
 	if a.refundable(&s.Tokens) {
 		settlement.RefundShare = s.Tokens.RefundShare
 	}

@@ -3,18 +3,25 @@
 // images, audio, embeddings, models. It exists to try TierGate with. Request
 // headers choose the answer:
 //
-//	x-mock-usage: PROMPT,COMPLETION  the token counts reported; none: no usage
+//	x-mock-usage: PROMPT,COMPLETION  the token counts reported; none: no usage; a third
+//	                                 number is how many of the prompt's came from a cache
 //	x-mock-status: 500               fail with this status
 //	x-mock-delay: 200ms              wait before answering
 //	x-mock-chunks: 20                events of a stream
+//	x-mock-chunk-delay: 50ms         wait between them
 //	x-mock-bytes: 20000000           length of the generated text
 //	x-mock-echo: 1                   answer with the request's headers as JSON
+//
+// A stream reports its usage in its last event, and in every one where the body
+// has "stream_options": {"continuous_usage_stats": true}. Answers are compressed
+// where the client accepts gzip.
 //
 // Like a real provider it sends rate limit headers of its own, which must not
 // reach the client.
 package mockai
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,17 +36,21 @@ const maxText = 100 << 20
 
 // A request is what the mock understands of an HTTP request.
 type request struct {
-	Model  string `json:"model"`
-	Stream bool   `json:"stream"`
+	Model   string `json:"model"`
+	Stream  bool   `json:"stream"`
+	Options struct {
+		Continuous bool `json:"continuous_usage_stats"`
+	} `json:"stream_options"`
 
-	usage  *usage // nil: none is reported
-	status int
-	delay  time.Duration
-	chunks int
-	text   string
+	usage      *usage // nil: none is reported
+	status     int
+	delay      time.Duration
+	chunks     int
+	chunkDelay time.Duration
+	text       string
 }
 
-type usage struct{ prompt, completion int }
+type usage struct{ prompt, completion, cached int }
 
 // Handler returns the API.
 func Handler() http.Handler {
@@ -57,6 +68,12 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 	w.Header().Set("X-RateLimit-Limit", "999")
 	w.Header().Set("X-RateLimit-Limit-Requests", "999")
 	w.Header().Set("X-RateLimit-Remaining-Tokens", "149984")
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Header().Set("Content-Encoding", "gzip")
+		compressed := gzip.NewWriter(w)
+		defer compressed.Close()
+		w = &compressing{w, compressed}
+	}
 	if r.Header.Get("X-Mock-Echo") != "" {
 		writeJSON(w, http.StatusOK, r.Header)
 		return
@@ -75,7 +92,7 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 	case q.status != http.StatusOK:
 		fail(w, q.status, "as x-mock-status asked")
 	case q.Stream && s.events != nil:
-		stream(w, r, s.events(q))
+		stream(w, r, s.events(q), q.chunkDelay)
 	case s.media != "":
 		w.Header().Set("Content-Type", s.media)
 		_, _ = io.WriteString(w, q.text) // nobody to tell if the caller is gone
@@ -87,7 +104,7 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 // read understands a request. A body that is no JSON, such as an audio upload,
 // asks for nothing.
 func read(r *http.Request) (request, error) {
-	q := request{Model: "mock-1", usage: &usage{12, 24}, status: http.StatusOK, chunks: 4, text: "Hello from the mock."}
+	q := request{Model: "mock-1", usage: &usage{prompt: 12, completion: 24}, status: http.StatusOK, chunks: 4, text: "Hello from the mock."}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return q, fmt.Errorf("read the body: %w", err)
@@ -106,13 +123,16 @@ func (q *request) obey(h http.Header) error {
 	if v := h.Get("X-Mock-Usage"); v == "none" {
 		q.usage = nil
 	} else if v != "" {
-		if _, err = fmt.Sscanf(v, "%d,%d", &q.usage.prompt, &q.usage.completion); err != nil {
-			return fmt.Errorf("x-mock-usage %q: want PROMPT,COMPLETION or none", v)
+		n, _ := fmt.Sscanf(v, "%d,%d,%d", &q.usage.prompt, &q.usage.completion, &q.usage.cached) // the third may be missing
+		if n < 2 {
+			return fmt.Errorf("x-mock-usage %q: want PROMPT,COMPLETION or PROMPT,COMPLETION,CACHED or none", v)
 		}
 	}
-	if v := h.Get("X-Mock-Delay"); v != "" {
-		if q.delay, err = time.ParseDuration(v); err != nil {
-			return fmt.Errorf("x-mock-delay %q: want a duration such as 200ms", v)
+	for name, into := range map[string]*time.Duration{"x-mock-delay": &q.delay, "x-mock-chunk-delay": &q.chunkDelay} {
+		if v := h.Get(name); v != "" {
+			if *into, err = time.ParseDuration(v); err != nil {
+				return fmt.Errorf("%s %q: want a duration such as 200ms", name, v)
+			}
 		}
 	}
 	bytes := 0
@@ -139,11 +159,35 @@ func (q *request) obey(h http.Header) error {
 	return nil
 }
 
+// compressing is a response whose body is compressed.
+type compressing struct {
+	http.ResponseWriter
+
+	body *gzip.Writer
+}
+
+func (c *compressing) Write(b []byte) (int, error) { return c.body.Write(b) }
+
+// FlushError implements what http.ResponseController asks for.
+func (c *compressing) FlushError() error {
+	if err := c.body.Flush(); err != nil {
+		return fmt.Errorf("compress: %w", err)
+	}
+	return http.NewResponseController(c.ResponseWriter).Flush()
+}
+
 // stream sends server-sent events. An event's name is optional.
-func stream(w http.ResponseWriter, r *http.Request, events []event) {
+func stream(w http.ResponseWriter, r *http.Request, events []event, delay time.Duration) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	flush := http.NewResponseController(w)
-	for _, e := range events {
+	for i, e := range events {
+		if i > 0 && delay > 0 {
+			select {
+			case <-time.After(delay):
+			case <-r.Context().Done():
+				return
+			}
+		}
 		if e.name != "" {
 			fmt.Fprintf(w, "event: %s\n", e.name)
 		}

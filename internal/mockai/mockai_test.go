@@ -88,7 +88,7 @@ func TestOtherAnswers(t *testing.T) {
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Echo: 1", 200, `"X-Mock-Echo":["1"]`},
 		{"POST", "/v1/chat/completions", "{", "", 400, "the body is no JSON object"},
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Status: teapot", 400, "want a number from 200 to 599"},
-		{"POST", "/v1/chat/completions", "{}", "X-Mock-Usage: lots", 400, "want PROMPT,COMPLETION or none"},
+		{"POST", "/v1/chat/completions", "{}", "X-Mock-Usage: lots", 400, "want PROMPT,COMPLETION or PROMPT,COMPLETION,CACHED or none"},
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Delay: 5", 400, "want a duration such as 200ms"},
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Bytes: 999999999999", 400, "want a number from 1 to 104857600"},
 		{"GET", "/v1/nothing", "", "", 404, "no such path: /v1/nothing"},

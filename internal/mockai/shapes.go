@@ -24,7 +24,7 @@ func shapes() map[string]shape {
 	return map[string]shape{
 		"POST /v1/chat/completions":     {answer: chat, events: chatEvents},
 		"POST /v1/completions":          {answer: completion},
-		"POST /v1/responses":            {answer: response},
+		"POST /v1/responses":            {answer: response, events: responseEvents},
 		"POST /v1/messages":             {answer: message, events: messageEvents},
 		"POST /v1/embeddings":           {answer: embedding},
 		"POST /v1/moderations":          {answer: moderation},
@@ -44,6 +44,13 @@ func (q request) with(o object, prompt, completion, total string) object {
 	if total != "" {
 		u[total] = q.usage.prompt + q.usage.completion
 	}
+	switch {
+	case q.usage.cached == 0:
+	case total == "": // Anthropic's: beside the others
+		u[prompt], u["cache_read_input_tokens"] = q.usage.prompt-q.usage.cached, q.usage.cached
+	default: // OpenAI's: a part of them
+		u[prompt+"_details"] = object{"cached_tokens": q.usage.cached}
+	}
 	o["usage"] = u
 	return o
 }
@@ -61,14 +68,21 @@ func chat(q request) any {
 	})
 }
 
-// chatEvents spreads the text over the chunks; the last one has the usage.
+// chatEvents spreads the text over the chunks; the last one has the usage, or each
+// that so far.
 func chatEvents(q request) []event {
 	chunk := func(choices []object) object {
 		return object{"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": q.Model, "choices": choices}
 	}
 	var events []event
-	for _, part := range parts(q.text, q.chunks) {
-		events = append(events, data("", chunk([]object{{"index": 0, "delta": object{"content": part}, "finish_reason": nil}})))
+	for i, part := range parts(q.text, q.chunks) {
+		o := chunk([]object{{"index": 0, "delta": object{"content": part}, "finish_reason": nil}})
+		if q.Options.Continuous && q.usage != nil {
+			so := *q.usage
+			so.completion = so.completion * (i + 1) / q.chunks
+			o = request{usage: &so}.withOpenAI(o)
+		}
+		events = append(events, data("", o))
 	}
 	events = append(events, data("", chunk([]object{{"index": 0, "delta": object{}, "finish_reason": "stop"}})))
 	if q.usage != nil {
@@ -93,6 +107,15 @@ func response(q request) any {
 		}},
 		"parallel_tool_calls": false, "tool_choice": "auto", "tools": []object{},
 	}, "input_tokens", "output_tokens", "total_tokens")
+}
+
+// responseEvents ends with the whole response, which has the usage.
+func responseEvents(q request) []event {
+	events := []event{data("response.created", object{"type": "response.created", "response": object{"id": "resp-mock", "status": "in_progress"}})}
+	for _, part := range parts(q.text, q.chunks) {
+		events = append(events, data("response.output_text.delta", object{"type": "response.output_text.delta", "delta": part}))
+	}
+	return append(events, data("response.completed", object{"type": "response.completed", "response": response(q)}))
 }
 
 func message(q request) any {
