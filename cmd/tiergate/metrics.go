@@ -21,7 +21,7 @@ type metrics struct {
 	registry      *prometheus.Registry
 	decisions     *prometheus.CounterVec
 	decisionTime  prometheus.Histogram
-	storeTime     prometheus.Histogram
+	storeTime     *prometheus.HistogramVec
 	storeErrors   *prometheus.CounterVec
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
@@ -44,9 +44,9 @@ func newMetrics() *metrics {
 		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "tiergate_decision_duration_seconds", Help: "Time to decide a request, the store included.", Buckets: fast,
 		}),
-		storeTime: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "tiergate_store_duration_seconds", Help: "Time of a call to the store.", Buckets: fast,
-		}),
+		storeTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tiergate_store_duration_seconds", Help: "Time of a call to the store (take, settle).", Buckets: fast,
+		}, []string{"call"}),
 		storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_store_errors_total", Help: "Failed calls to the store by reason (timeout, canceled, other).",
 		}, []string{"reason"}),
@@ -80,6 +80,9 @@ func newMetrics() *metrics {
 		for _, result := range []string{"settled", "duplicate", "not_found", "invalid", "failed"} {
 			m.settlements.WithLabelValues(by, result)
 		}
+	}
+	for _, call := range []string{"take", "settle"} {
+		m.storeTime.WithLabelValues(call)
 	}
 	for _, source := range estimated() {
 		m.accuracy.WithLabelValues(string(source))
@@ -156,7 +159,7 @@ type watchedCounts struct {
 func (w *watchedCounts) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	began := time.Now()
 	taken, err := w.Counts.Take(ctx, o)
-	w.watch(ctx, began, err)
+	w.watch(ctx, "take", began, err)
 	return taken, err
 }
 
@@ -164,12 +167,12 @@ func (w *watchedCounts) Take(ctx context.Context, o quota.Order) (quota.Taken, e
 func (w *watchedCounts) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
 	began := time.Now()
 	outcome, err := w.Counts.Settle(ctx, s)
-	w.watch(ctx, began, err)
+	w.watch(ctx, "settle", began, err)
 	return outcome, err
 }
 
-func (w *watchedCounts) watch(ctx context.Context, began time.Time, err error) {
-	w.metrics.storeTime.Observe(time.Since(began).Seconds())
+func (w *watchedCounts) watch(ctx context.Context, call string, began time.Time, err error) {
+	w.metrics.storeTime.WithLabelValues(call).Observe(time.Since(began).Seconds())
 	if err != nil {
 		w.failed(ctx, err)
 	} else if last := w.lastFailed.Load(); last != 0 && began.UnixNano()-last > int64(calm) && w.lastFailed.CompareAndSwap(last, 0) {

@@ -63,7 +63,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{
 		"http": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
-		"yaml settle": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
+		"yaml settle": true, "yaml tokens": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
 	commands = append(commands, curlOf(t), blockWith(t, "sh", "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
@@ -264,7 +264,7 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens"} {
 		config, keys := ownConfig(t)
 		file := config
 		if kind == "keys" {

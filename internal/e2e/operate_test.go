@@ -235,7 +235,7 @@ func TestMetrics(t *testing.T) {
 	if n := metric(t, s, "tiergate_decisions_total", `outcome="unauthenticated"`, `tier=""`, `resource="default"`); n != 1 {
 		t.Errorf("unauthenticated: %v, want 1", n)
 	}
-	if n := metric(t, s, "tiergate_store_duration_seconds_count"); n != 12 {
+	if n := metric(t, s, "tiergate_store_duration_seconds_count", `call="take"`); n != 12 {
 		t.Errorf("store calls: %v, want 12", n)
 	}
 	_, text := operator(t, s, "/metrics")

@@ -24,6 +24,9 @@ type facts func(name string) string
 // sent them.
 func readBody(method, contentLength string, f facts) (b quota.Body, model string) {
 	b = quota.Body{Bytes: length(method, contentLength), Read: f("read") != "no", Declared: quota.Unknown, Choices: 1}
+	if b.Bytes == quota.Unknown && f("read") == "" {
+		b.Bytes = 1 // nobody reads bodies, nor says how long they are: there is nothing to go by
+	}
 	for _, name := range []string{"max_tokens", "max_completion_tokens", "max_output_tokens"} {
 		b.Declared = max(b.Declared, tokens(f(name)))
 	}

@@ -102,10 +102,7 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q i
 		}
 	}
 	q.tokens = quota.Unknown
-	q.body = quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown} // some body, of which nothing is said
-	if len(body) > 0 {
-		q.body, q.model = readBody(body["method"], body["content_length"], func(name string) string { return body[name] })
-	}
+	q.body, q.model = readBody(body["method"], body["content_length"], func(name string) string { return body[name] })
 	return q, known
 }
 

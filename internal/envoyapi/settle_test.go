@@ -1,0 +1,547 @@
+package envoyapi
+
+import (
+	"context"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// withTokens gives the pro tier a limit of 1,000 tokens per minute, and switches
+// on the headers that tell of it.
+func withTokens(s *Settings) {
+	tier := s.Plans["pro"].Tier
+	tier.Limits = append(tier.Limits[:1:1], quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 1000})
+	s.Plans["pro"] = quota.NewPlan(tier, quota.ByKey, []quota.Resource{{Name: "chat"}, {Name: "images"}})
+	s.PerMetric = true
+}
+
+// declaring is a request whose body declares so many tokens.
+func declaring(tokens string) *authv3.CheckRequest {
+	r := checkRequest("/v1/chat", map[string]string{"api-key": "sk-pro", "content-length": "40"})
+	r.Attributes.MetadataContext = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{RequestNamespace: {Fields: map[string]*structpb.Value{
+		"read": structpb.NewStringValue("yes"), "max_tokens": structpb.NewStringValue(tokens),
+	}}}}
+	return r
+}
+
+// admit has a request admitted and returns its ticket.
+func admit(t *testing.T, g *Gate, r *authv3.CheckRequest) string {
+	t.Helper()
+	response, err := NewAuthz(g).Check(t.Context(), r)
+	if err != nil || response.GetOkResponse() == nil {
+		t.Fatalf("%v, %v", response, err)
+	}
+	return response.GetDynamicMetadata().GetFields()[reservationField].GetStringValue()
+}
+
+// remaining returns how many tokens the pro key has left.
+func remaining(t *testing.T, g *Gate) string {
+	t.Helper()
+	r := checkRequest("/v1/chat", map[string]string{"api-key": "sk-pro"})
+	r.Attributes.Request.Http.Method = "GET"
+	response, err := NewAuthz(g).Check(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range response.GetOkResponse().GetResponseHeadersToAdd() {
+		if o.GetHeader().GetKey() == "x-ratelimit-remaining-tokens" {
+			return o.GetHeader().GetValue()
+		}
+	}
+	t.Fatalf("no such header: %v", response)
+	return ""
+}
+
+func entryOf(ticket string, status uint32, details string, usage map[string]*structpb.Value) *accesslogv3.HTTPAccessLogEntry {
+	return &accesslogv3.HTTPAccessLogEntry{
+		Response: &accesslogv3.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(status), ResponseCodeDetails: details},
+		CommonProperties: &accesslogv3.AccessLogCommon{Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			"envoy.filters.http.ext_authz": ticketMetadata(ticket), UsageNamespace: {Fields: usage},
+		}}},
+	}
+}
+
+func usageOf(input, output float64) map[string]*structpb.Value {
+	return map[string]*structpb.Value{"input": structpb.NewNumberValue(input), "output": structpb.NewNumberValue(output)}
+}
+
+// accessLog serves a gate's access log service and returns it with a client.
+func accessLog(t *testing.T, g *Gate) (*AccessLog, alsv3.AccessLogServiceClient) {
+	t.Helper()
+	listener := bufconn.Listen(1 << 20)
+	server := grpc.NewServer()
+	service := NewAccessLog(g)
+	alsv3.RegisterAccessLogServiceServer(server, service)
+	go func() { _ = server.Serve(listener) }()
+	dial := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
+	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+	})
+	return service, alsv3.NewAccessLogServiceClient(conn)
+}
+
+func send(t *testing.T, stream alsv3.AccessLogService_StreamAccessLogsClient, entries ...*accesslogv3.HTTPAccessLogEntry) {
+	t.Helper()
+	err := stream.Send(&alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// log sends entries over a stream of their own and waits until they are settled.
+func log(t *testing.T, client alsv3.AccessLogServiceClient, entries ...*accesslogv3.HTTPAccessLogEntry) {
+	t.Helper()
+	stream, err := client.StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(t, stream, entries...)
+	if _, err := stream.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAccessLogSettles by what an entry says, and by nothing that is no settlement.
+func TestAccessLogSettles(t *testing.T) {
+	t.Parallel()
+	typed := func(u *aiv3.TokenUsage) *anypb.Any {
+		packed, err := anypb.New(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return packed
+	}
+	number := wrapperspb.UInt64
+	for name, c := range map[string]struct {
+		change func(*accesslogv3.HTTPAccessLogEntry)
+		want   string // remaining of 1,000 after 10 + 200 were reserved
+	}{
+		"as it is": {func(*accesslogv3.HTTPAccessLogEntry) {}, "970"},
+		"no usage": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+		}, "790"},
+		"hung up": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.Response.ResponseCodeDetails = "downstream_remote_disconnect"
+		}, "790"},
+		"no details": {func(e *accesslogv3.HTTPAccessLogEntry) { e.Response.ResponseCodeDetails = "" }, "790"},
+		"flagged": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.CommonProperties.ResponseFlags = &accesslogv3.ResponseFlags{UpstreamRemoteReset: true}
+		}, "790"},
+		"no flag is set": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.CommonProperties.ResponseFlags = &accesslogv3.ResponseFlags{}
+		}, "970"},
+		"hung up, used more": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.Response.ResponseCodeDetails = "downstream_remote_disconnect"
+			e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = usageOf(10, 290)
+		}, "700"},
+		"usage as text": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = map[string]*structpb.Value{"input": structpb.NewStringValue("10"), "total": structpb.NewStringValue("31")}
+		}, "969"},
+		"nonsense as usage": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = map[string]*structpb.Value{"input": structpb.NewNumberValue(math.NaN()), "output": structpb.NewNumberValue(-5), "total": structpb.NewBoolValue(true)}
+		}, "790"},
+		"Anthropic's cache": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			f := usageOf(10, 20)
+			f["cache_read"], f["cache_write"] = structpb.NewNumberValue(100), structpb.NewNumberValue(7)
+			e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = f
+		}, "863"},
+		"typed": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{InputTokens: number(11), OutputTokens: number(22)})}
+		}, "967"},
+		"typed, the total alone": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{ProviderTotalTokens: number(math.MaxUint64)})}
+		}, "0"},
+		"of the other chain": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			m := e.GetCommonProperties().GetMetadata().GetFilterMetadata()
+			m["envoy.filters.http.ratelimit"] = m["envoy.filters.http.ext_authz"]
+			delete(m, "envoy.filters.http.ext_authz")
+		}, "970"},
+		"no ticket":           {func(e *accesslogv3.HTTPAccessLogEntry) { e.CommonProperties.Metadata = nil }, "790"},
+		"nothing at all":      {func(e *accesslogv3.HTTPAccessLogEntry) { e.Response, e.CommonProperties = nil, nil }, "790"},
+		"a forged secret":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 3, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") }, "790"},
+		"another account":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "key_free") }, "790"},
+		"another request":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 2, "1") }, "790"},
+		"a strange account":   {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "a}:counts") }, "790"},
+		"no resource of ours": {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 4, "video") }, "790"},
+	} {
+		g := newGate(t, withTokens)
+		_, client := accessLog(t, g)
+		e := entryOf(admit(t, g, declaring("200")), 200, viaUpstream, usageOf(10, 20))
+		if have := remaining(t, g); have != "790" {
+			t.Fatalf("%s: %s remain after the reservation, want 790", name, have)
+		}
+		c.change(e)
+		log(t, client, e, e, e)
+		if have := remaining(t, g); have != c.want {
+			t.Errorf("%s: %s tokens remain, want %s", name, have, c.want)
+		}
+	}
+}
+
+// forge replaces a field of an entry's ticket.
+func forge(e *accesslogv3.HTTPAccessLogEntry, field int, value string) {
+	v := e.GetCommonProperties().GetMetadata().GetFilterMetadata()["envoy.filters.http.ext_authz"].GetFields()
+	parts := strings.Split(v[reservationField].GetStringValue(), ":")
+	parts[field] = value
+	v[reservationField] = structpb.NewStringValue(strings.Join(parts, ":"))
+}
+
+// TestWeights: models and cached prompts count what is configured, at both steps.
+func TestWeights(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.Tokens.Models, s.Tokens.CachedInput = NewModelWeights(map[string]float64{"Big*": 2, "big-mini": 0.5}), 0.1
+	})
+	_, client := accessLog(t, g)
+	r := declaring("200")
+	r.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["model"] = structpb.NewStringValue("BIG-4.1")
+	ticket := admit(t, g, r)
+	if have := remaining(t, g); have != "580" {
+		t.Errorf("%s remain after the reservation, want 580", have)
+	}
+	usage := usageOf(100, 20)
+	usage["cached"] = structpb.NewNumberValue(90)
+	log(t, client, entryOf(ticket, 200, viaUpstream, usage))
+	if have := remaining(t, g); have != "922" { // 2 · (10 + 9 + 20)
+		t.Errorf("%s remain, want 922", have)
+	}
+	w := NewModelWeights(map[string]float64{"Big*": 2, "big-mini": 0.5, "big-m*": 3})
+	for model, want := range map[string]float64{"": 1, "small": 1, "big": 2, "big-mini": 0.5, "big-mini-2": 3, "BIG-M": 3, "a big": 1} {
+		if have := w.Of(model); have != want {
+			t.Errorf("%q: %v, want %v", model, have, want)
+		}
+	}
+}
+
+// TestRefunds give back the charge of listed statuses, unless the client broke off.
+func TestRefunds(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.Tokens.RefundStatuses, s.Tokens.RefundShare, s.Tokens.RefundCached = []int{500, 503}, 300, true
+	})
+	_, client := accessLog(t, g)
+	settle := func(status uint32, details string, want string) {
+		t.Helper()
+		log(t, client, entryOf(admit(t, g, declaring("90")), status, details, usageOf(10, 90)))
+		if have := remaining(t, g); have != want {
+			t.Errorf("%d %s: %s tokens remain, want %s", status, details, have, want)
+		}
+	}
+	settle(200, viaUpstream, "900")
+	settle(500, viaUpstream, "900")
+	settle(503, "no_healthy_upstream", "900")
+	settle(500, "downstream_remote_disconnect", "800")
+	settle(500, "", "700")
+	settle(502, viaUpstream, "600")
+	cached := entryOf(admit(t, g, declaring("90")), 200, "cache.response_from_cache_filter", usageOf(10, 90))
+	cached.CommonProperties.ResponseFlags = &accesslogv3.ResponseFlags{ResponseFromCacheFilter: true}
+	log(t, client, cached)
+	settle(500, viaUpstream, "500") // three refunds of 100 are the share
+}
+
+// TestAccessLogDrains: a stream that Envoy keeps open ends when the service drains,
+// and what had arrived is settled.
+func TestAccessLogDrains(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	service, client := accessLog(t, g)
+	stream, err := client.StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		send(t, stream, entryOf(admit(t, g, declaring("200")), 200, viaUpstream, usageOf(10, 20)))
+	}
+	service.Drain()
+	service.Drain() // twice is no harm
+	if err := stream.RecvMsg(&alsv3.StreamAccessLogsResponse{}); err != nil {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if have := remaining(t, g); have != "880" {
+		t.Errorf("%s tokens remain, want 880", have)
+	}
+}
+
+// TestSettlesOnlyWhereConfigured: neither way is open by itself.
+func TestSettlesOnlyWhereConfigured(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.Tokens.SettleByAccessLog, s.Tokens.SettleByRateLimit = false, false
+	})
+	if ticket := admit(t, g, declaring("200")); ticket != "" {
+		t.Errorf("a ticket where nothing settles: %s", ticket)
+	}
+	_, client := accessLog(t, g)
+	stream, err := client.StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.CloseAndRecv(); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("access log: %v", err)
+	}
+	if _, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate-settle"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("settlement by call: %v", err)
+	}
+}
+
+// TestRepeatedCheck is answered as the first, whoever's header says what, and a
+// request of another key by the same ID is another request.
+func TestRepeatedCheck(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	r := declaring("200")
+	first := admit(t, g, r)
+	for range 3 {
+		if again := admit(t, g, r); again != first {
+			t.Errorf("the ticket of a repeat is %s, want %s", again, first)
+		}
+	}
+	if have := remaining(t, g); have != "790" {
+		t.Errorf("%s tokens remain, want 790", have)
+	}
+	r.Attributes.Request.Http.Headers["api-key"] = "sk-chat" // also of tier pro
+	if other := admit(t, g, r); other == first {
+		t.Error("two keys share a reservation")
+	}
+	r = declaring("200")
+	r.Attributes.Request.Http.Headers["x-request-id"] = "the same"
+	for range 2 {
+		r.Attributes.Request.Http.Id = newID()
+		admit(t, g, r)
+	}
+	if have := remaining(t, g); have != "370" {
+		t.Errorf("%s tokens remain, want 370: x-request-id identifies nothing", have)
+	}
+	for _, id := range []string{"", "{a}:counts", strings.Repeat("9", 1000), "\xff\n"} {
+		if name := requestID(id); !plainID(name) || (id != "" && name != requestID(id)) {
+			t.Errorf("%.20q becomes %q", id, name)
+		}
+	}
+}
+
+// TestHistory: where nothing is declared, the reservation follows what was used.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	_, client := accessLog(t, g)
+	reserved := func() string {
+		t.Helper()
+		before, _ := strconv.Atoi(remaining(t, g))
+		r := declaring("")
+		ticket := admit(t, g, r)
+		after, _ := strconv.Atoi(remaining(t, g))
+		log(t, client, entryOf(ticket, 200, viaUpstream, usageOf(10, 20)))
+		return strconv.Itoa(before - after)
+	}
+	for range 5 {
+		if have := reserved(); have != "110" { // 10 of the prompt and the resource's 100
+			t.Errorf("without a history %s are reserved, want 110", have)
+		}
+	}
+	if have := reserved(); have != "30" {
+		t.Errorf("after five answers of 20 %s are reserved, want 30", have)
+	}
+}
+
+// TestHits: how often a rate limit call counts.
+func TestHits(t *testing.T) {
+	t.Parallel()
+	type d = ratelimitv3.RateLimitDescriptor
+	key := func(d *d) *d {
+		d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-pro")}
+		return d
+	}
+	hits := func(n uint64) *wrapperspb.UInt64Value { return wrapperspb.UInt64(n) }
+	all := func(s *Settings) { s.RateLimit.NegativeHits, s.RateLimit.LimitOverride = true, true }
+	inTokens := func(s *Settings) { withTokens(s); all(s); s.RateLimit.HitsMetric = quota.Tokens }
+	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
+	for name, c := range map[string]struct {
+		settings func(*Settings)
+		before   uint32 // requests taken before
+		request  uint32
+		ds       []*d
+		status   int
+		used     string // of the requests per minute
+		tokens   string // that remain
+	}{
+		"none said":                 {ds: []*d{key(&d{})}, used: "1"},
+		"of the request":            {request: 7, ds: []*d{key(&d{})}, used: "7"},
+		"of a descriptor":           {request: 7, ds: []*d{key(&d{HitsAddend: hits(3)})}, used: "3"},
+		"the largest of several":    {request: 2, ds: []*d{key(&d{HitsAddend: hits(5)}), {}, {HitsAddend: hits(0)}}, used: "5"},
+		"a look":                    {before: 4, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "4"},
+		"a look at what is full":    {before: 100, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "100", status: 429},
+		"more than is left":         {before: 98, request: 3, ds: []*d{key(&d{})}, used: "98", status: 429},
+		"more than there ever is":   {request: 101, ds: []*d{key(&d{})}, used: "0", status: 413},
+		"given back":                {settings: all, before: 10, request: 4, ds: []*d{key(&d{IsNegativeHits: true})}, used: "6"},
+		"more given back than used": {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
+		"a limit of its own":        {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
+		"its limit is not believed": {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
+		"tokens":                    {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
+		"tokens given back":         {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
+		"a look at tokens":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
+		"too many tokens":           {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
+	} {
+		g := newGate(t, c.settings)
+		ask := func(r *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
+			r.Domain = "tiergate"
+			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), r)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			return response
+		}
+		for range c.before {
+			ask(&rlsv3.RateLimitRequest{Descriptors: []*d{key(&d{})}})
+		}
+		response := ask(&rlsv3.RateLimitRequest{HitsAddend: c.request, Descriptors: c.ds})
+		headers := map[string]string{StatusHeader: "429"}
+		if response.GetOverallCode() == rlsv3.RateLimitResponse_OK {
+			headers[StatusHeader] = "0"
+		}
+		for _, h := range response.GetResponseHeadersToAdd() {
+			headers[h.GetKey()] = h.GetValue()
+		}
+		if headers[StatusHeader] != strconv.Itoa(c.status) || headers["X-RateLimit-Used"] != c.used || headers["x-ratelimit-remaining-tokens"] != c.tokens && c.tokens != "" {
+			t.Errorf("%s: %v: want status %d, %s used, %s tokens left", name, headers, c.status, c.used, c.tokens)
+		}
+	}
+}
+
+// TestUnknownDescriptors are refused, or pass uncounted where that is configured.
+func TestUnknownDescriptors(t *testing.T) {
+	t.Parallel()
+	for allow, want := range map[bool]rlsv3.RateLimitResponse_Code{false: rlsv3.RateLimitResponse_OVER_LIMIT, true: rlsv3.RateLimitResponse_OK} {
+		g := newGate(t, func(s *Settings) { s.RateLimit.AllowUnknown = allow })
+		for name, c := range map[string]struct {
+			entry *ratelimitv3.RateLimitDescriptor_Entry
+			want  rlsv3.RateLimitResponse_Code
+		}{
+			"unknown":      {entry("generic_key", "x"), want},
+			"a path alone": {entry("path", "/v1/chat"), rlsv3.RateLimitResponse_OVER_LIMIT},
+		} {
+			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{
+				Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{c.entry}}},
+			})
+			if err != nil || response.GetOverallCode() != c.want || len(response.GetStatuses()) != 1 {
+				t.Errorf("allow %t, %s: %v, %v", allow, name, response, err)
+			}
+		}
+	}
+}
+
+// TestHeaderSets beside the six, where they are switched on.
+func TestHeaderSets(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) { withTokens(s); s.IETF = true })
+	a := check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro", "content-length": "40"})
+	wantHeaders(t, a, map[string]string{
+		"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "99", "x-ratelimit-reset-requests": "30s",
+		"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "890", "x-ratelimit-reset-tokens": "30s",
+		"RateLimit-Policy": `"requests_per_minute";q=100;w=60, "tokens_per_minute";q=1000;w=60`,
+		"RateLimit":        `"requests_per_minute";r=99;t=30, "tokens_per_minute";r=890;t=30`,
+		"X-RateLimit-Used": "1",
+	})
+	for key, n := range map[string]int{"sk-enterprise": 6, "sk-nobody": 9} { // 401 has three more, of its own
+		if a := check(t, g, "/v1/chat", map[string]string{"api-key": key}); len(a.headers) != n {
+			t.Errorf("%s: %v", key, a.headers)
+		}
+	}
+}
+
+func TestReadBody(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		method, contentLength string
+		facts                 map[string]string
+		want                  quota.Body
+	}{
+		"nobody reads":        {"POST", "40", nil, quota.Body{Bytes: 40, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"read":                {"POST", "40", map[string]string{"read": "yes", "max_tokens": "7"}, quota.Body{Bytes: 40, Read: true, Declared: 7, Choices: 1}},
+		"not read":            {"POST", "40", map[string]string{"read": "no"}, quota.Body{Bytes: 40, Declared: quota.Unknown, Choices: 1}},
+		"no length":           {"POST", "", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"nothing known":       {"POST", "", nil, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"no length, GET":      {"GET", "", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"a length of nothing": {"POST", "0", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"two lengths":         {"POST", "40,40", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"a negative length":   {"POST", "-1", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"the largest":         {"POST", "1", map[string]string{"max_tokens": "1", "max_completion_tokens": "2e3", "max_output_tokens": "5.5"}, quota.Body{Bytes: 1, Read: true, Declared: 2000, Choices: 1}},
+		"choices":             {"POST", "1", map[string]string{"n": "3", "best_of": "2"}, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 3}},
+		"nonsense":            {"POST", "1", map[string]string{"n": "NaN", "max_tokens": "-3", "max_output_tokens": "Inf"}, quota.Body{Bytes: 1, Read: true, Declared: quota.MaxCost, Choices: 1}},
+	} {
+		if have, _ := readBody(c.method, c.contentLength, func(name string) string { return c.facts[name] }); have != c.want {
+			t.Errorf("%s: %+v, want %+v", name, have, c.want)
+		}
+	}
+}
+
+// FuzzTicket looks for a text that panics, or that is taken for a ticket and is
+// none.
+func FuzzTicket(f *testing.F) {
+	f.Add("1:key_a:17:SECRET:chat:declaration:1:1:210")
+	f.Add("1:a}:r:s:chat::1:NaN:-1")
+	f.Fuzz(func(t *testing.T, text string) {
+		parsed, err := parseTicket(text)
+		if err != nil {
+			if len(text) > 20 && strings.Contains(err.Error(), text) {
+				t.Errorf("the error repeats the ticket: %v", err)
+			}
+			return
+		}
+		if again, err := parseTicket(parsed.String()); err != nil || again != parsed || strings.ContainsAny(parsed.account+parsed.request, "{}: ") {
+			t.Errorf("%q reads as %+v, and that as %+v, %v", text, parsed, again, err)
+		}
+	})
+}
+
+// FuzzAccessLog looks for an entry that panics, or credits somebody without a
+// ticket.
+func FuzzAccessLog(f *testing.F) {
+	f.Add("1:key_pro:1:S:chat:declaration:1:1:210", "via_upstream", "input", 1.0, uint32(200))
+	f.Fuzz(func(t *testing.T, ticket, details, name string, value float64, code uint32) {
+		g := newGate(t, withTokens)
+		admit(t, g, declaring("200"))
+		report, ok := reported(entryOf(ticket, code, details, map[string]*structpb.Value{name: structpb.NewNumberValue(value)}))
+		if ok {
+			if err := g.settle(t.Context(), g.settings.Load(), &report); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if have := remaining(t, g); have != "790" {
+			t.Errorf("%s tokens remain, want 790", have)
+		}
+	})
+}
