@@ -21,6 +21,7 @@ func arrows() map[string][]string {
 		"internal/store":    {"internal/quota", "internal/apikey"},
 		"internal/config":   {"internal/quota", "internal/apikey"},
 		"internal/envoyapi": {"internal/quota", "internal/apikey"},
+		"internal/usage":    {"internal/quota"},
 		"internal/web":      {"internal/quota", "internal/apikey"},
 		"internal/mockai":   {},
 		"internal/devstack": {"internal/mockai"},

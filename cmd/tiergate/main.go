@@ -75,17 +75,17 @@ func run(ctx context.Context, args []string, env environment) error {
 		}
 	}
 	if len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
-		usage(env.stdout)
+		printUsage(env.stdout)
 		return nil
 	}
-	usage(env.stderr)
+	printUsage(env.stderr)
 	if len(args) == 0 {
 		return usagef("no command: want one of those above")
 	}
 	return usagef("unknown command %q", strings.Join(args[:min(2, len(args))], " "))
 }
 
-func usage(w io.Writer) {
+func printUsage(w io.Writer) {
 	fmt.Fprint(w, "TierGate: API quotas behind Envoy.\n\nUsage: tiergate COMMAND [flags]\n\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-13s %s\n", c.name, c.summary)

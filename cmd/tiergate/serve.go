@@ -30,6 +30,7 @@ import (
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
+	"github.com/tiergate/tiergate/internal/usage"
 	"github.com/tiergate/tiergate/internal/web"
 )
 
@@ -76,11 +77,15 @@ type server struct {
 	accessLog *envoyapi.AccessLog
 }
 
+// historySize is how many pairs of a key and a resource are remembered, of some 300
+// bytes each.
+const historySize = 50_000
+
 func newServer(c *config.Config, log *slog.Logger) *server {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
 	s.store = newStore(c.Start.Store)
 	limiter := quota.NewLimiter(&watchedCounts{Counts: s.store, metrics: s.metrics, log: log})
-	s.gate = envoyapi.NewGate(settings(c.Reload), limiter, time.Now, observer{s.metrics, log})
+	s.gate = envoyapi.NewGate(settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, log})
 	s.grpc = grpc.NewServer(
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),

@@ -58,7 +58,7 @@ func (c *checker) tokens(f file, resources []quota.Resource) Tokens {
 		if strings.Contains(strings.TrimSuffix(model, "*"), "*") || model == "" {
 			c.fault("tokens.models."+model, "%q: want a model's name, or the beginning of names followed by one *", model)
 		}
-		if !(weight > 0 && weight <= maxModelWeight) { //nolint:staticcheck // so that NaN is refused too
+		if !(weight > 0 && weight <= maxModelWeight) { // so that NaN is refused too
 			c.fault("tokens.models."+model, "weight %v is out of range: want more than 0, up to %v", weight, maxModelWeight)
 		}
 	}
@@ -77,7 +77,7 @@ func (t *Tokens) refunds(c *checker, s refundsSection) {
 }
 
 func (c *checker) share(path string, n float64) float64 {
-	if !(n >= 0 && n <= 1) { //nolint:staticcheck // so that NaN is refused too
+	if !(n >= 0 && n <= 1) { // so that NaN is refused too
 		c.fault(path, "%v is out of range: want 0 to 1", n)
 	}
 	return n

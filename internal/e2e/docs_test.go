@@ -27,13 +27,13 @@ type snippet struct {
 var fence = regexp.MustCompile("(?ms)^```([a-z][^\n]*)\n(.*?)^```$")
 
 // snippets returns the blocks of all documents that say what they are.
-func snippets(t *testing.T) []snippet {
-	t.Helper()
+func snippets(tb testing.TB) []snippet {
+	tb.Helper()
 	var all []snippet
 	for _, file := range []string{"README.md", "docs/configuration.md", "docs/envoy.md", "docs/metrics.md"} {
 		content, err := os.ReadFile(filepath.Join(root, file))
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		for _, m := range fence.FindAllStringSubmatch(string(content), -1) {
 			all = append(all, snippet{file, m[1], m[2]})
@@ -42,17 +42,17 @@ func snippets(t *testing.T) []snippet {
 	return all
 }
 
-// one returns the only block of a kind.
-func one(t *testing.T, info string) string {
-	t.Helper()
+// block returns the only block of a kind.
+func block(tb testing.TB, info string) string {
+	tb.Helper()
 	var found []string
-	for _, s := range snippets(t) {
+	for _, s := range snippets(tb) {
 		if s.info == info {
 			found = append(found, s.text)
 		}
 	}
 	if len(found) != 1 {
-		t.Fatalf("%d blocks %q in the documents, want one", len(found), info)
+		tb.Fatalf("%d blocks %q in the documents, want one", len(found), info)
 	}
 	return found[0]
 }
@@ -243,7 +243,7 @@ func TestReadme429(t *testing.T) {
 	for range 11 {
 		r = do(t, s, call{key: "sk-demo-free"})
 	}
-	head, body, _ := strings.Cut(one(t, "http"), "\n\n")
+	head, body, _ := strings.Cut(block(t, "http"), "\n\n")
 	digits := regexp.MustCompile(`\d+`)
 	general := func(text string) string { return digits.ReplaceAllString(strings.TrimSpace(text), "N") }
 	if general(body) != general(r.body) {
@@ -270,7 +270,7 @@ func TestConfigurationSnippets(t *testing.T) {
 		if kind == "keys" {
 			file = keys
 		}
-		merge(t, file, one(t, "yaml "+kind))
+		merge(t, file, block(t, "yaml "+kind))
 		if kind == "tiers" { // the demo keys are of others
 			merge(t, keys, "keys: []")
 		}
@@ -318,15 +318,15 @@ func TestEnvoySnippets(t *testing.T) {
 			if chain == "ratelimit" {
 				route += " ratelimit"
 			} else {
-				replace(t, doc, one(t, "yaml filter"))
-				replace(t, doc, one(t, "yaml cluster"))
+				replace(t, doc, block(t, "yaml filter"))
+				replace(t, doc, block(t, "yaml cluster"))
 			}
-			prepend(t, doc, "routes", one(t, route))
+			prepend(t, doc, "routes", block(t, route))
 			out, err := yaml.Marshal(doc)
 			if err != nil {
 				t.Fatal(err)
 			}
-			mutation := strings.TrimPrefix(strings.TrimSpace(one(t, "yaml header_mutation")), "- ")
+			mutation := strings.TrimPrefix(strings.TrimSpace(block(t, "yaml header_mutation")), "- ")
 			old := regexp.MustCompile(`(?s)- append:\s+append_action: ADD_IF_ABSENT\s+header:\s+key: X-RateLimit-Limit\s+value: "0"`)
 			if !old.Match(out) {
 				t.Fatal("the shipped file has no fallback for X-RateLimit-Limit")

@@ -137,7 +137,7 @@ func settledWithin(limit time.Duration, ask func() bool) bool {
 
 // openStream starts a stream that goes on for a long time and returns when its
 // first event has come.
-func openStream(t *testing.T, s *devstack.Stack, body string, header http.Header) (hangUp func()) {
+func openStream(t *testing.T, s *devstack.Stack, body string) (hangUp func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.API+"/v1/chat/completions", strings.NewReader(body))
@@ -148,10 +148,7 @@ func openStream(t *testing.T, s *devstack.Stack, body string, header http.Header
 		"Content-Type": {"application/json"}, "Authorization": {"Bearer sk-demo-pro"},
 		"X-Mock-Chunks": {"1000"}, "X-Mock-Chunk-Delay": {"50ms"}, "X-Mock-Usage": {"120,340000"},
 	}
-	for name, values := range header {
-		r.Header[name] = values
-	}
-	response, err := client.Do(r)
+	response, err := client.Do(r) //nolint:bodyclose // hangUp closes it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,10 +177,14 @@ func TestHangingUpGainsNothing(t *testing.T) {
 			body string
 			cost int
 		}{
-			{declared, cost(declared, 1000)}, {undeclared, cost(undeclared, 1000)}, {undeclared, cost(undeclared, 1000)},
-			{undeclared, cost(undeclared, 1000)}, {undeclared, cost(undeclared, 1000)}, {undeclared, cost(undeclared, 1000)},
+			{declared, cost(declared, 1000)},
+			{undeclared, cost(undeclared, 1000)},
+			{undeclared, cost(undeclared, 1000)},
+			{undeclared, cost(undeclared, 1000)},
+			{undeclared, cost(undeclared, 1000)},
+			{undeclared, cost(undeclared, 1000)},
 		} {
-			openStream(t, s, c.body, nil)()
+			openStream(t, s, c.body)()
 			want += c.cost
 			eventually(t, "it is settled", func() bool { return settlements() == float64(i+1) })
 			if have := tokensUsed(t, s, "sk-demo-pro"); have != want {
@@ -191,7 +192,7 @@ func TestHangingUpGainsNothing(t *testing.T) {
 			}
 		}
 		// By history now; six answers of the default size are on record.
-		openStream(t, s, undeclared, nil)()
+		openStream(t, s, undeclared)()
 		eventually(t, "it is settled", func() bool { return settlements() == 7 })
 		if have := tokensUsed(t, s, "sk-demo-pro") - want; have < cost(undeclared, 1000) {
 			t.Errorf("after hanging up often: %d tokens are reserved, want at least %d", have, cost(undeclared, 1000))
@@ -201,7 +202,7 @@ func TestHangingUpGainsNothing(t *testing.T) {
 		}
 		// Usage so far is in every chunk, 340 more each time, and more than was reserved.
 		before := tokensUsed(t, s, "sk-demo-pro")
-		hangUp := openStream(t, s, `{"stream": true, "max_tokens": 1, "stream_options": {"continuous_usage_stats": true}}`, nil)
+		hangUp := openStream(t, s, `{"stream": true, "max_tokens": 1, "stream_options": {"continuous_usage_stats": true}}`)
 		hangUp()
 		eventually(t, "it is settled", func() bool { return settlements() == 8 })
 		if have := tokensUsed(t, s, "sk-demo-pro") - before; have < 120+340 {
@@ -334,19 +335,25 @@ func TestTokensOneAfterTheOther(t *testing.T) {
 // bySettleFilter adds the documents' filter that settles by a call.
 func bySettleFilter(t *testing.T, chain string) func([]byte) []byte {
 	t.Helper()
-	snippet := strings.TrimRight(one(t, "yaml settle"), "\n")
-	if chain == "ratelimit" {
-		snippet = strings.Replace(snippet, "envoy.filters.http.ext_authz", "envoy.filters.http.ratelimit", 1)
-	}
 	return func(file []byte) []byte {
-		router := []byte("          - name: envoy.filters.http.router\n")
-		filter := "          - " + strings.ReplaceAll(snippet, "\n", "\n            ") + "\n"
-		changed := bytes.Replace(file, router, append([]byte(filter), router...), 1)
-		if bytes.Equal(changed, file) {
-			t.Fatal("the shipped file has no router")
+		file = settleFilter(t, file)
+		if chain == "ratelimit" {
+			file = bytes.ReplaceAll(file, []byte("metadata_key: {key: envoy.filters.http.ext_authz"), []byte("metadata_key: {key: envoy.filters.http.ratelimit"))
 		}
-		return changed
+		return file
 	}
+}
+
+// settleFilter puts the documents' filter before the router.
+func settleFilter(tb testing.TB, file []byte) []byte {
+	tb.Helper()
+	router := []byte("          - name: envoy.filters.http.router\n")
+	filter := "          - " + strings.ReplaceAll(strings.TrimRight(block(tb, "yaml settle"), "\n"), "\n", "\n            ") + "\n"
+	changed := bytes.Replace(file, router, append([]byte(filter), router...), 1)
+	if bytes.Equal(changed, file) {
+		tb.Fatal("the shipped file has no router")
+	}
+	return changed
 }
 
 // TestSettlesByCall alone, and beside the access log; then each reservation is
@@ -374,7 +381,7 @@ func TestSettlesByCall(t *testing.T) {
 				}
 				want += r.used
 			}
-			openStream(t, s, `{"max_tokens": 1000, "stream": true}`, nil)()
+			openStream(t, s, `{"max_tokens": 1000, "stream": true}`)()
 			do(t, s, call{key: "sk-demo-pro", path: "/v1/messages", body: `{"max_tokens": 1000, "stream": true}`, header: http.Header{"X-Mock-Usage": {"120,340,100"}}})
 			want += 1000 + 9 + 460
 			if c.settled == 0 {
@@ -398,6 +405,7 @@ func TestSettlesByCall(t *testing.T) {
 // next one, in Redis; and Envoy ends a stream when it is stopped itself, which
 // leaves the reservation or what was used.
 func TestSettlesOverARestart(t *testing.T) {
+	t.Parallel()
 	for _, by := range []string{"access_log", "ratelimit"} {
 		t.Run(by, func(t *testing.T) {
 			t.Parallel()
@@ -422,7 +430,7 @@ func TestSettlesOverARestart(t *testing.T) {
 			}
 			eventually(t, "it is settled", func() bool { return tokensUsed(t, s, "sk-demo-pro") == 460 })
 
-			openStream(t, s, body, nil)
+			openStream(t, s, body)
 			if err := s.Proxy.Stop(10 * time.Second); err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
+	"github.com/tiergate/tiergate/internal/usage"
 )
 
 type noObserver struct{}
@@ -95,7 +96,7 @@ func benchSetup(b *testing.B, keys int) (*Authz, []string) {
 		Directory:  directory,
 	}
 	limiter := quota.NewLimiter(store.NewMemory(time.Now, 2*keys))
-	return NewAuthz(NewGate(settings, limiter, time.Now, noObserver{})), credentials
+	return NewAuthz(NewGate(settings, limiter, usage.NewHistory(1000), time.Now, noObserver{})), credentials
 }
 
 // lastID makes the IDs of requests; each is one of its own, as Envoy's are.

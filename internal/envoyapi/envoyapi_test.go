@@ -20,6 +20,7 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
+	"github.com/tiergate/tiergate/internal/usage"
 )
 
 // noon is when the tests take place: 30 s before the end of a minute.
@@ -79,7 +80,7 @@ func newGate(tb testing.TB, change func(*Settings)) *Gate {
 		change(s)
 	}
 	clock := func() time.Time { return noon }
-	return NewGate(s, quota.NewLimiter(store.NewMemory(clock, 10_000)), clock, noObserver{})
+	return NewGate(s, quota.NewLimiter(store.NewMemory(clock, 10_000)), usage.NewHistory(1000), clock, noObserver{})
 }
 
 // An answer is what a client would see of either protocol.

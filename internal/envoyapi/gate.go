@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/rand"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -112,18 +113,22 @@ type Observer interface {
 type Gate struct {
 	settings atomic.Pointer[Settings]
 	limiter  *quota.Limiter
-	history  *quota.History
+	history  History
 	now      func() time.Time
 	observer Observer
 }
 
-// historySize is how many keys and resources a Gate remembers the usage of, some
-// 300 bytes each.
-const historySize = 50_000
+// A History knows how many output tokens answers to a key and resource have used
+// lately.
+type History interface {
+	// High returns what few of them exceed, or quota.Unknown.
+	High(account, resource string) int64
+	Add(account, resource string, tokens int64)
+}
 
-// NewGate returns a Gate that counts with the limiter.
-func NewGate(s *Settings, limiter *quota.Limiter, now func() time.Time, observer Observer) *Gate {
-	g := &Gate{limiter: limiter, history: quota.NewHistory(historySize), now: now, observer: observer}
+// NewGate returns a Gate that counts with the limiter and estimates by the history.
+func NewGate(s *Settings, limiter *quota.Limiter, history History, now func() time.Time, observer Observer) *Gate {
+	g := &Gate{limiter: limiter, history: history, now: now, observer: observer}
 	g.Use(s)
 	return g
 }
@@ -262,7 +267,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, quot
 		Refundable: s.Tokens.refunds(), Credit: q.credit,
 	}
 	for _, l := range q.override {
-		r.Overrides = append(r.Overrides[:len(r.Overrides):len(r.Overrides)], quota.Override{Limit: l})
+		r.Overrides = append(slices.Clip(r.Overrides), quota.Override{Limit: l})
 	}
 	from := quota.ByDeclaration
 	if q.tokens == quota.Unknown {

@@ -141,7 +141,7 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
 	}
 	q.credit = negative > 0
-	hits := int64(min(most, uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
+	hits := int64(min(most, uint64(quota.MaxCost)))
 	if s.HitsMetric == quota.Requests {
 		if q.hits = hits; q.credit || hits == 0 {
 			q.tokens = 0

@@ -56,10 +56,10 @@ type SettlementReport struct {
 // settle settles one request. An error means that its outcome is unknown, and
 // that it may be tried again.
 func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
-	t, err := parseTicket(a.ticket)
-	if err != nil || !s.Resources.names[t.resource] {
-		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: err})
-		return nil // trying again will not mend it
+	t, invalid := parseTicket(a.ticket)
+	if invalid != nil || !s.Resources.names[t.resource] {
+		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: invalid})
+		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
 	}
 	settlement := quota.Settlement{
 		Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(),

@@ -385,7 +385,7 @@ func TestHits(t *testing.T) {
 		d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-pro")}
 		return d
 	}
-	hits := func(n uint64) *wrapperspb.UInt64Value { return wrapperspb.UInt64(n) }
+	hits := wrapperspb.UInt64
 	all := func(s *Settings) { s.RateLimit.NegativeHits, s.RateLimit.LimitOverride = true, true }
 	inTokens := func(s *Settings) { withTokens(s); all(s); s.RateLimit.HitsMetric = quota.Tokens }
 	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}

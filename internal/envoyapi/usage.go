@@ -16,7 +16,7 @@ const UsageNamespace = "tiergate.usage"
 
 // tokenUsageNamespace is where the ai_protocol_manager filter puts it, as a typed
 // envoy.data.ai.v3.TokenUsage.
-const tokenUsageNamespace = "envoy.ai.token_usage"
+const tokenUsageNamespace = "envoy.ai.token_usage" //nolint:gosec // the name of a namespace, no credential
 
 // counts are what a response says of its usage, by name; quota.Unknown is missing.
 type counts func(name string) int64

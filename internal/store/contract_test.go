@@ -306,11 +306,11 @@ func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota
 			before(random)
 		}
 		o := randomOrder(random, i, orders)
-		one, two := take(t, first, o), quota.Taken{}
+		one := take(t, first, o)
 		if after != nil {
 			after(one)
 		}
-		two = take(t, memory, o)
+		two := take(t, memory, o)
 		if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() || one.Secret != two.Secret {
 			t.Fatalf("seed %d, call %d at %s: %+v: Redis %+v, memory %+v", seed, i, one.Now, o, one, two)
 		}

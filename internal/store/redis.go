@@ -131,7 +131,7 @@ func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, 
 	if n < 0 || n > int(quota.Duplicate) {
 		return 0, fmt.Errorf("settle in Redis: unknown answer %d", n)
 	}
-	return quota.Outcome(n), nil //nolint:gosec // one of three
+	return quota.Outcome(n), nil
 }
 
 // settleArguments are what settle.lua is called with.

@@ -1,9 +1,14 @@
-package quota
+// Package usage remembers what the requests of API keys have used.
+//
+// It does not know limits, nor what is charged: what it holds are observations.
+package usage
 
 import (
 	"math"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tiergate/tiergate/internal/quota"
 )
 
 const (
@@ -36,7 +41,7 @@ type subject struct{ account, resource string }
 type usages struct {
 	weights [bucketCount]float32 // guarded by the History's lock
 	answers int
-	high    atomic.Int64 // the quantile; Unknown: not enough answers
+	high    atomic.Int64 // the quantile; quota.Unknown: not enough answers
 }
 
 // NewHistory returns a History of at most so many accounts and resources. Where
@@ -45,13 +50,13 @@ func NewHistory(most int) *History {
 	return &History{max: max(most, 1), seen: map[subject]*usages{}}
 }
 
-// High returns what few answers exceed, or Unknown.
+// High returns what few answers exceed, or quota.Unknown.
 func (h *History) High(account, resource string) int64 {
 	h.mu.RLock()
 	u := h.seen[subject{account, resource}]
 	h.mu.RUnlock()
 	if u == nil {
-		return Unknown
+		return quota.Unknown
 	}
 	return u.high.Load()
 }
@@ -67,7 +72,7 @@ func (h *History) Add(account, resource string, tokens int64) {
 			h.forgetOne()
 		}
 		u = &usages{}
-		u.high.Store(Unknown)
+		u.high.Store(quota.Unknown)
 		h.seen[s] = u
 	}
 	u.add(tokens)

@@ -1,0 +1,52 @@
+package usage
+
+import (
+	"strconv"
+	"testing"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// TestHistory follows what is used, needs a few answers to begin, is not misled by
+// a single one, and holds no more than it may.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	h := NewHistory(100)
+	for i := range historyEnough {
+		if high := h.High("a", "chat"); high != quota.Unknown {
+			t.Errorf("after %d answers: %d", i, high)
+		}
+		h.Add("a", "chat", 100)
+	}
+	within := func(what string, least, most int64) {
+		t.Helper()
+		if high := h.High("a", "chat"); high < least || high > most {
+			t.Errorf("%s: %d, want %d to %d", what, high, least, most)
+		}
+	}
+	within("always 100", 100, 125)
+	for range 60 {
+		h.Add("a", "chat", 100)
+	}
+	h.Add("a", "chat", 50_000)
+	within("one of many is large", 100, 125)
+	for range 10 {
+		h.Add("a", "chat", 8000)
+	}
+	within("some are larger now", 8000, 10_000)
+	for range 300 {
+		h.Add("a", "chat", 20)
+	}
+	within("for long small ones", 20, 25)
+	h.Add("a", "chat", 1<<62)
+	h.Add("a", "chat", -1)
+	for i := range 1000 {
+		h.Add(strconv.Itoa(i), "chat", 1)
+	}
+	if len(h.seen) != 100 {
+		t.Errorf("%d remembered, want 100", len(h.seen))
+	}
+	if h.High("a", "images") != quota.Unknown {
+		t.Error("one resource is taken for another")
+	}
+}
