@@ -67,6 +67,27 @@ func newMetrics() *metrics {
 			Name: "tiergate_demo_keys_allowed", Help: "1 if the public demo keys work.",
 		}),
 	}
+	m.addSettlements()
+	for _, reason := range []string{"timeout", "canceled", "other"} {
+		m.storeErrors.WithLabelValues(reason)
+	}
+	for _, call := range []string{"take", "settle"} {
+		m.storeTime.WithLabelValues(call)
+	}
+	for _, result := range []string{"success", "failure"} {
+		m.reloads.WithLabelValues(result)
+	}
+	m.registry.MustRegister(
+		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys,
+		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector(),
+	)
+	return m
+}
+
+// addSettlements makes the metrics of settlements, all series at 0.
+func (m *metrics) addSettlements() {
 	m.settlements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tiergate_settlements_total",
 		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, invalid, failed).",
@@ -81,25 +102,9 @@ func newMetrics() *metrics {
 			m.settlements.WithLabelValues(by, result)
 		}
 	}
-	for _, call := range []string{"take", "settle"} {
-		m.storeTime.WithLabelValues(call)
-	}
 	for _, source := range estimated() {
 		m.accuracy.WithLabelValues(string(source))
 	}
-	for _, reason := range []string{"timeout", "canceled", "other"} {
-		m.storeErrors.WithLabelValues(reason)
-	}
-	for _, result := range []string{"success", "failure"} {
-		m.reloads.WithLabelValues(result)
-	}
-	m.registry.MustRegister(
-		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys,
-		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		collectors.NewBuildInfoCollector(),
-	)
-	return m
 }
 
 // estimated are the sources of reservations that can be compared with what was used.

@@ -421,6 +421,13 @@ func TestShippedEnvoyFiles(t *testing.T) {
 // eventuallyWithin asks until the answer is true.
 func eventuallyWithin(t *testing.T, limit time.Duration, what string, ask func() bool) {
 	t.Helper()
+	if !trueWithin(limit, ask) {
+		t.Fatalf("not within %s: %s", limit, what)
+	}
+}
+
+// trueWithin asks until the answer is true, and reports whether it ever was.
+func trueWithin(limit time.Duration, ask func() bool) bool {
 	end := time.After(limit)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -428,7 +435,8 @@ func eventuallyWithin(t *testing.T, limit time.Duration, what string, ask func()
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("not within %s: %s", limit, what)
+			return false
 		}
 	}
+	return true
 }

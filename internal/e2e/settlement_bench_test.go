@@ -185,7 +185,7 @@ func settledSoFar(b *testing.B, s *devstack.Stack) int {
 func awaitSettled(b *testing.B, s *devstack.Stack, want int) {
 	b.Helper()
 	last, since := settledSoFar(b, s), time.Now()
-	settledWithin(time.Minute, func() bool {
+	trueWithin(time.Minute, func() bool {
 		if n := settledSoFar(b, s); n != last {
 			last, since = n, time.Now()
 		}

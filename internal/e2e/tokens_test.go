@@ -113,26 +113,12 @@ func TestSettles(t *testing.T) {
 				t.Errorf("%s: %s: %s", c.name, r.Status, r.body)
 			}
 			have := 0
-			settled := settledWithin(2*time.Second, func() bool { have = tokensUsed(t, s, "sk-demo-pro") - before; return have == c.want })
+			settled := trueWithin(2*time.Second, func() bool { have = tokensUsed(t, s, "sk-demo-pro") - before; return have == c.want })
 			if !settled {
 				t.Errorf("%s: %d tokens charged in the end, want %d", c.name, have, c.want)
 			}
 		}
 	})
-}
-
-func settledWithin(limit time.Duration, ask func() bool) bool {
-	end := time.After(limit)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ask() {
-		select {
-		case <-tick.C:
-		case <-end:
-			return false
-		}
-	}
-	return true
 }
 
 // openStream starts a stream that goes on for a long time and returns when its
@@ -297,7 +283,7 @@ func TestTokensUnderConcurrency(t *testing.T) {
 			}
 		})
 		used := 0
-		settledWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == status[200]*(each+12) })
+		trueWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == status[200]*(each+12) })
 		t.Logf("%s: 40 at once: %v; %d tokens used of %d (%.1f %%)", chain, status, used, limit, 100*float64(used)/limit)
 		if used > limit || used != status[200]*(each+12) || used < limit*9/10 || status[200]+status[429] != 40 {
 			t.Errorf("want most of the limit used, and no more")
@@ -320,11 +306,11 @@ func TestTokensOneAfterTheOther(t *testing.T) {
 			}
 		}
 		used := 0
-		settledWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == passed*500 })
+		trueWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == passed*500 })
 		// What is left can be had.
 		rest := limit - used - 100
 		r := do(t, s, call{key: "sk-demo-basic", body: fmt.Sprintf(`{"max_tokens": %d}`, rest), header: http.Header{"X-Mock-Usage": {fmt.Sprintf("0,%d", rest)}}})
-		settledWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == passed*500+rest })
+		trueWithin(5*time.Second, func() bool { used = tokensUsed(t, s, "sk-demo-basic"); return used == passed*500+rest })
 		t.Logf("%s: %d of %d passed; then one of %d: %s; %d tokens used of %d (%.1f %%)", chain, passed, calls, rest, r.Status, used, limit, 100*float64(used)/limit)
 		if passed != calls || r.StatusCode != http.StatusOK || used < limit*9/10 || used > limit {
 			t.Errorf("want all to pass, and at least 90 %% of the limit")
@@ -388,7 +374,7 @@ func TestSettlesByCall(t *testing.T) {
 				want += 1000 + 9 - 460
 			}
 			settlements := func(result string) float64 { return metric(t, s, "tiergate_settlements_total", `result="`+result+`"`) }
-			if !settledWithin(5*time.Second, func() bool { return settlements("settled") == c.settled && settlements("duplicate") == c.duplicate }) {
+			if !trueWithin(5*time.Second, func() bool { return settlements("settled") == c.settled && settlements("duplicate") == c.duplicate }) {
 				t.Errorf("%s: %v settled, %v duplicates: want %v and %v", c.by, settlements("settled"), settlements("duplicate"), c.settled, c.duplicate)
 			}
 			if have := tokensUsed(t, s, "sk-demo-pro"); have != want {

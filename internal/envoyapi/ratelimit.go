@@ -2,7 +2,6 @@ package envoyapi
 
 import (
 	"context"
-	"errors"
 	"math"
 	"net/http"
 	"strconv"
@@ -11,7 +10,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -106,68 +104,6 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q i
 	return q, known
 }
 
-// count reads how many hits the call takes. A descriptor's own hits_addend goes
-// before that of the call, which is 1 where it is 0; 0 of a descriptor looks and
-// takes nothing. Where descriptors differ, the largest holds: they describe one
-// request.
-func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
-	byDefault := uint64(max(r.GetHitsAddend(), 1))
-	most, negative := uint64(0), 0
-	for _, d := range r.GetDescriptors() {
-		n := byDefault
-		if d.GetHitsAddend() != nil {
-			n = d.GetHitsAddend().GetValue()
-		}
-		most = max(most, n)
-		if d.GetIsNegativeHits() {
-			negative++
-		}
-		if o := d.GetLimit(); o != nil && s.LimitOverride {
-			l, err := override(o, s.HitsMetric)
-			if err != nil {
-				return err
-			}
-			q.override = append(q.override, l)
-		}
-	}
-	if len(r.GetDescriptors()) == 0 {
-		most = byDefault
-	}
-	switch {
-	case negative == 0:
-	case !s.NegativeHits:
-		return errors.New("is_negative_hits is not accepted here: set ratelimit.negative_hits")
-	case negative != len(r.GetDescriptors()):
-		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
-	}
-	q.credit = negative > 0
-	hits := int64(min(most, uint64(quota.MaxCost)))
-	if s.HitsMetric == quota.Requests {
-		if q.hits = hits; q.credit || hits == 0 {
-			q.tokens = 0
-		}
-		return nil
-	}
-	q.tokens = hits
-	if !q.credit && hits > 0 {
-		q.hits = 1
-	}
-	return nil
-}
-
-// override reads a descriptor's limit, which stands in for the tier's.
-func override(o *ratelimitv3.RateLimitDescriptor_RateLimitOverride, metric quota.Metric) (quota.Limit, error) {
-	windows := map[typev3.RateLimitUnit]quota.Window{
-		typev3.RateLimitUnit_SECOND: quota.Second, typev3.RateLimitUnit_MINUTE: quota.Minute, typev3.RateLimitUnit_HOUR: quota.Hour,
-		typev3.RateLimitUnit_DAY: quota.Day, typev3.RateLimitUnit_MONTH: quota.Month,
-	}
-	window, ok := windows[o.GetUnit()]
-	if !ok {
-		return quota.Limit{}, errors.New("the limit of a descriptor has the unit " + o.GetUnit().String() + ": want SECOND, MINUTE, HOUR, DAY or MONTH")
-	}
-	return quota.Limit{Metric: metric, Window: window, Max: int64(o.GetRequestsPerUnit())}, nil
-}
-
 func answer(v *Verdict, s *Settings, request *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
 	r := &rlsv3.RateLimitResponse{
 		OverallCode:          rlsv3.RateLimitResponse_OK,
@@ -197,52 +133,6 @@ func statuses(r *rlsv3.RateLimitRequest, one *rlsv3.RateLimitResponse_Descriptor
 		all[i] = one
 	}
 	return all
-}
-
-// The entries of descriptors that settle. Each descriptor has the reservation and
-// says with settle which count its hits_addend is; done is there in any case.
-const (
-	settleEntry  = "settle"
-	codeEntry    = "code"
-	detailsEntry = "details"
-)
-
-// settle settles one request. What is no settlement is answered OK and counted as
-// invalid: the request is over, and nobody could mend it. A store that fails is
-// UNAVAILABLE, so that Envoy tries again.
-func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
-	report := answered{by: byRateLimit}
-	hits := map[string]int64{}
-	for _, d := range r.GetDescriptors() {
-		for _, e := range d.GetEntries() {
-			switch e.GetKey() {
-			case reservationField:
-				report.ticket = e.GetValue()
-			case settleEntry:
-				if d.GetHitsAddend() != nil {
-					hits[e.GetValue()] = int64(min(d.GetHitsAddend().GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
-				}
-			case codeEntry:
-				report.status, _ = strconv.Atoi(e.GetValue()) // what is none lists no refund
-			case detailsEntry:
-				report.details = e.GetValue()
-			}
-		}
-	}
-	report.cached = report.details == "cache.response_from_cache_filter"
-	report.usage = readUsage(func(name string) int64 {
-		if n, ok := hits[name]; ok {
-			return n
-		}
-		return quota.Unknown
-	})
-	if err := l.gate.settle(ctx, s, &report); err != nil {
-		return nil, status.Error(codes.Unavailable, "the settlement is of unknown outcome: try again")
-	}
-	return &rlsv3.RateLimitResponse{
-		OverallCode: rlsv3.RateLimitResponse_OK,
-		Statuses:    statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK}),
-	}, nil
 }
 
 // descriptorStatus describes the limit that refuses, or the one that the

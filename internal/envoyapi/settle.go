@@ -3,7 +3,12 @@ package envoyapi
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
+
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -104,4 +109,50 @@ func (g *Gate) learn(s *Settings, t ticket, a *answered) {
 		return
 	}
 	g.history.Add(t.account, t.resource, used/t.choices)
+}
+
+// The entries of descriptors that settle. Each descriptor has the reservation and
+// says with settle which count its hits_addend is; done is there in any case.
+const (
+	settleEntry  = "settle"
+	codeEntry    = "code"
+	detailsEntry = "details"
+)
+
+// settle settles one request. What is no settlement is answered OK and counted as
+// invalid: the request is over, and nobody could mend it. A store that fails is
+// UNAVAILABLE, so that Envoy tries again.
+func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
+	report := answered{by: byRateLimit}
+	hits := map[string]int64{}
+	for _, d := range r.GetDescriptors() {
+		for _, e := range d.GetEntries() {
+			switch e.GetKey() {
+			case reservationField:
+				report.ticket = e.GetValue()
+			case settleEntry:
+				if d.GetHitsAddend() != nil {
+					hits[e.GetValue()] = int64(min(d.GetHitsAddend().GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
+				}
+			case codeEntry:
+				report.status, _ = strconv.Atoi(e.GetValue()) // what is none lists no refund
+			case detailsEntry:
+				report.details = e.GetValue()
+			}
+		}
+	}
+	report.cached = report.details == "cache.response_from_cache_filter"
+	report.usage = readUsage(func(name string) int64 {
+		if n, ok := hits[name]; ok {
+			return n
+		}
+		return quota.Unknown
+	})
+	if err := l.gate.settle(ctx, s, &report); err != nil {
+		return nil, status.Error(codes.Unavailable, "the settlement is of unknown outcome: try again")
+	}
+	return &rlsv3.RateLimitResponse{
+		OverallCode: rlsv3.RateLimitResponse_OK,
+		Statuses:    statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK}),
+	}, nil
 }

@@ -1,0 +1,73 @@
+package envoyapi
+
+import (
+	"errors"
+
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// count reads how many hits the call takes. A descriptor's own hits_addend goes
+// before that of the call, which is 1 where it is 0; 0 of a descriptor looks and
+// takes nothing. Where descriptors differ, the largest holds: they describe one
+// request.
+func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
+	byDefault := uint64(max(r.GetHitsAddend(), 1))
+	most, negative := uint64(0), 0
+	for _, d := range r.GetDescriptors() {
+		n := byDefault
+		if d.GetHitsAddend() != nil {
+			n = d.GetHitsAddend().GetValue()
+		}
+		most = max(most, n)
+		if d.GetIsNegativeHits() {
+			negative++
+		}
+		if o := d.GetLimit(); o != nil && s.LimitOverride {
+			l, err := override(o, s.HitsMetric)
+			if err != nil {
+				return err
+			}
+			q.override = append(q.override, l)
+		}
+	}
+	if len(r.GetDescriptors()) == 0 {
+		most = byDefault
+	}
+	switch {
+	case negative == 0:
+	case !s.NegativeHits:
+		return errors.New("is_negative_hits is not accepted here: set ratelimit.negative_hits")
+	case negative != len(r.GetDescriptors()):
+		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
+	}
+	q.credit = negative > 0
+	hits := int64(min(most, uint64(quota.MaxCost)))
+	if s.HitsMetric == quota.Requests {
+		if q.hits = hits; q.credit || hits == 0 {
+			q.tokens = 0
+		}
+		return nil
+	}
+	q.tokens = hits
+	if !q.credit && hits > 0 {
+		q.hits = 1
+	}
+	return nil
+}
+
+// override reads a descriptor's limit, which stands in for the tier's.
+func override(o *ratelimitv3.RateLimitDescriptor_RateLimitOverride, metric quota.Metric) (quota.Limit, error) {
+	windows := map[typev3.RateLimitUnit]quota.Window{
+		typev3.RateLimitUnit_SECOND: quota.Second, typev3.RateLimitUnit_MINUTE: quota.Minute, typev3.RateLimitUnit_HOUR: quota.Hour,
+		typev3.RateLimitUnit_DAY: quota.Day, typev3.RateLimitUnit_MONTH: quota.Month,
+	}
+	window, ok := windows[o.GetUnit()]
+	if !ok {
+		return quota.Limit{}, errors.New("the limit of a descriptor has the unit " + o.GetUnit().String() + ": want SECOND, MINUTE, HOUR, DAY or MONTH")
+	}
+	return quota.Limit{Metric: metric, Window: window, Max: int64(o.GetRequestsPerUnit())}, nil
+}
