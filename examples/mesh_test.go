@@ -3,6 +3,7 @@ package examples
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -56,8 +58,8 @@ func setUp() error {
 }
 
 // TestMeshes runs what a mesh makes of the examples in the real Envoy: the six
-// headers on every answer, the contract's 429, nothing forged, closed when
-// TierGate is away.
+// headers on every answer, the contract's 429, tokens settled, nothing forged, closed
+// when TierGate is away.
 func TestMeshes(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -74,7 +76,10 @@ func TestMeshes(t *testing.T) {
 		},
 		"envoy-gateway": {
 			"testdata/envoy-gateway.yaml",
-			func(t *testing.T, b object) { applyPatchPolicy(t, b, documents(t, "envoy-gateway/edge.yaml")[0]) },
+			func(t *testing.T, b object) {
+				applyPolicies(t, b)
+				applyPatchPolicy(t, b, documents(t, "envoy-gateway/edge.yaml")[0])
+			},
 			map[string]string{
 				"securitypolicy/default/tiergate/tiergate/tiergate": "tiergate", "httproute/default/ai/rule/0": "upstream",
 			},
@@ -82,6 +87,7 @@ func TestMeshes(t *testing.T) {
 		"envoy-gateway-ratelimit": {
 			"testdata/envoy-gateway.yaml",
 			func(t *testing.T, b object) {
+				applyPolicies(t, b)
 				withoutExtAuthz(b)
 				applyPatchPolicy(t, b, documents(t, "envoy-gateway/ratelimit.yaml")[0])
 			},
@@ -121,7 +127,10 @@ func withoutExtAuthz(bootstrap object) {
 
 func up(t *testing.T, edit func([]byte) []byte) *devstack.Stack {
 	t.Helper()
-	o := devstack.Options{Root: root, TierGate: binary, Envoy: envoy, Dir: t.TempDir(), EditEnvoy: edit}
+	o := devstack.Options{
+		Root: root, TierGate: binary, Envoy: envoy, Dir: t.TempDir(), EditEnvoy: edit,
+		Sets: []string{"headers.per_metric=true"}, // tells how many tokens remain
+	}
 	s, err := devstack.Up(t.Context(), o)
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(o.Dir, "envoy.log"))
@@ -140,6 +149,7 @@ func probe(t *testing.T, s *devstack.Stack) {
 	t.Helper()
 	freshMinute(t)
 	const chat = "/v1/chat/completions"
+	probeTokens(t, s, chat)
 	for range 10 {
 		ask(t, s, chat, "sk-demo-free", http.StatusOK, "10 chat 1")
 	}
@@ -176,24 +186,104 @@ func probe(t *testing.T, s *devstack.Stack) {
 	}
 }
 
+// probeTokens sees that what is declared is refused, or reserved and settled, whatever
+// shape the answer has.
+func probeTokens(t *testing.T, s *devstack.Stack, path string) {
+	t.Helper()
+	const declares = `{"model": "m", "max_tokens": 1000}` // 34 bytes: a prompt of 9 tokens
+	const streams = `{"model": "m", "max_tokens": 1000, "stream": true}`
+	long := `{"model": "m", "max_tokens": 1000, "padding": "` + strings.Repeat("x", 2_000_000) + `"}`
+	for _, c := range []struct {
+		name, body, usage, size string
+		want                    int
+	}{
+		{"JSON", declares, "120,340", "100", 460},
+		{"a stream", streams, "120,340", "100", 460},
+		{"longer than Envoy holds back by itself", long, "120,340", "2000000", 460},
+		{"no usage", declares, "none", "100", 1000 + 9},
+	} {
+		before := tokensUsed(t, s)
+		a := send(t, s, call{path, "sk-demo-pro", c.body, []string{"X-Mock-Usage: " + c.usage, "X-Mock-Bytes: " + c.size, "Accept-Encoding: gzip"}})
+		if a.status != http.StatusOK {
+			t.Errorf("%s: %d %s", c.name, a.status, a.body)
+		}
+		awaitTokens(t, s, c.name, before+c.want)
+	}
+	a := send(t, s, call{path: path, key: "sk-demo-pro", body: `{"max_tokens": 1000001}`})
+	a.check(t, http.StatusRequestEntityTooLarge, "100 chat 3")
+	if !strings.Contains(a.body, `"code": "request_too_large"`) || a.header.Get("X-Should-Retry") != "false" {
+		t.Errorf("the 413: %v %s", a.header, a.body)
+	}
+}
+
+// awaitTokens waits until so many tokens are used.
+func awaitTokens(t *testing.T, s *devstack.Stack, name string, want int) {
+	t.Helper()
+	end := time.After(5 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond) // each look is one of 100 requests a minute
+	defer tick.Stop()
+	for {
+		have := tokensUsed(t, s)
+		if have == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("%s: %d tokens used in the end, want %d", name, have, want)
+		}
+	}
+}
+
+// tokensUsed returns how many tokens the pro key has used in this minute, by a
+// request that takes none.
+func tokensUsed(t *testing.T, s *devstack.Stack) int {
+	t.Helper()
+	a := send(t, s, call{path: "/v1/models", key: "sk-demo-pro"})
+	limit, err := strconv.Atoi(a.header.Get("X-RateLimit-Limit-Tokens"))
+	remaining, err2 := strconv.Atoi(a.header.Get("X-RateLimit-Remaining-Tokens"))
+	if err := errors.Join(err, err2); err != nil || a.status != http.StatusOK {
+		t.Fatalf("%d %v %v: %s", a.status, err, a.header, a.body)
+	}
+	return limit - remaining
+}
+
+// A call is a request to send; without a body it is a GET.
+type call struct {
+	path, key, body string
+	headers         []string
+}
+
 type answer struct {
+	call   call
+	status int
 	header http.Header
 	body   string
 }
 
-// ask sends a request and checks the status and the six headers, each there
-// once; want is Limit, Resource and Priority.
+// ask sends a small request and checks the answer.
 func ask(t *testing.T, s *devstack.Stack, path, key string, status int, want string, headers ...string) answer {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.API+path, strings.NewReader(`{"model": "m"}`))
+	a := send(t, s, call{path, key, `{"model": "m"}`, headers})
+	a.check(t, status, want)
+	return a
+}
+
+func send(t *testing.T, s *devstack.Stack, c call) answer {
+	t.Helper()
+	method := http.MethodPost
+	if c.body == "" {
+		method = http.MethodGet
+	}
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.API+c.path, strings.NewReader(c.body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Header.Set("Content-Type", "application/json")
-	if key != "" {
-		r.Header.Set("Authorization", "Bearer "+key)
+	if c.key != "" {
+		r.Header.Set("Authorization", "Bearer "+c.key)
 	}
-	for _, h := range headers {
+	for _, h := range c.headers {
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)
 	}
@@ -206,21 +296,27 @@ func ask(t *testing.T, s *devstack.Stack, path, key string, status int, want str
 	if err != nil {
 		t.Fatal(err)
 	}
-	if response.StatusCode != status {
-		t.Errorf("%s %v: %s %s, want %d", path, headers, response.Status, body, status)
+	return answer{c, response.StatusCode, response.Header, string(body)}
+}
+
+// check checks the status and the six headers, each there once; want is Limit,
+// Resource and Priority.
+func (a answer) check(t *testing.T, status int, want string) {
+	t.Helper()
+	if a.status != status {
+		t.Errorf("%s %v: %d %s, want %d", a.call.path, a.call.headers, a.status, a.body, status)
 	}
-	h := response.Header
 	for _, name := range []string{
 		"X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-RateLimit-Resource", "X-RateLimit-Used", "X-Request-Priority",
 	} {
-		if n := len(h.Values(name)); n != 1 {
-			t.Errorf("%s %s: %s is there %d times", path, response.Status, name, n)
+		if n := len(a.header.Values(name)); n != 1 {
+			t.Errorf("%s %d: %s is there %d times", a.call.path, a.status, name, n)
 		}
 	}
-	if have := strings.Join([]string{h.Get("X-RateLimit-Limit"), h.Get("X-RateLimit-Resource"), h.Get("X-Request-Priority")}, " "); have != want {
-		t.Errorf("%s %s: limit, resource and priority are %s, want %s", path, response.Status, have, want)
+	have := strings.Join([]string{a.header.Get("X-RateLimit-Limit"), a.header.Get("X-RateLimit-Resource"), a.header.Get("X-Request-Priority")}, " ")
+	if have != want {
+		t.Errorf("%s %d: limit, resource and priority are %s, want %s", a.call.path, a.status, have, want)
 	}
-	return answer{h, string(body)}
 }
 
 // freshMinute waits until enough of a minute is left for the test.
@@ -247,32 +343,39 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 		ours, theirs := map[string][]any{}, map[string][]any{}
 		gather(documents(t, filepath.Join(root, shipped))[0], ours)
 		gather(documents(t, example)[0], theirs)
-		for _, name := range []string{"mappers", "envoy.filters.http.header_mutation", "envoy.filters.http.local_ratelimit", "envoy.filters.http.ratelimit"} {
-			if len(ours[name]) > 0 && !reflect.DeepEqual(ours[name], theirs[name]) {
+		for name, count := range map[string]int{
+			"mappers": 1, "envoy.filters.http.header_mutation": 2, "envoy.filters.http.local_ratelimit": 1, "envoy.filters.http.json_to_metadata": 1,
+			"envoy.filters.http.sse_to_metadata": 1, "envoy.access_loggers.http_grpc": 1, "envoy.filters.http.ratelimit": len(theirs["envoy.filters.http.ratelimit"]),
+		} {
+			if len(ours[name]) != count {
+				t.Errorf("%s: %s is there %d times, want %d", shipped, name, len(ours[name]), count)
+			}
+			if !reflect.DeepEqual(ours[name], theirs[name]) {
 				t.Errorf("%s: %s differs from %s", example, name, shipped)
 			}
-		}
-		if len(ours["mappers"]) != 1 || len(ours["envoy.filters.http.header_mutation"]) != 2 {
-			t.Errorf("%s: the parts are not found: %d mappers, %d mutations", shipped, len(ours["mappers"]), len(ours["envoy.filters.http.header_mutation"]))
 		}
 	}
 }
 
-// gather collects the filters by their names, and the mappers, in the order in
-// which they stand. Where an example inserts one filter before another it names
-// them in the other order; so lists of filters are sorted by what they say.
+// gather collects filters and access loggers by their names, and the mappers, in the
+// order in which they stand. Where an example inserts one filter before another it
+// names them in the other order; so lists of filters are sorted by what they say. The
+// cluster of an access logger is left out, since each mesh has a name of its own for it.
 func gather(node any, into map[string][]any) {
 	switch node := node.(type) {
 	case object:
-		if name, ok := node["name"].(string); ok && node["typed_config"] != nil {
-			into[name] = append(into[name], node["typed_config"])
-			slices.SortFunc(into[name], func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+		if common, ok := node["common_config"].(object); ok {
+			delete(common, "grpc_service")
 		}
 		for name, value := range node {
 			if name == "mappers" {
 				into[name] = append(into[name], value)
 			}
 			gather(value, into)
+		}
+		if name, ok := node["name"].(string); ok && node["typed_config"] != nil {
+			into[name] = append(into[name], node)
+			slices.SortFunc(into[name], func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 		}
 	case []any:
 		for _, value := range node {

@@ -1,21 +1,28 @@
 package examples
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
+	gateway "github.com/envoyproxy/gateway/api/v1alpha1"
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/ohler55/ojg/jp"
 )
 
-// An envoyPatch is one of an EnvoyFilter, as far as the examples use them.
+// An envoyPatch is one of an EnvoyFilter, as far as the examples use them: what
+// matches listeners, clusters or virtual hosts matches all of them.
 type envoyPatch struct {
 	ApplyTo string `json:"applyTo"`
 	Match   struct {
+		Context  string `json:"context"`
 		Listener struct {
 			FilterChain struct {
 				Filter struct {
+					Name      string `json:"name"`
 					SubFilter struct {
 						Name string `json:"name"`
 					} `json:"subFilter"`
@@ -29,39 +36,53 @@ type envoyPatch struct {
 	} `json:"patch"`
 }
 
-// applyEnvoyFilter patches a configuration as istiod does: the connection
-// manager, or its HTTP filters.
+// applyEnvoyFilter patches a configuration as istiod does: listeners, clusters,
+// virtual hosts, the connection manager, or its HTTP filters.
 func applyEnvoyFilter(t *testing.T, bootstrap, filter object) {
 	t.Helper()
-	var spec struct {
-		Patches []envoyPatch `json:"configPatches"`
+	var patches []envoyPatch
+	convert(t, filter["spec"].(object)["configPatches"], &patches)
+	resources := bootstrap["static_resources"].(object)
+	listeners := list(resources, "listeners")
+	managers := list(list(listeners[0], "filter_chains")[0], "filters")
+	config := managers[0].(object)["typed_config"].(object)
+	targets := map[string][]any{
+		"LISTENER": listeners, "CLUSTER": list(resources, "clusters"), "VIRTUAL_HOST": list(config, "route_config", "virtual_hosts"), "NETWORK_FILTER": managers,
 	}
-	convert(t, filter["spec"], &spec)
-	chain := list(list(bootstrap, "static_resources", "listeners")[0], "filter_chains")[0]
-	manager := list(chain, "filters")[0].(object)
-	config := manager["typed_config"].(object)
-	for _, p := range spec.Patches {
-		sub := p.Match.Listener.FilterChain.Filter.SubFilter.Name
-		filters := config["http_filters"].([]any)
+	for _, p := range patches {
 		switch {
-		case p.ApplyTo == "NETWORK_FILTER" && p.Patch.Operation == "MERGE":
-			merge(manager, p.Patch.Value)
-		case p.ApplyTo == "HTTP_FILTER" && p.Patch.Operation == "INSERT_FIRST":
-			config["http_filters"] = append([]any{p.Patch.Value}, filters...)
-		case p.ApplyTo == "HTTP_FILTER" && p.Patch.Operation == "MERGE":
-			merged := 0
-			for _, f := range filters {
-				if f.(object)["name"] == sub {
-					merge(f.(object), p.Patch.Value)
-					merged++
-				}
-			}
-			if merged != 1 {
-				t.Fatalf("%d filters are named %q", merged, sub)
+		case p.ApplyTo == "HTTP_FILTER":
+			config["http_filters"] = patchFilters(t, list(config, "http_filters"), p)
+		case targets[p.ApplyTo] != nil && p.Patch.Operation == "MERGE":
+			for _, target := range targets[p.ApplyTo] {
+				merge(target.(object), p.Patch.Value)
 			}
 		default:
 			t.Fatalf("the test does not know how %s %s is applied", p.Patch.Operation, p.ApplyTo)
 		}
+	}
+}
+
+func patchFilters(t *testing.T, filters []any, p envoyPatch) []any {
+	t.Helper()
+	if p.Patch.Operation == "INSERT_FIRST" {
+		return append([]any{p.Patch.Value}, filters...)
+	}
+	name := p.Match.Listener.FilterChain.Filter.SubFilter.Name
+	named := func(f any) bool { return f.(object)["name"] == name }
+	i := slices.IndexFunc(filters, named)
+	if i < 0 || slices.ContainsFunc(filters[i+1:], named) {
+		t.Fatalf("not one filter is named %q", name)
+	}
+	switch p.Patch.Operation {
+	case "INSERT_BEFORE":
+		return slices.Insert(filters, i, any(p.Patch.Value))
+	case "MERGE":
+		merge(filters[i].(object), p.Patch.Value)
+		return filters
+	default:
+		t.Fatalf("the test does not know how %s HTTP_FILTER is applied", p.Patch.Operation)
+		return nil
 	}
 }
 
@@ -85,6 +106,51 @@ func merge(into, from object) {
 	}
 }
 
+// applyPolicies sets what Envoy Gateway makes of the policies' settings for bodies
+// and headers.
+func applyPolicies(t *testing.T, bootstrap object) {
+	t.Helper()
+	resources := bootstrap["static_resources"].(object)
+	listener := list(resources, "listeners")[0].(object)
+	config := list(listener["default_filter_chain"], "filters")[0].(object)["typed_config"].(object)
+	for _, d := range append(documents(t, "envoy-gateway/gateway.yaml"), documents(t, "envoy-gateway/security-policy.yaml")...) {
+		switch d["kind"] {
+		case "ClientTrafficPolicy":
+			var policy gateway.ClientTrafficPolicy
+			convert(t, d, &policy)
+			listener["per_connection_buffer_limit_bytes"] = policy.Spec.Connection.BufferLimit.Value()
+			mutations := []any{}
+			for _, name := range policy.Spec.Headers.EarlyRequestHeaders.Remove {
+				mutations = append(mutations, object{"remove": name})
+			}
+			config["early_header_mutation_extensions"] = []any{object{
+				"name": "envoy.http.early_header_mutation.header_mutation",
+				"typed_config": object{
+					"@type":     "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+					"mutations": mutations,
+				},
+			}}
+		case "BackendTrafficPolicy":
+			var policy gateway.BackendTrafficPolicy
+			convert(t, d, &policy)
+			for _, c := range list(resources, "clusters") {
+				if strings.HasPrefix(c.(object)["name"].(string), "httproute/") {
+					c.(object)["per_connection_buffer_limit_bytes"] = policy.Spec.Connection.BufferLimit.Value()
+				}
+			}
+		case "SecurityPolicy":
+			var policy gateway.SecurityPolicy
+			convert(t, d, &policy)
+			patterns := []any{}
+			for _, name := range policy.Spec.ExtAuth.HeadersToExtAuth {
+				patterns = append(patterns, object{"exact": name, "ignore_case": true})
+			}
+			authz := list(config, "http_filters")[0].(object)["typed_config"].(object)
+			authz["allowed_headers"] = object{"patterns": patterns}
+		}
+	}
+}
+
 // A jsonPatch is one of an EnvoyPatchPolicy.
 type jsonPatch struct {
 	Type      string `json:"type"`
@@ -103,12 +169,10 @@ type jsonPatch struct {
 // places to which the path is appended.
 func applyPatchPolicy(t *testing.T, bootstrap, policy object) {
 	t.Helper()
-	var spec struct {
-		Patches []jsonPatch `json:"jsonPatches"`
-	}
-	convert(t, policy["spec"], &spec)
+	var patches []jsonPatch
+	convert(t, policy["spec"].(object)["jsonPatches"], &patches)
 	resources := bootstrap["static_resources"].(object)
-	for _, p := range spec.Patches {
+	for _, p := range patches {
 		field := map[string]string{
 			"type.googleapis.com/envoy.config.listener.v3.Listener": "listeners",
 			"type.googleapis.com/envoy.config.cluster.v3.Cluster":   "clusters",
@@ -161,7 +225,9 @@ func patchResource(t *testing.T, resource any, p jsonPatch) any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if document, err = patch.Apply(document); err != nil {
+	options := jsonpatch.NewApplyOptions()
+	options.EnsurePathExistsOnAdd = true
+	if document, err = patch.ApplyWithOptions(document, options); err != nil {
 		t.Fatalf("%s: %v", paths[0], err)
 	}
 	var result any
@@ -197,13 +263,16 @@ func list(node any, names ...string) []any {
 	return node.([]any)
 }
 
+// convert reads what is given into a type that knows every field of it.
 func convert(t *testing.T, from, into any) {
 	t.Helper()
 	content, err := json.Marshal(from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(content, into); err != nil {
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
 		t.Fatal(err)
 	}
 }

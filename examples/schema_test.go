@@ -89,8 +89,8 @@ func TestSchemas(t *testing.T) {
 		}
 	}
 	want := []string{
-		"", "AuthorizationPolicy", "ClientTrafficPolicy", "ConfigMap", "Deployment", "EnvoyFilter", "EnvoyPatchPolicy",
-		"Gateway", "HTTPRoute", "Namespace", "ReferenceGrant", "SecurityPolicy", "Service",
+		"", "AuthorizationPolicy", "BackendTrafficPolicy", "ClientTrafficPolicy", "ConfigMap", "Deployment", "EnvoyFilter",
+		"EnvoyPatchPolicy", "Gateway", "HTTPRoute", "Namespace", "ReferenceGrant", "SecurityPolicy", "Service",
 	}
 	if have := slices.Sorted(maps.Keys(seen)); !slices.Equal(have, want) {
 		t.Errorf("kinds %v, want %v", have, want)
