@@ -90,7 +90,7 @@ func newMetrics() *metrics {
 func (m *metrics) addSettlements() {
 	m.settlements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tiergate_settlements_total",
-		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, invalid, failed).",
+		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, invalid, failed, lost).",
 	}, []string{"by", "result"})
 	m.accuracy = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "tiergate_reserved_to_used_ratio",
@@ -98,7 +98,7 @@ func (m *metrics) addSettlements() {
 		Buckets: []float64{0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10, 100},
 	}, []string{"source"})
 	for _, by := range []string{"access_log", "ratelimit"} {
-		for _, result := range []string{"settled", "duplicate", "not_found", "invalid", "failed"} {
+		for _, result := range []string{"settled", "duplicate", "not_found", "invalid", "failed", "lost"} {
 			m.settlements.WithLabelValues(by, result)
 		}
 	}
@@ -140,9 +140,11 @@ func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	o.metrics.settlements.WithLabelValues(r.By, r.Result).Inc()
 	// A ticket comes back from Envoy, so its source is checked before it is a label.
 	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
-		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Estimate) / float64(r.Used))
+		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Reserved) / float64(r.Used))
 	}
-	if r.Result != quota.Settled.String() {
+	if r.Result == "lost" {
+		o.log.ErrorContext(ctx, "a settlement is lost: its reservation stands", "by", r.By, "error", r.Err)
+	} else if r.Result != quota.Settled.String() {
 		o.log.LogAttrs(ctx, slog.LevelDebug, "not settled", slog.String("by", r.By), slog.String("result", r.Result), slog.Any("error", r.Err))
 	}
 }
@@ -187,6 +189,9 @@ func (w *watchedCounts) watch(ctx context.Context, call string, began time.Time,
 
 func (w *watchedCounts) failed(ctx context.Context, err error) {
 	why := reason(err)
+	if ctx.Err() != nil { // the caller gave up, whatever the store would have said
+		why = "canceled"
+	}
 	w.metrics.storeErrors.WithLabelValues(why).Inc()
 	if why != "canceled" && w.lastFailed.Swap(time.Now().UnixNano()) == 0 {
 		w.log.ErrorContext(ctx, "the store fails: requests are answered with 503 until it is back", "error", err)

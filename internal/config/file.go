@@ -6,7 +6,7 @@ package config
 
 // file is the whole of tiergate.yaml.
 type file struct {
-	// The gRPC listener that Envoy calls: ext_authz, rate limit service, health, reflection.
+	// The gRPC listener that Envoy calls: ext_authz, rate limit service, access log service, health, reflection.
 	GRPC grpcSection `yaml:"grpc"`
 	// The HTTP listener for operators: metrics, health and readiness.
 	Operator operatorSection `yaml:"operator"`

@@ -9,9 +9,6 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// maxModelWeight is the most that a token may count.
-const maxModelWeight = 1000.0
-
 // openAITokens are what requests to an API like OpenAI's are taken to use. Longer
 // prompts and answers than these are rare; a request that declares more reserves
 // what it declares.
@@ -53,13 +50,18 @@ func (c *checker) tokens(f file, resources []quota.Resource) Tokens {
 			t.SettleByRateLimit = true
 		}
 	}
+	twins := map[string]string{}
 	for _, model := range sortedKeys(f.Tokens.Models) {
+		if twin, twice := twins[strings.ToLower(model)]; twice {
+			c.fault("tokens.models."+model, "%q is %q in other letters: keep one", model, twin)
+		}
+		twins[strings.ToLower(model)] = model
 		weight := f.Tokens.Models[model]
 		if strings.Contains(strings.TrimSuffix(model, "*"), "*") || model == "" {
 			c.fault("tokens.models."+model, "%q: want a model's name, or the beginning of names followed by one *", model)
 		}
-		if !(weight > 0 && weight <= maxModelWeight) { // so that NaN is refused too
-			c.fault("tokens.models."+model, "weight %v is out of range: want more than 0, up to %v", weight, maxModelWeight)
+		if !(weight > 0 && weight <= quota.MaxModelWeight) { // so that NaN is refused too
+			c.fault("tokens.models."+model, "weight %v is out of range: want more than 0, up to %v", weight, quota.MaxModelWeight)
 		}
 	}
 	t.refunds(c, f.Tokens.Refunds)

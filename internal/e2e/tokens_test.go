@@ -84,6 +84,8 @@ func TestSettles(t *testing.T) {
 			skip string // a chain that cannot
 		}{
 			{name: "JSON", call: call{body: declares, header: usage()}, want: 460},
+			{name: "JSON with a charset", call: call{body: declares, header: usage("X-Mock-Charset", "1")}, want: 460},
+			{name: "brotli asked for", call: call{body: declares, header: usage("Accept-Encoding", "br")}, want: 460},
 			{name: "a stream, usage at its end", call: call{body: streams, header: usage("X-Mock-Chunks", "20")}, want: 460},
 			{name: "a stream, usage in every chunk", call: call{body: `{"stream": true, "max_tokens": 1000, "stream_options": {"continuous_usage_stats": true}}`, header: usage("X-Mock-Chunks", "20")}, want: 460},
 			{name: "more than was declared", call: call{body: `{"max_tokens": 5}`, header: usage()}, want: 460},
@@ -198,8 +200,8 @@ func TestHangingUpGainsNothing(t *testing.T) {
 }
 
 // TestWhatIsNotReadReservesTheMaximum: a body that is no JSON, or said not to be,
-// declares nothing, and neither does padding help; what is too long for Envoy is
-// refused in the API's words.
+// declares nothing, and neither does padding help; it reserves the most, until it is
+// settled.
 func TestWhatIsNotReadReservesTheMaximum(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
 		s := upTokens(t, devstack.Options{Chain: chain})
@@ -217,9 +219,11 @@ func TestWhatIsNotReadReservesTheMaximum(t *testing.T) {
 			{"no JSON", `{"max_tokens": 1,`, "application/json", 5 + 16_000},
 			{"a list", `[{"max_tokens": 1}]`, "application/json", 5 + 1000},
 			{"a form", "max_tokens=1", "application/x-www-form-urlencoded", 3 + 16_000},
-			{"padded", long, "application/json", 128_000 + 1},
+			{"padded", long, "application/json", 128_000 + 16_000},
 			{"a number as text", `{"max_tokens": "7"}`, "application/json", 5 + 7},
 			{"the largest holds", `{"max_tokens": 1, "max_completion_tokens": 9000}`, "application/json", 12 + 9000},
+			{"a number with a blank", `{"max_tokens": " 7"}`, "application/json", 5 + 7},
+			{"nothing is no declaration", `{"max_tokens": 0}`, "application/json", 5 + 1000},
 			{"several answers", `{"max_tokens": 10, "n": 3, "best_of": 5}`, "application/json", 10 + 50},
 			{"nonsense", `{"max_tokens": "many", "n": {}, "model": []}`, "application/json", 11 + 1000},
 			{"twice", `{"max_tokens": 9000, "max_tokens": 1}`, "application/json", 10 + 1},
@@ -232,11 +236,26 @@ func TestWhatIsNotReadReservesTheMaximum(t *testing.T) {
 				t.Errorf("%s: %s: %d tokens reserved, want %d", c.name, r.Status, have, c.want)
 			}
 		}
-		r := do(t, s, call{key: "sk-demo-pro", body: `{"padding": "` + strings.Repeat("x", 33<<20) + `"}`})
-		if r.StatusCode != http.StatusRequestEntityTooLarge || errorCode(t, r) != "request_too_large" || r.Header.Get("X-Should-Retry") != "false" {
-			t.Errorf("33 MiB: %s %v %s", r.Status, r.Header, r.body)
+		// Of what length it is told: a body in chunks, and one that is longer than any
+		// buffer, which passes unread.
+		before := tokensUsed(t, s, "sk-demo-pro")
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.API+"/v1/chat/completions", io.MultiReader(strings.NewReader(small)))
+		if err != nil {
+			t.Fatal(err)
 		}
-		checkSix(t, r, "0", "0", "default", "0", "1")
+		r.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer sk-demo-pro"}, "X-Mock-Usage": {"120,340"}}
+		chunked, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer := read(t, chunked); answer.StatusCode != http.StatusOK || number(t, answer, "X-Ratelimit-Limit-Tokens")-number(t, answer, "X-Ratelimit-Remaining-Tokens")-before != 128_000+16_000 {
+			t.Errorf("in chunks: %s %v", answer.Status, answer.Header)
+		}
+		big := do(t, s, call{key: "sk-demo-pro", body: `{"padding": "` + strings.Repeat("x", 40<<20) + `"}`, header: http.Header{"X-Mock-Usage": {"120,340"}}})
+		if big.StatusCode != http.StatusOK {
+			t.Errorf("40 MiB: %s %v %s", big.Status, big.Header, big.body)
+		}
+		eventually(t, "both are settled", func() bool { return tokensUsed(t, s, "sk-demo-pro")-before == 2*460 })
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"sync"
 	"time"
 
@@ -38,11 +39,14 @@ func (a *AccessLog) Drain() { a.once.Do(func() { close(a.draining) }) }
 const (
 	// atOnce is how many entries of a stream are settled at the same time.
 	atOnce = 32
-	// quiet is how long nothing must come for a draining stream to be at its end.
-	quiet = 100 * time.Millisecond
+	// quiet is how long nothing must come for a draining stream to be at its end, and
+	// drainTime how long it goes on at the most. What comes later is lost to this
+	// instance; Envoy opens another stream.
+	quiet     = 100 * time.Millisecond
+	drainTime = time.Second
 	// settleTries is how often a settlement of unknown outcome is tried: within some
-	// three seconds, for a Redis that fails over. Later ones are lost, and their
-	// reservations stand.
+	// three seconds, for a Redis that fails over. Then it is lost, and its reservation
+	// stands.
 	settleTries = 6
 	firstPause  = 100 * time.Millisecond
 )
@@ -51,7 +55,7 @@ const (
 // drains.
 func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
 	if !a.gate.settings.Load().Tokens.SettleByAccessLog {
-		return status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
+		return errNotByAccessLog
 	}
 	// Envoy does not wait for an answer, so what has arrived is settled in any case.
 	ctx := context.WithoutCancel(stream.Context())
@@ -72,11 +76,51 @@ func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	return stream.SendAndClose(&alsv3.StreamAccessLogsResponse{})
 }
 
-// receive hands on entries until the stream ends, or nothing comes while draining.
+//nolint:gochecknoglobals // a constant in all but name
+var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
+
+// receive hands on entries until the stream ends, settling by access log is switched
+// off, or the service drains and nothing comes any more.
 func (a *AccessLog) receive(stream alsv3.AccessLogService_StreamAccessLogsServer, handle func(*accesslogv3.HTTPAccessLogEntry)) error {
+	messages, ended := incoming(stream)
+	draining := a.draining
+	idle, end := time.NewTimer(quiet), time.NewTimer(drainTime)
+	defer idle.Stop()
+	defer end.Stop()
+	var over, late <-chan time.Time // not before draining
+	for {
+		select {
+		case m := <-messages:
+			if !a.gate.settings.Load().Tokens.SettleByAccessLog {
+				return errNotByAccessLog
+			}
+			for _, e := range m.GetHttpLogs().GetLogEntry() {
+				handle(e)
+			}
+			idle.Reset(quiet)
+		case err := <-ended:
+			if errors.Is(err, io.EOF) || stream.Context().Err() != nil {
+				return nil
+			}
+			return err
+		case <-draining:
+			draining, over, late = nil, idle.C, end.C
+			idle.Reset(quiet)
+			end.Reset(drainTime)
+		case <-over:
+			return nil
+		case <-late:
+			return nil
+		}
+	}
+}
+
+// incoming receives a stream's messages until it ends, at the latest when the call
+// returns.
+func incoming(stream alsv3.AccessLogService_StreamAccessLogsServer) (<-chan *alsv3.StreamAccessLogsMessage, <-chan error) {
 	messages := make(chan *alsv3.StreamAccessLogsMessage)
 	ended := make(chan error, 1)
-	go func() { // ends with the stream, at the latest when this call returns
+	go func() {
 		for {
 			m, err := stream.Recv()
 			if err != nil {
@@ -91,38 +135,19 @@ func (a *AccessLog) receive(stream alsv3.AccessLogService_StreamAccessLogsServer
 			}
 		}
 	}()
-	draining := a.draining
-	idle := time.NewTimer(quiet)
-	defer idle.Stop()
-	for {
-		var over <-chan time.Time
-		if draining == nil {
-			over = idle.C
-		}
-		select {
-		case m := <-messages:
-			for _, e := range m.GetHttpLogs().GetLogEntry() {
-				handle(e)
-			}
-			idle.Reset(quiet)
-		case err := <-ended:
-			if errors.Is(err, io.EOF) || stream.Context().Err() != nil {
-				return nil
-			}
-			return err
-		case <-draining:
-			draining = nil
-			idle.Reset(quiet)
-		case <-over:
-			return nil
-		}
-	}
+	return messages, ended
 }
 
-// settle tries until the outcome is known.
+// settle tries until the outcome is known, though not much longer than the service
+// drains.
 func (a *AccessLog) settle(ctx context.Context, report answered) {
+	defer func() {
+		if recover() != nil { // it would end the program; the value might quote the entry
+			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: "lost", Used: quota.Unknown, Err: errPanicked})
+		}
+	}()
 	pause := firstPause
-	for range settleTries {
+	for range settleTries - 1 {
 		if a.gate.settle(ctx, a.gate.settings.Load(), &report) == nil {
 			return
 		}
@@ -130,13 +155,22 @@ func (a *AccessLog) settle(ctx context.Context, report answered) {
 		<-timer.C
 		pause *= 2
 	}
+	if err := a.gate.settle(ctx, a.gate.settings.Load(), &report); err != nil {
+		a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: "lost", Used: quota.Unknown, Err: err})
+	}
 }
+
+var errPanicked = errors.New("settling panicked: please report this")
 
 // reported reads what an entry says of a request that has a reservation.
 func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 	common := e.GetCommonProperties()
 	metadata := common.GetMetadata().GetFilterMetadata()
-	r := answered{by: byAccessLog, status: int(e.GetResponse().GetResponseCode().GetValue()), details: e.GetResponse().GetResponseCodeDetails()}
+	response := e.GetResponse()
+	r := answered{
+		by: byAccessLog, status: int(response.GetResponseCode().GetValue()), details: response.GetResponseCodeDetails(),
+		bytes: int64(min(response.GetResponseBodyBytes(), math.MaxInt64)), media: response.GetResponseHeaders()["content-type"],
+	}
 	for _, filter := range []string{"envoy.filters.http.ext_authz", "envoy.filters.http.ratelimit"} {
 		if t := metadata[filter].GetFields()[reservationField].GetStringValue(); t != "" {
 			r.ticket = t

@@ -11,10 +11,10 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// RequestNamespace is where Envoy's json_to_metadata filter puts what it read in a
-// request's body: read ("yes", or "no" where the body could not be read whole),
-// model, max_tokens, max_completion_tokens, max_output_tokens, n, best_of. Where
-// nothing is there, nobody reads bodies.
+// RequestNamespace is where Envoy puts what it read in a request's body: read ("yes",
+// or "no" where the body was not read, or not whole), model, max_tokens,
+// max_completion_tokens, max_output_tokens, n, best_of. Where nothing is there, nobody
+// reads bodies.
 const RequestNamespace = "tiergate.request"
 
 // facts look up by name what is known of a request's body; "" is not known.
@@ -28,13 +28,19 @@ func readBody(method, contentLength string, f facts) (b quota.Body, model string
 		b.Bytes = 1 // nobody reads bodies, nor says how long they are: there is nothing to go by
 	}
 	for _, name := range []string{"max_tokens", "max_completion_tokens", "max_output_tokens"} {
-		b.Declared = max(b.Declared, tokens(f(name)))
+		if n := tokens(f(name)); n > 0 { // some upstreams take 0 for no declaration
+			b.Declared = max(b.Declared, n)
+		}
 	}
 	for _, name := range []string{"n", "best_of"} {
 		b.Choices = max(b.Choices, tokens(f(name)))
 	}
-	return b, f("model")
+	model = f("model")
+	return b, model[:min(len(model), maxModel)]
 }
+
+// maxModel is how much of a model's name is looked at, in bytes.
+const maxModel = 256
 
 // length returns the length of a body in bytes, or quota.Unknown. Without a
 // content-length there may be any, unless the method has no use for a body.
@@ -56,11 +62,12 @@ func length(method, contentLength string) int64 {
 // tokens reads a number of tokens; what is none is quota.Unknown. JSON knows only
 // one kind of number, so 2e4 and 20000.0 are fine; fractions are rounded up.
 func tokens(text string) int64 {
+	text = strings.TrimSpace(text)
 	if text == "" {
 		return quota.Unknown
 	}
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-		return max(n, quota.Unknown)
+		return min(max(n, quota.Unknown), quota.MaxCost)
 	}
 	x, err := strconv.ParseFloat(text, 64)
 	if err != nil || x < 0 || x != x {
@@ -99,9 +106,6 @@ func text(v *structpb.Value) string {
 	}
 }
 
-// MaxModelWeight is the most that a token can count.
-const MaxModelWeight = 1000.0
-
 // ModelWeights say what a token of a model counts: by the model's name, or by the
 // beginning of names where it ends in *. A model without a weight counts 1.
 type ModelWeights struct {
@@ -121,6 +125,17 @@ func NewModelWeights(weights map[string]float64) ModelWeights {
 		}
 	}
 	return w
+}
+
+// Most returns the largest weight, which holds where the model could not be read.
+func (w ModelWeights) Most() float64 {
+	most := 1.0
+	for _, weights := range []map[string]float64{w.byName, w.byPrefix} {
+		for _, weight := range weights {
+			most = max(most, weight)
+		}
+	}
+	return most
 }
 
 // Of returns the weight of a model; the longest prefix that matches holds.

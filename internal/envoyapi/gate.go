@@ -1,6 +1,7 @@
-// Package envoyapi answers Envoy: external authorization (authz.go) and the
-// rate limit service (ratelimit.go). Both ask one Gate for a verdict and say it
-// in their protocol. It is the only package that knows Envoy's protobufs.
+// Package envoyapi answers Envoy: external authorization (authz.go), the rate limit
+// service (ratelimit.go) and the access log service (accesslog.go). The first two
+// ask one Gate for a verdict and say it in their protocol; the last two report to it
+// what answers have used. It is the only package that knows Envoy's protobufs.
 //
 // It does not know where counts are kept or how TierGate is configured.
 package envoyapi
@@ -95,7 +96,8 @@ type inquiry struct {
 	body        quota.Body
 	model       string // that the body asks for; may be anything
 
-	hits     int64         // how often the request counts; 0 looks
+	hits     int64         // how often the request counts
+	look     bool          // what would become of it; nothing is taken
 	tokens   int64         // that a rate limit call says it takes; quota.Unknown: see body
 	credit   bool          // gives hits and tokens back
 	override []quota.Limit // instead of the tier's
@@ -166,15 +168,14 @@ func trusted(s *Settings, id, tier string) *apikey.Record {
 
 // decide charges the request of a known key.
 func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
-	request, from := g.request(s, q, v)
+	request, reserved := g.request(s, q, v)
 	if !v.Key.MayUse(v.Resource) {
 		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
 		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
 		v.refuse(Forbidden, notAllowed(v.Resource))
 		return
 	}
-	if q.hits == 0 && q.tokens <= 0 {
-		request.Cost.Requests = 1
+	if q.look {
 		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
 	} else {
 		v.Decision, v.Err = g.limiter.Decide(ctx, request, v.now)
@@ -188,18 +189,16 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 		v.refuse(Limited, tooMany(v.Decision.Wait))
 	default:
 		v.Outcome = Allowed
-		if v.Decision.Reserved {
-			v.Ticket = ticket{
-				account: v.Key.ID, request: request.ID, secret: v.Decision.Secret, resource: v.Resource, source: from,
-				choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model), estimate: request.Cost.Tokens + request.Estimate.Tokens,
-			}.String()
+		if v.Decision.Reservation != "" {
+			reserved.request, reserved.secret = v.Decision.Reservation, v.Decision.Secret
+			v.Ticket = reserved.String()
 		}
 	}
 }
 
-// request says what the key's request is to be charged, and where the number of
-// its output tokens comes from.
-func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, quota.Source) {
+// request says what the key's request is to be charged, and what a ticket for that
+// says.
+func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, ticket) {
 	plan := s.Plans[v.Tier]
 	granted := plan.Tier.Priority
 	if v.Key.Priority != 0 {
@@ -213,24 +212,30 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, quot
 	for _, l := range q.override {
 		r.Overrides = append(slices.Clip(r.Overrides), quota.Override{Limit: l})
 	}
-	from := quota.ByDeclaration
+	t := ticket{
+		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model),
+	}
+	if !q.body.Read {
+		t.weight = s.Tokens.Models.Most()
+	}
 	if q.tokens == quota.Unknown {
-		r.Cost, r.Estimate, from = q.body.Reserve(s.Tokens.Rules[v.Resource], g.history.High(v.Key.ID, v.Resource), s.Tokens.Models.Of(q.model))
+		r.Cost, r.Estimate, t.source = q.body.Reserve(s.Tokens.Rules[v.Resource], g.history.High(v.Key.ID, v.Resource), t.weight)
 	} else {
 		r.Cost.Tokens = q.tokens
 	}
 	r.Cost.Requests = q.hits
+	t.output = r.Cost.OutputTokens + r.Estimate.OutputTokens
+	t.tokens = max(r.Cost.Tokens+r.Estimate.Tokens, t.output)
 	if q.credit {
-		r.Estimate = quota.Cost{}
-		return r, from
+		return r, t
 	}
 	r.ID, r.Secret = requestID(q.id), rand.Text()
 	// A request without a body makes no tokens. What its answer says of usage is that
 	// of another one, as where a stored answer is fetched.
-	if s.Tokens.settled() && (from != quota.ByNothing || r.Refundable) {
+	if s.Tokens.settled() && (t.source != quota.ByNothing || r.Refundable) {
 		r.Keep = s.Tokens.Keep
 	}
-	return r, from
+	return r, t
 }
 
 func (v *Verdict) refuse(o Outcome, p problem) { v.Outcome, v.problem = o, p }

@@ -16,11 +16,12 @@ import (
 // request.
 func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 	byDefault := uint64(max(r.GetHitsAddend(), 1))
+	said := r.GetHitsAddend() > 0
 	most, negative := uint64(0), 0
 	for _, d := range r.GetDescriptors() {
 		n := byDefault
 		if d.GetHitsAddend() != nil {
-			n = d.GetHitsAddend().GetValue()
+			n, said = d.GetHitsAddend().GetValue(), true
 		}
 		most = max(most, n)
 		if d.GetIsNegativeHits() {
@@ -44,17 +45,16 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 	case negative != len(r.GetDescriptors()):
 		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
 	}
-	q.credit = negative > 0
-	hits := int64(min(most, uint64(quota.MaxCost)))
-	if s.HitsMetric == quota.Requests {
-		if q.hits = hits; q.credit || hits == 0 {
-			q.tokens = 0
-		}
-		return nil
+	q.credit, q.look = negative > 0, most == 0
+	q.hits = int64(min(max(most, 1), uint64(quota.MaxCost)))
+	if q.credit {
+		q.tokens = 0
 	}
-	q.tokens = hits
-	if !q.credit && hits > 0 {
-		q.hits = 1
+	if s.HitsMetric == quota.Tokens && said && !q.look {
+		q.tokens, q.hits = q.hits, 1
+		if q.credit {
+			q.hits = 0
+		}
 	}
 	return nil
 }

@@ -92,7 +92,7 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q i
 				first(&q.tier, e.GetValue())
 			default:
 				var fact string
-				if fact, recognised = strings.CutPrefix(e.GetKey(), names.FactPrefix); recognised {
+				if fact, recognised = strings.CutPrefix(e.GetKey(), names.FactPrefix); recognised && body[fact] == "" {
 					body[fact] = e.GetValue()
 				}
 			}

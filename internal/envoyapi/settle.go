@@ -21,6 +21,8 @@ type answered struct {
 	details string // Envoy's response code details
 	faulty  bool   // whether Envoy flagged the answer
 	cached  bool   // whether it came from Envoy's cache
+	bytes   int64  // of its body that were sent
+	media   string // its content type
 	by      string // how it was reported: access_log or ratelimit
 }
 
@@ -50,19 +52,34 @@ func (a *answered) refundable(t *TokenSettings) bool {
 // A SettlementReport tells an Observer of a settlement.
 type SettlementReport struct {
 	By       string // access_log or ratelimit
-	Result   string // that of a quota.Outcome; invalid: no ticket of ours; failed: see Err
+	Result   string // that of a quota.Outcome; invalid: no ticket of ours; failed: see Err; lost: given up
 	Source   quota.Source
-	Resource string
-	Estimate int64 // tokens that were reserved
-	Used     int64 // tokens that were used; quota.Unknown: not reported, or maybe not all
+	Reserved int64 // tokens
+	Used     int64 // tokens; quota.Unknown: not reported, or maybe not all
 	Err      error
+}
+
+// bytesPerStreamedToken is how much of a stream one token takes at the least, with
+// what the usual APIs wrap around it (100 to 300 bytes); for streams that do not say
+// what they have used.
+const bytesPerStreamedToken = 100
+
+// guess returns how many output tokens an answer is taken to have that does not say
+// it, and whose request declared nothing: no fewer than an ordinary one, and, if it
+// was a stream or cut short, no fewer than its length tells.
+func (a *answered) guess(t ticket, rules quota.TokenRules) int64 {
+	tokens := t.choices * rules.Output
+	if !a.clean() || strings.HasPrefix(a.media, "text/event-stream") {
+		tokens = max(tokens, min(a.bytes/bytesPerStreamedToken, t.choices*rules.MaxOutput))
+	}
+	return tokens
 }
 
 // settle settles one request. An error means that its outcome is unknown, and
 // that it may be tried again.
 func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	t, invalid := parseTicket(a.ticket)
-	if invalid != nil || !s.Resources.names[t.resource] {
+	if invalid != nil {
 		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: invalid})
 		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
 	}
@@ -70,13 +87,22 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(),
 		Used: a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}),
 	}
-	if t.source == quota.ByNothing {
+	switch {
+	case t.source == quota.ByNothing:
 		settlement.Used = quota.NoUsage().Cost(quota.Weights{})
+	case t.guessed():
+		// A charge that was made small by small answers does not stay small because
+		// another one says nothing.
+		output := quota.Weigh(a.guess(t, s.Tokens.Rules[t.resource]), t.weight)
+		if u := &settlement.Used; (u.OutputTokens == quota.Unknown || !a.clean()) && output > max(t.output, u.OutputTokens) {
+			u.OutputTokens = output
+			u.Tokens = max(u.Tokens, t.tokens-t.output+output)
+		}
 	}
 	if a.refundable(&s.Tokens) {
 		settlement.RefundShare = s.Tokens.RefundShare
 	}
-	report := SettlementReport{By: a.by, Source: t.source, Resource: t.resource, Estimate: t.estimate, Used: quota.Unknown}
+	report := SettlementReport{By: a.by, Source: t.source, Reserved: t.tokens, Used: quota.Unknown}
 	outcome, err := g.limiter.Settle(ctx, settlement)
 	if err != nil {
 		report.Result, report.Err = "failed", err
@@ -85,7 +111,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	}
 	report.Result = outcome.String()
 	if a.clean() {
-		report.Used = settlement.Used.Tokens
+		report.Used = a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}).Tokens
 	}
 	g.observer.Settled(ctx, report)
 	if outcome == quota.Settled {
@@ -94,21 +120,19 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	return nil
 }
 
-// learn remembers what an answer has used whose request declared nothing. One that
-// was cut short is taken for an ordinary one at least: else a client that always
-// hangs up early would make its reservations small.
+// learn remembers what an answer has used whose request declared nothing, and asked
+// for one answer: else the client would choose what the usage is divided by. An answer
+// that does not say what it has used, or was cut short, is taken for an ordinary one at
+// least, so that those cannot make reservations small.
 func (g *Gate) learn(s *Settings, t ticket, a *answered) {
-	if t.source != quota.ByHistory && t.source != quota.ByDefault {
+	if !t.guessed() || t.choices > 1 {
 		return
 	}
 	used := a.usage.Cost(quota.Weights{Model: 1, CachedInput: 1}).OutputTokens
-	switch {
-	case !a.clean():
-		used = max(used, t.choices*s.Tokens.Rules[t.resource].Output)
-	case used == quota.Unknown:
-		return
+	if used == quota.Unknown || !a.clean() {
+		used = max(used, a.guess(t, s.Tokens.Rules[t.resource]))
 	}
-	g.history.Add(t.account, t.resource, used/t.choices)
+	g.history.Add(t.account, t.resource, used)
 }
 
 // The entries of descriptors that settle. Each descriptor has the reservation and
@@ -117,6 +141,8 @@ const (
 	settleEntry  = "settle"
 	codeEntry    = "code"
 	detailsEntry = "details"
+	bytesEntry   = "bytes"
+	mediaEntry   = "content_type"
 )
 
 // settle settles one request. What is no settlement is answered OK and counted as
@@ -138,6 +164,10 @@ func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitR
 				report.status, _ = strconv.Atoi(e.GetValue()) // what is none lists no refund
 			case detailsEntry:
 				report.details = e.GetValue()
+			case bytesEntry:
+				report.bytes = tokens(e.GetValue())
+			case mediaEntry:
+				report.media = e.GetValue()
 			}
 		}
 	}

@@ -187,13 +187,13 @@ func TestAccessLogSettles(t *testing.T) {
 			m["envoy.filters.http.ratelimit"] = m["envoy.filters.http.ext_authz"]
 			delete(m, "envoy.filters.http.ext_authz")
 		}, "970"},
-		"no ticket":           {func(e *accesslogv3.HTTPAccessLogEntry) { e.CommonProperties.Metadata = nil }, "790"},
-		"nothing at all":      {func(e *accesslogv3.HTTPAccessLogEntry) { e.Response, e.CommonProperties = nil, nil }, "790"},
-		"a forged secret":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 3, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") }, "790"},
-		"another account":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "key_free") }, "790"},
-		"another request":     {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 2, "1") }, "790"},
-		"a strange account":   {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "a}:counts") }, "790"},
-		"no resource of ours": {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 4, "video") }, "790"},
+		"no ticket":                   {func(e *accesslogv3.HTTPAccessLogEntry) { e.CommonProperties.Metadata = nil }, "790"},
+		"nothing at all":              {func(e *accesslogv3.HTTPAccessLogEntry) { e.Response, e.CommonProperties = nil, nil }, "790"},
+		"a forged secret":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 3, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") }, "790"},
+		"another account":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "key_free") }, "790"},
+		"another request":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 2, "1") }, "790"},
+		"a strange account":           {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "a}:counts") }, "790"},
+		"a resource that was removed": {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 4, "video") }, "970"},
 	} {
 		g := newGate(t, withTokens)
 		_, client := accessLog(t, g)
@@ -347,7 +347,7 @@ func TestRepeatedCheck(t *testing.T) {
 		t.Errorf("%s tokens remain, want 370: x-request-id identifies nothing", have)
 	}
 	for _, id := range []string{"", "{a}:counts", strings.Repeat("9", 1000), "\xff\n"} {
-		if name := requestID(id); !plainID(name) || (id != "" && name != requestID(id)) {
+		if name := requestID(id); (id != "" && !plainID(name)) || name != requestID(id) {
 			t.Errorf("%.20q becomes %q", id, name)
 		}
 	}
@@ -511,8 +511,8 @@ func TestReadBody(t *testing.T) {
 // FuzzTicket looks for a text that panics, or that is taken for a ticket and is
 // none.
 func FuzzTicket(f *testing.F) {
-	f.Add("1:key_a:17:SECRET:chat:declaration:1:1:210")
-	f.Add("1:a}:r:s:chat::1:NaN:-1")
+	f.Add("1:key_a:17:SECRET:chat:declaration:1:1:210:200")
+	f.Add("1:a}:r:s:chat::1:NaN:-1:0")
 	f.Fuzz(func(t *testing.T, text string) {
 		parsed, err := parseTicket(text)
 		if err != nil {
@@ -530,7 +530,7 @@ func FuzzTicket(f *testing.F) {
 // FuzzAccessLog looks for an entry that panics, or credits somebody without a
 // ticket.
 func FuzzAccessLog(f *testing.F) {
-	f.Add("1:key_pro:1:S:chat:declaration:1:1:210", "via_upstream", "input", 1.0, uint32(200))
+	f.Add("1:key_pro:1:S:chat:declaration:1:1:210:200", "via_upstream", "input", 1.0, uint32(200))
 	f.Fuzz(func(t *testing.T, ticket, details, name string, value float64, code uint32) {
 		g := newGate(t, withTokens)
 		admit(t, g, declaring("200"))

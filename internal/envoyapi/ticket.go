@@ -1,7 +1,6 @@
 package envoyapi
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -22,20 +21,24 @@ type ticket struct {
 	source                   quota.Source
 	choices                  int64
 	weight                   float64
-	estimate                 int64 // tokens that were reserved before they were cut to a limit
+	tokens, output           int64 // what was reserved, before it was cut to a limit; output is a part of tokens
 }
 
 // ticketFields is how many parts a ticket's text has, the version before them.
-const ticketFields = 9
+const ticketFields = 10
 
 // maxTicket is the longest text of a ticket, in bytes.
 const maxTicket = 512
+
+// guessed reports whether the request declared nothing, so that what was reserved for
+// its answer is a guess.
+func (t ticket) guessed() bool { return t.source == quota.ByHistory || t.source == quota.ByDefault }
 
 // String returns the ticket's text.
 func (t ticket) String() string {
 	return strings.Join([]string{
 		"1", t.account, t.request, t.secret, t.resource, string(t.source), strconv.FormatInt(t.choices, 10),
-		strconv.FormatFloat(t.weight, 'g', -1, 64), strconv.FormatInt(t.estimate, 10),
+		strconv.FormatFloat(t.weight, 'g', -1, 64), strconv.FormatInt(t.tokens, 10), strconv.FormatInt(t.output, 10),
 	}, ":")
 }
 
@@ -50,15 +53,16 @@ func parseTicket(text string) (ticket, error) {
 		return ticket{}, errTicket
 	}
 	t := ticket{account: f[1], request: f[2], secret: f[3], resource: f[4], source: quota.Source(f[5])}
-	var errs [3]error
+	var errs [4]error
 	t.choices, errs[0] = strconv.ParseInt(f[6], 10, 64)
 	t.weight, errs[1] = strconv.ParseFloat(f[7], 64)
-	t.estimate, errs[2] = strconv.ParseInt(f[8], 10, 64)
+	t.tokens, errs[2] = strconv.ParseInt(f[8], 10, 64)
+	t.output, errs[3] = strconv.ParseInt(f[9], 10, 64)
 	if err := errors.Join(errs[:]...); err != nil {
 		return ticket{}, fmt.Errorf("%w: %w", errTicket, err)
 	}
 	sane := apikey.ValidID(t.account) && plainID(t.request) && plainID(t.secret) &&
-		t.choices >= 1 && t.weight > 0 && t.weight <= MaxModelWeight && t.estimate >= 0
+		t.choices >= 1 && t.choices <= quota.MaxCost && t.weight > 0 && t.weight <= quota.MaxModelWeight && t.output >= 0 && t.tokens >= t.output
 	if !sane {
 		return ticket{}, errTicket
 	}
@@ -83,16 +87,12 @@ func plainID(s string) bool {
 	return true
 }
 
-// requestID returns what a request is called in the store: Envoy's ID, a digest
-// of it where it is no plain one, or a random one where there is none.
+// requestID returns what a request is called in the store: Envoy's ID, or a digest
+// of it where it is no plain one; "" stays "".
 func requestID(id string) string {
-	switch {
-	case id == "":
-		return rand.Text()
-	case plainID(id):
+	if id == "" || plainID(id) {
 		return id
-	default:
-		sum := sha256.Sum256([]byte(id))
-		return hex.EncodeToString(sum[:maxPlainID/2])
 	}
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:maxPlainID/2])
 }

@@ -10,6 +10,7 @@
 //	x-mock-chunks: 20                events of a stream
 //	x-mock-chunk-delay: 50ms         wait between them
 //	x-mock-bytes: 20000000           length of the generated text
+//	x-mock-charset: 1                say that JSON is in UTF-8
 //	x-mock-echo: 1                   answer with the request's headers as JSON
 //
 // A stream reports its usage in its last event, and in every one where the body
@@ -97,6 +98,9 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 		w.Header().Set("Content-Type", s.media)
 		_, _ = io.WriteString(w, q.text) // nobody to tell if the caller is gone
 	default:
+		if r.Header.Get("X-Mock-Charset") != "" {
+			w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		}
 		writeJSON(w, http.StatusOK, s.answer(q))
 	}
 }
@@ -199,7 +203,9 @@ func stream(w http.ResponseWriter, r *http.Request, events []event, delay time.D
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // nobody to tell if the caller is gone
 }

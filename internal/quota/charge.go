@@ -48,7 +48,7 @@ type Request struct {
 	Cost, Estimate Cost
 	Credit         bool // gives Cost back instead of taking it
 
-	ID, Secret string        // see Order
+	ID, Secret string        // see Order; without an ID it has no repeats
 	Keep       time.Duration // see Order; where there is anything to settle
 	Refundable bool          // requests too may be given back
 }

@@ -30,8 +30,8 @@ type Decision struct {
 	Reset time.Time     // end of the minute; refused: when the request can pass
 	Wait  time.Duration // refused: from Now to Reset
 
-	Reserved bool   // whether the charges wait for a Settlement
-	Secret   string // that it must show
+	Reservation string // the Order's name for a Settlement; empty: nothing waits for one
+	Secret      string // that it must show
 
 	charges []Charge
 	used    []int64

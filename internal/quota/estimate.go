@@ -21,6 +21,9 @@ type Body struct {
 // rule of thumb, and on the safe side with JSON around.
 const bytesPerToken = 4
 
+// MaxModelWeight is the most that a token can count.
+const MaxModelWeight = 1000.0
+
 // A Source is where the number of output tokens comes from that is reserved.
 type Source string
 
@@ -40,7 +43,7 @@ func (b Body) Reserve(rules TokenRules, learnt int64, weight float64) (declared,
 	if b.Bytes == 0 {
 		return Cost{}, Cost{}, ByNothing
 	}
-	weighted := func(tokens int64) int64 { return int64(float64(min(max(tokens, 0), MaxCost)) * weight) }
+	weighted := func(tokens int64) int64 { return Weigh(min(tokens, MaxCost), weight) }
 	input := rules.MaxInput
 	if b.Bytes > 0 {
 		input = min(input, (b.Bytes-1)/bytesPerToken+1)

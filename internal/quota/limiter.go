@@ -25,12 +25,15 @@ const RepeatWindow = 10 * time.Second
 type Order struct {
 	Account string
 	Charges []Charge
-	// Request identifies the order within the account: letters, digits, - and _.
-	// Empty: nothing is kept, for repeats or for a settlement.
-	Request string
-	Secret  string        // what a Settlement must show; of the same letters
-	Keep    time.Duration // how long a Settlement may take
+	// Request identifies the order within the account, and Secret is what a
+	// Settlement must show: letters, digits, - and _. Unless both are there, nothing
+	// is kept, for repeats or for a settlement.
+	Request, Secret string
+	Keep            time.Duration // how long a Settlement may take
 }
+
+// Kept reports whether what the order takes is to be kept.
+func (o Order) Kept() bool { return o.Request != "" && o.Secret != "" }
 
 // Taken is what a Counts did.
 type Taken struct {
@@ -59,9 +62,18 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
-	d, err := l.take(ctx, o, charges)
-	d.Reserved = o.Keep > 0 && d.Secret != ""
-	return d, err
+	if r.ID == "" && o.Keep > 0 {
+		o.Request = r.Secret // as good a name as any for what nobody repeats
+	}
+	taken, err := l.take(ctx, o)
+	if err != nil {
+		return Decision{}, err
+	}
+	d := decide(charges, taken)
+	if o.Keep > 0 && d.Secret != "" {
+		d.Reservation = o.Request
+	}
+	return d, nil
 }
 
 // tooLarge refuses a request that does not fit into the whole of a limit, with
@@ -83,21 +95,22 @@ func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision,
 	for i := range looking {
 		looking[i].Cost = 0
 	}
-	return l.take(ctx, Order{Account: r.Account, Charges: looking}, asked)
-}
-
-// take places an order and decides by it whether the charges asked for fit.
-func (l *Limiter) take(ctx context.Context, o Order, asked []Charge) (Decision, error) {
-	taken, err := l.counts.Take(ctx, o)
+	taken, err := l.take(ctx, Order{Account: r.Account, Charges: looking})
 	if err != nil {
-		return Decision{}, fmt.Errorf("charge %s: %w", o.Account, err)
+		return Decision{}, err
 	}
-	for i, c := range o.Charges {
-		if c.Cost == 0 && asked[i].Exceeds(taken.Used[i]) {
-			taken.Admitted = false
-		}
+	for i, c := range asked {
+		taken.Admitted = taken.Admitted && !c.Exceeds(taken.Used[i])
 	}
 	return decide(asked, taken), nil
+}
+
+func (l *Limiter) take(ctx context.Context, o Order) (Taken, error) {
+	taken, err := l.counts.Take(ctx, o)
+	if err != nil {
+		return Taken{}, fmt.Errorf("charge %s: %w", o.Account, err)
+	}
+	return taken, nil
 }
 
 // Settle corrects the charges of a request that has been answered.

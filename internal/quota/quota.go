@@ -6,9 +6,13 @@
 //
 // A request's way through the domain:
 //
+//	Body    ──▶ Reserve   what its answer may use             pure
 //	Request ──▶ charges   one per limit that applies          pure
 //	        ──▶ Counts    all are charged or none is          the only I/O
 //	        ──▶ decide    counters become a Decision          pure
+//	… answered:
+//	Usage   ──▶ Cost      what it has really used             pure
+//	        ──▶ Counts    the charges are corrected, once     the only I/O
 package quota
 
 import (

@@ -45,13 +45,20 @@ type Weights struct {
 func (u Usage) Cost(w Weights) Cost {
 	u = u.complete()
 	saved := float64(u.CachedInput) * (1 - w.CachedInput)
-	weigh := func(tokens int64, less float64) int64 {
+	cost := func(tokens int64, less float64) int64 {
 		if tokens == Unknown {
 			return Unknown
 		}
-		return min(max(int64(math.Ceil((float64(tokens)-less)*w.Model)), 0), MaxCost)
+		return weigh(float64(tokens)-less, w.Model)
 	}
-	return Cost{Requests: 1, Tokens: weigh(u.Total, saved), InputTokens: weigh(u.Input, saved), OutputTokens: weigh(u.Output, 0)}
+	return Cost{Requests: 1, Tokens: cost(u.Total, saved), InputTokens: cost(u.Input, saved), OutputTokens: cost(u.Output, 0)}
+}
+
+// Weigh returns what tokens cost where one counts weight, rounded up.
+func Weigh(tokens int64, weight float64) int64 { return weigh(float64(tokens), weight) }
+
+func weigh(tokens, weight float64) int64 {
+	return int64(min(max(math.Ceil(tokens*weight), 0), float64(MaxCost)))
 }
 
 // A Settlement says what a request that was charged by an Order really used.

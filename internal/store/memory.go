@@ -39,7 +39,6 @@ type shard struct {
 	accounts     map[string][]counter
 	max          int
 	reservations map[reservationID]*reservation
-	swept        int64 // Unix ms of the last sweep for room
 }
 
 // A counter is one counted window of an account.

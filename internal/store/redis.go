@@ -88,7 +88,7 @@ func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 // takeArguments are what take.lua is called with.
 func takeArguments(prefix string, o quota.Order) (keys []string, args []any) {
 	keys = []string{countsKey(prefix, o.Account)}
-	if o.Request != "" {
+	if o.Kept() {
 		keys = append(keys, reservationKey(prefix, o.Account, o.Request))
 	}
 	args = make([]any, 0, 2+4*len(o.Charges))

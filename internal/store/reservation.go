@@ -33,7 +33,7 @@ type reserved struct {
 
 // repeated returns the reservation of the order that this one repeats, or nil.
 func (s *shard) repeated(o quota.Order, now time.Time) *reservation {
-	if o.Request == "" {
+	if !o.Kept() {
 		return nil
 	}
 	r := s.reservations[reservationID{o.Account, o.Request}]
@@ -60,7 +60,7 @@ func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
 // keep keeps what an order took. Where there is no room, nothing is kept: the
 // charge stands as it is.
 func (s *shard) keep(o quota.Order, t quota.Taken) bool {
-	if o.Request == "" || !s.roomForReservation(t.Now.UnixMilli()) {
+	if !o.Kept() || !s.roomForReservation(t.Now) {
 		return false
 	}
 	r := &reservation{
@@ -74,15 +74,29 @@ func (s *shard) keep(o quota.Order, t quota.Taken) bool {
 	return true
 }
 
-// roomForReservation looks for expired reservations when there is no room, once
-// a second at the most.
-func (s *shard) roomForReservation(now int64) bool {
-	most := max(s.max, minReservations)
-	if len(s.reservations) >= most && now-s.swept >= time.Second.Milliseconds() {
-		s.swept = now
-		s.sweep(now)
+// roomForReservation makes room where there is none by dropping one that is older
+// than its repeats can be: of some taken by chance a settled one, else the oldest. A charge whose reservation is dropped stands as it is.
+func (s *shard) roomForReservation(now time.Time) bool {
+	const sample = 16
+	if len(s.reservations) < max(s.max, minReservations) {
+		return true
 	}
-	return len(s.reservations) < most
+	var victim reservationID
+	var oldest *reservation
+	seen := 0
+	for id, r := range s.reservations { // in random order
+		if now.Sub(r.at) >= quota.RepeatWindow && (oldest == nil || r.settled || r.at.Before(oldest.at)) {
+			victim, oldest = id, r
+		}
+		if seen++; seen == sample || (oldest != nil && oldest.settled) {
+			break
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(s.reservations, victim)
+	return true
 }
 
 // Settle implements quota.Counts.

@@ -7,7 +7,7 @@
 --          then pairs of a metric and what was used of it ("-1" = unknown)
 -- returns  0 = there is no such reservation, 1 = settled, 2 = it was before
 
-local SETTLED = 60000 -- ms that a settled reservation is remembered, to know duplicates
+local SETTLED = 10000 -- ms, settledKept: that a settled reservation is remembered, to know duplicates
 local kept = redis.call('GET', KEYS[2])
 if not kept then return 0 end
 local record = words(kept)

@@ -20,8 +20,8 @@ func windowStart(w quota.Window, now time.Time) int64 {
 }
 
 // settledKept is how long a settled reservation is remembered, to tell a duplicate
-// from one that never was.
-const settledKept = time.Minute
+// from one that never was, and for repeats.
+const settledKept = quota.RepeatWindow
 
 // refundCounter names the counter of what refunds have given back to another.
 func refundCounter(counter string) string { return counter + "!refunded" }
