@@ -4,7 +4,7 @@
 # make test    set up and run every test
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
-# make bench   measure the decision in the process
+# make bench   measure the decision in the process, and what settling costs Envoy and us
 
 GO ?= go
 TOOL = $(GO) tool -modfile=tools/go.mod
@@ -46,6 +46,7 @@ fuzz:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store
+	$(GO) test -run '^$$' -bench Settlement -benchtime 20000x -timeout 20m ./internal/e2e
 
 clean:
 	rm -rf bin .cache

@@ -187,25 +187,31 @@ func probe(t *testing.T, s *devstack.Stack) {
 }
 
 // probeTokens sees that what is declared is refused, or reserved and settled, whatever
-// shape the answer has.
+// shape the answer has; and that what is not read reserves the most.
 func probeTokens(t *testing.T, s *devstack.Stack, path string) {
 	t.Helper()
-	const declares = `{"model": "m", "max_tokens": 1000}` // 34 bytes: a prompt of 9 tokens
-	const streams = `{"model": "m", "max_tokens": 1000, "stream": true}`
-	long := `{"model": "m", "max_tokens": 1000, "padding": "` + strings.Repeat("x", 2_000_000) + `"}`
+	const declares = `{"model": "m", "max_tokens": 1000}`                // 34 bytes: a prompt of 9 tokens
+	const streams = `{"model": "m", "max_tokens": 1000, "stream": true}` // 50 bytes: 13 tokens
+	padded := func(n int) string {
+		return `{"model": "m", "max_tokens": 1000, "padding": "` + strings.Repeat("x", n) + `"}`
+	}
 	for _, c := range []struct {
 		name, body, usage, size string
-		want                    int
+		reserved, want          int
 	}{
-		{"JSON", declares, "120,340", "100", 460},
-		{"a stream", streams, "120,340", "100", 460},
-		{"longer than Envoy holds back by itself", long, "120,340", "2000000", 460},
-		{"no usage", declares, "none", "100", 1000 + 9},
+		{"JSON", declares, "120,340", "100", 9 + 1000, 460},
+		{"a stream", streams, "120,340", "100", 13 + 1000, 460},
+		{"longer than Envoy Gateway holds back by itself", padded(900_000), "120,340", "900000", 128_000 + 1000, 460},
+		{"longer than is read", padded(2_000_000), "120,340", "2000000", 128_000 + 16_000, 460},
+		{"no usage", declares, "none", "100", 9 + 1000, 9 + 1000},
 	} {
 		before := tokensUsed(t, s)
 		a := send(t, s, call{path, "sk-demo-pro", c.body, []string{"X-Mock-Usage: " + c.usage, "X-Mock-Bytes: " + c.size, "Accept-Encoding: gzip"}})
 		if a.status != http.StatusOK {
 			t.Errorf("%s: %d %s", c.name, a.status, a.body)
+		}
+		if have := a.tokensUsed(t) - before; have != c.reserved {
+			t.Errorf("%s: %d tokens reserved, want %d", c.name, have, c.reserved)
 		}
 		awaitTokens(t, s, c.name, before+c.want)
 	}
@@ -240,12 +246,10 @@ func awaitTokens(t *testing.T, s *devstack.Stack, name string, want int) {
 func tokensUsed(t *testing.T, s *devstack.Stack) int {
 	t.Helper()
 	a := send(t, s, call{path: "/v1/models", key: "sk-demo-pro"})
-	limit, err := strconv.Atoi(a.header.Get("X-RateLimit-Limit-Tokens"))
-	remaining, err2 := strconv.Atoi(a.header.Get("X-RateLimit-Remaining-Tokens"))
-	if err := errors.Join(err, err2); err != nil || a.status != http.StatusOK {
-		t.Fatalf("%d %v %v: %s", a.status, err, a.header, a.body)
+	if a.status != http.StatusOK {
+		t.Fatalf("%d: %s", a.status, a.body)
 	}
-	return limit - remaining
+	return a.tokensUsed(t)
 }
 
 // A call is a request to send; without a body it is a GET.
@@ -259,6 +263,17 @@ type answer struct {
 	status int
 	header http.Header
 	body   string
+}
+
+// tokensUsed returns how many tokens of the minute the answer says are used.
+func (a answer) tokensUsed(t *testing.T) int {
+	t.Helper()
+	limit, err := strconv.Atoi(a.header.Get("X-RateLimit-Limit-Tokens"))
+	remaining, err2 := strconv.Atoi(a.header.Get("X-RateLimit-Remaining-Tokens"))
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatalf("%d %v: %v", a.status, err, a.header)
+	}
+	return limit - remaining
 }
 
 // ask sends a small request and checks the answer.
@@ -344,7 +359,8 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 		gather(documents(t, filepath.Join(root, shipped))[0], ours)
 		gather(documents(t, example)[0], theirs)
 		for name, count := range map[string]int{
-			"mappers": 1, "envoy.filters.http.header_mutation": 2, "envoy.filters.http.local_ratelimit": 1, "envoy.filters.http.json_to_metadata": 1,
+			"mappers": 1, "envoy.filters.http.header_mutation": 2, "envoy.filters.http.local_ratelimit": 1, "envoy.filters.http.set_metadata": 1,
+			"tiergate.read_request": 1, "envoy.filters.http.json_to_metadata": 2, // one in what reads the request
 			"envoy.filters.http.sse_to_metadata": 1, "envoy.access_loggers.http_grpc": 1, "envoy.filters.http.ratelimit": len(theirs["envoy.filters.http.ratelimit"]),
 		} {
 			if len(ours[name]) != count {

@@ -166,7 +166,7 @@ type jsonPatch struct {
 
 // applyPatchPolicy patches a configuration as Envoy Gateway does: each resource
 // by its type and name; an "add" without a path adds a resource; a JSONPath finds
-// places to which the path is appended.
+// places to which the path is appended, if there is one.
 func applyPatchPolicy(t *testing.T, bootstrap, policy object) {
 	t.Helper()
 	var patches []jsonPatch
@@ -206,7 +206,11 @@ func patchResource(t *testing.T, resource any, p jsonPatch) any {
 		}
 		paths = nil
 		for _, place := range expression.Locate(resource, 0) {
-			paths = append(paths, pointer(t, place)+"/"+p.Operation.Path)
+			path := pointer(t, place)
+			if p.Operation.Path != "" {
+				path += "/" + p.Operation.Path
+			}
+			paths = append(paths, path)
 		}
 		if len(paths) != 1 {
 			t.Fatalf("%s finds %d places, want 1", p.Operation.JSONPath, len(paths))

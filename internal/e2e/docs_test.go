@@ -81,6 +81,39 @@ func TestEverySnippetIsTested(t *testing.T) {
 	}
 }
 
+var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+
+// TestNoDeadLinks: what documents point to is there.
+func TestNoDeadLinks(t *testing.T) {
+	t.Parallel()
+	documents := []string{"README.md", "CHANGELOG.md"}
+	for _, pattern := range []string{"docs/*.md", "docs/decisions/*.md", "examples/*/README.md", "examples/*/*/README.md"} {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range found {
+			documents = append(documents, strings.TrimPrefix(file, root+"/"))
+		}
+	}
+	links := 0
+	for _, document := range documents {
+		content, err := os.ReadFile(filepath.Join(root, document))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(content), -1) {
+			links++
+			if _, err := os.Stat(filepath.Join(root, filepath.Dir(document), m[1])); err != nil {
+				t.Errorf("%s points to %s: %v", document, m[1], err)
+			}
+		}
+	}
+	if links < 20 {
+		t.Errorf("%d links found: the search is no proof", links)
+	}
+}
+
 // blockWith returns the first block of a kind that contains a text.
 func blockWith(t *testing.T, info, part string) string {
 	t.Helper()

@@ -12,6 +12,11 @@ import (
 	"testing"
 	"time"
 
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
@@ -411,12 +416,14 @@ func TestSettlesByCall(t *testing.T) {
 // leaves the reservation or what was used.
 func TestSettlesOverARestart(t *testing.T) {
 	t.Parallel()
-	for _, by := range []string{"access_log", "ratelimit"} {
-		t.Run(by, func(t *testing.T) {
+	for _, c := range []struct{ chain, by string }{
+		{"ext_authz", "access_log"}, {"ratelimit", "access_log"}, {"ai-protocol", "access_log"}, {"ext_authz", "ratelimit"}, {"ratelimit", "ratelimit"},
+	} {
+		t.Run(c.chain+" by "+c.by, func(t *testing.T) {
 			t.Parallel()
-			o := devstack.Options{Store: "redis", Sets: []string{"tokens.settle_by=[" + by + "]"}}
-			if by == "ratelimit" {
-				o.EditEnvoy = bySettleFilter(t, "ext_authz")
+			o := devstack.Options{Chain: c.chain, Store: "redis", Sets: []string{"tokens.settle_by=[" + c.by + "]"}}
+			if c.by == "ratelimit" {
+				o.EditEnvoy = bySettleFilter(t, c.chain)
 			}
 			s := upTokens(t, o)
 			freshMinute(t, 30*time.Second)
@@ -446,5 +453,119 @@ func TestSettlesOverARestart(t *testing.T) {
 				t.Errorf("Envoy stopped: %d tokens used, want %d", have, 460+1009)
 			}
 		})
+	}
+}
+
+// everySetting has each setting of tokens and of the rate limit service away from
+// its default.
+const everySetting = `
+tokens:
+  settle_by: [access_log, ratelimit]
+  keep: 20m
+  cached_input: 0.5
+  models: {"big*": 2}
+  refunds: {statuses: [503], max_share: 0.5}
+resources:
+  chat: {paths: [/v1/chat], tokens: {max_input: 100, output: 200, max_output: 400, cap: 300}}
+  models: {paths: [/v1/models]}
+headers: {unlimited: unlimited, per_metric: true, ietf: true}
+ratelimit:
+  domain: quotas
+  settlement_domain: quotas-settle
+  hits: tokens
+  negative_hits: true
+  limit_override: true
+  unknown: allow
+  entries: {api_key: key, resource: what, path: where, priority: how, fact_prefix: "fact.", key_id: who, tier: plan}
+`
+
+// TestEverySettingTakesEffect from the file to the answer.
+func TestEverySettingTakesEffect(t *testing.T) {
+	t.Parallel()
+	config, _ := ownConfig(t)
+	edit(t, config, "per: minute, max: 100}", "per: minute, max: 100000}")
+	merge(t, config, everySetting)
+	s := up(t, devstack.Options{Config: config})
+	freshMinute(t, 20*time.Second)
+	ask := func(body string, header http.Header) reply {
+		return do(t, s, call{key: "sk-demo-pro", body: body, header: header})
+	}
+	steps := func(what string, reserved, settled int, body string, header http.Header) {
+		t.Helper()
+		before := tokensUsed(t, s, "sk-demo-pro")
+		r := ask(body, header)
+		if have := number(t, r, "X-Ratelimit-Limit-Tokens") - number(t, r, "X-Ratelimit-Remaining-Tokens") - before; have != reserved {
+			t.Errorf("%s: %d reserved, want %d", what, have, reserved)
+		}
+		have := 0
+		if !trueWithin(5*time.Second, func() bool { have = tokensUsed(t, s, "sk-demo-pro") - before; return have == settled }) {
+			t.Errorf("%s: settled to %d, want %d", what, have, settled)
+		}
+	}
+	usage := func(text string) http.Header { return http.Header{"X-Mock-Usage": {text}} }
+	steps("a cap", 300+7, 460, `{"max_tokens": 1000, "x":1}`, usage("120,340"))
+	steps("the resource's own", 200+4, 460, `{"model": "m"}`, usage("120,340"))
+	steps("a model and a cache", 2*(200+5), 2*(20+50+30), `{"model": "big-1"}`, usage("120,30,100"))
+	steps("not read", 2*(400+5), 460, `{"model": "big-1"}`, http.Header{"Content-Type": {"text/plain"}, "X-Mock-Usage": {"60,170"}})
+	steps("a refund", 200+4, 0, `{"model": "m"}`, http.Header{"X-Mock-Status": {"503"}})
+	if r := ask(`{}`, nil); !strings.Contains(r.Header.Get("Ratelimit-Policy"), `"tokens_per_minute";q=1000000;w=60`) || r.Header.Get("Ratelimit") == "" {
+		t.Errorf("the IETF's headers: %v", r.Header)
+	}
+
+	rls := rlsv3.NewRateLimitServiceClient(dial(t, s))
+	entries := func(pairs ...string) *ratelimitv3.RateLimitDescriptor {
+		d := &ratelimitv3.RateLimitDescriptor{}
+		for i := 0; i < len(pairs); i += 2 {
+			d.Entries = append(d.Entries, &ratelimitv3.RateLimitDescriptor_Entry{Key: pairs[i], Value: pairs[i+1]})
+		}
+		return d
+	}
+	call := func(domain string, d *ratelimitv3.RateLimitDescriptor) *rlsv3.RateLimitResponse {
+		t.Helper()
+		response, err := rls.ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: domain, Descriptors: []*ratelimitv3.RateLimitDescriptor{d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	header := func(r *rlsv3.RateLimitResponse, name string) string {
+		for _, h := range r.GetResponseHeadersToAdd() {
+			if h.GetKey() == name {
+				return h.GetValue()
+			}
+		}
+		return ""
+	}
+	said := entries("who", "user-7", "plan", "pro", "what", "chat", "how", "low", "fact.max_tokens", "250", "fact.content_length", "40", "fact.method", "POST")
+	r := call("quotas", said)
+	if header(r, "x-ratelimit-remaining-tokens") != "999740" || header(r, "X-RateLimit-Resource") != "chat" || header(r, "X-Request-Priority") != "1" {
+		t.Errorf("entries by other names: %v", r)
+	}
+	ticket := r.GetDynamicMetadata().GetFields()["reservation"].GetStringValue()
+	done := entries("settle", "total", "reservation", ticket, "details", "via_upstream")
+	done.HitsAddend = wrapperspb.UInt64(60)
+	call("quotas-settle", done)
+	hits := func(n uint64, change func(*ratelimitv3.RateLimitDescriptor)) *ratelimitv3.RateLimitDescriptor {
+		d := entries("who", "user-7", "plan", "pro", "where", "/v1/chat")
+		d.HitsAddend = wrapperspb.UInt64(n)
+		change(d)
+		return d
+	}
+	r = call("quotas", hits(40, func(*ratelimitv3.RateLimitDescriptor) {}))
+	if header(r, "x-ratelimit-remaining-tokens") != "999900" {
+		t.Errorf("60 settled and hits of 40 tokens: %v", r)
+	}
+	r = call("quotas", hits(30, func(d *ratelimitv3.RateLimitDescriptor) { d.IsNegativeHits = true }))
+	if header(r, "x-ratelimit-remaining-tokens") != "999930" {
+		t.Errorf("30 given back: %v", r)
+	}
+	r = call("quotas", hits(1, func(d *ratelimitv3.RateLimitDescriptor) {
+		d.Limit = &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 70, Unit: typev3.RateLimitUnit_MINUTE}
+	}))
+	if r.GetOverallCode() != rlsv3.RateLimitResponse_OVER_LIMIT {
+		t.Errorf("a limit of the descriptor's own: %v", r)
+	}
+	if r = call("quotas", entries("nobody", "knows")); r.GetOverallCode() != rlsv3.RateLimitResponse_OK || len(r.GetResponseHeadersToAdd()) != 0 {
+		t.Errorf("an unknown entry: %v", r)
 	}
 }

@@ -76,7 +76,7 @@ func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	return stream.SendAndClose(&alsv3.StreamAccessLogsResponse{})
 }
 
-//nolint:gochecknoglobals // a constant in all but name
+// errNotByAccessLog ends a stream that nobody asked for.
 var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
 
 // receive hands on entries until the stream ends, settling by access log is switched
@@ -169,7 +169,8 @@ func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 	response := e.GetResponse()
 	r := answered{
 		by: byAccessLog, status: int(response.GetResponseCode().GetValue()), details: response.GetResponseCodeDetails(),
-		bytes: int64(min(response.GetResponseBodyBytes(), math.MaxInt64)), media: response.GetResponseHeaders()["content-type"],
+		bytes: int64(min(response.GetResponseBodyBytes(), math.MaxInt64)), //nolint:gosec // not above MaxInt64
+		media: response.GetResponseHeaders()["content-type"],
 	}
 	for _, filter := range []string{"envoy.filters.http.ext_authz", "envoy.filters.http.ratelimit"} {
 		if t := metadata[filter].GetFields()[reservationField].GetStringValue(); t != "" {

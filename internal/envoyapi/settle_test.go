@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
@@ -26,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
 )
 
 // withTokens gives the pro tier a limit of 1,000 tokens per minute, and switches
@@ -295,6 +297,139 @@ func TestAccessLogDrains(t *testing.T) {
 	}
 }
 
+// TestAccessLogDrainsUnderLoad: entries that go on coming do not keep the service
+// from its end.
+func TestAccessLogDrainsUnderLoad(t *testing.T) {
+	t.Parallel()
+	service, client := accessLog(t, newGate(t, withTokens))
+	stream, err := client.StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	service.Drain()
+	began, ended := time.Now(), make(chan struct{})
+	go func() {
+		_ = stream.RecvMsg(&alsv3.StreamAccessLogsResponse{})
+		close(ended)
+	}()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			if took := time.Since(began); took < drainTime || took > 5*drainTime {
+				t.Errorf("it took %s to drain, want %s", took, drainTime)
+			}
+			return
+		case <-tick.C:
+			_ = stream.Send(&alsv3.StreamAccessLogsMessage{}) // fails once the stream has ended
+		}
+	}
+}
+
+// TestSwitchedOff: a stream that was open goes on settling nothing when a reload
+// says so.
+func TestSwitchedOff(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	_, client := accessLog(t, g)
+	stream, err := client.StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticket := admit(t, g, declaring("200"))
+	g.Use(func() *Settings { s := *g.settings.Load(); s.Tokens.SettleByAccessLog = false; return &s }())
+	send(t, stream, entryOf(ticket, 200, viaUpstream, usageOf(10, 20)))
+	if err := stream.RecvMsg(&alsv3.StreamAccessLogsResponse{}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if have := remaining(t, g); have != "790" {
+		t.Errorf("%s tokens remain, want 790", have)
+	}
+}
+
+// TestGuesses: an answer that does not say what it used, to a request that declared
+// nothing, is charged as an ordinary one at least, and a stream by its length.
+func TestGuesses(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens) // chat: 100 ordinarily, 800 at the most
+	_, client := accessLog(t, g)
+	charged := func(change func(*accesslogv3.HTTPAccessLogEntry)) string {
+		t.Helper()
+		before, _ := strconv.Atoi(remaining(t, g))
+		e := entryOf(admit(t, g, declaring("")), 200, viaUpstream, nil)
+		change(e)
+		log(t, client, e)
+		after, _ := strconv.Atoi(remaining(t, g))
+		g.limiter = quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100)) // another minute
+		return strconv.Itoa(before - after)
+	}
+	small := func(e *accesslogv3.HTTPAccessLogEntry) {
+		e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = usageOf(10, 10)
+	}
+	for range 10 {
+		charged(small)
+	}
+	stream := func(bytes uint64) func(*accesslogv3.HTTPAccessLogEntry) {
+		return func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.Response.ResponseHeaders, e.Response.ResponseBodyBytes = map[string]string{"content-type": "text/event-stream; charset=utf-8"}, bytes
+		}
+	}
+	hungUp := func(e *accesslogv3.HTTPAccessLogEntry) {
+		e.Response.ResponseCodeDetails, e.Response.ResponseBodyBytes = "downstream_remote_disconnect", 30_000
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*accesslogv3.HTTPAccessLogEntry)
+		want   string
+	}{
+		{"small again", small, "20"},
+		{"nothing said", func(*accesslogv3.HTTPAccessLogEntry) {}, "110"},
+		{"a short stream", stream(500), "110"},
+		{"a long stream", stream(40_000), "410"},
+		{"a very long stream", stream(1 << 40), "810"},
+		{"hung up", hungUp, "310"},
+	} {
+		for range 60 { // the history of one who has always asked for little
+			g.history.Add("key_pro", "chat", 10)
+		}
+		if have := charged(c.change); have != c.want {
+			t.Errorf("%s: %s charged, want %s", c.name, have, c.want)
+		}
+	}
+	if high := g.history.High("key_pro", "chat"); high < 10 {
+		t.Errorf("the history says %d", high)
+	}
+	many := declaring("")
+	many.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["n"] = structpb.NewNumberValue(1000)
+	for range 20 {
+		g.history.Add("key_pro", "chat", 700)
+	}
+	for range 60 { // the upstream answers once, whatever n says
+		g.limiter = quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100))
+		log(t, client, entryOf(admit(t, g, many), 200, viaUpstream, usageOf(10, 700)))
+	}
+	if high := g.history.High("key_pro", "chat"); high < 700 {
+		t.Errorf("n makes the history small: %d", high)
+	}
+}
+
+// TestUnreadCountsAsTheDearest model, which it may be.
+func TestUnreadCountsAsTheDearest(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.Tokens.Models = NewModelWeights(map[string]float64{"big*": 2})
+		s.Tokens.Rules = map[string]quota.TokenRules{"chat": {MaxInput: 50, Output: 10, MaxOutput: 100}}
+	})
+	r := declaring("7")
+	r.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["read"] = structpb.NewStringValue("no")
+	admit(t, g, r)
+	if have := remaining(t, g); have != "780" { // 1000 - 2 · (10 + 100)
+		t.Errorf("%s tokens remain, want 780", have)
+	}
+}
+
 // TestSettlesOnlyWhereConfigured: neither way is open by itself.
 func TestSettlesOnlyWhereConfigured(t *testing.T) {
 	t.Parallel()
@@ -387,7 +522,11 @@ func TestHits(t *testing.T) {
 	}
 	hits := wrapperspb.UInt64
 	all := func(s *Settings) { s.RateLimit.NegativeHits, s.RateLimit.LimitOverride = true, true }
-	inTokens := func(s *Settings) { withTokens(s); all(s); s.RateLimit.HitsMetric = quota.Tokens }
+	inTokens := func(s *Settings) {
+		withTokens(s)
+		all(s)
+		s.RateLimit.HitsMetric, s.Tokens.Rules["default"] = quota.Tokens, quota.TokenRules{MaxInput: 500, Output: 100}
+	}
 	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
 	for name, c := range map[string]struct {
 		settings func(*Settings)
@@ -413,6 +552,7 @@ func TestHits(t *testing.T) {
 		"tokens":                    {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
 		"tokens given back":         {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
 		"a look at tokens":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
+		"tokens, but none said":     {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
 		"too many tokens":           {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
 	} {
 		g := newGate(t, c.settings)

@@ -77,7 +77,7 @@ func (s *shard) keep(o quota.Order, t quota.Taken) bool {
 // roomForReservation makes room where there is none by dropping one that is older
 // than its repeats can be: of some taken by chance a settled one, else the oldest. A charge whose reservation is dropped stands as it is.
 func (s *shard) roomForReservation(now time.Time) bool {
-	const sample = 16
+	const sample = 64
 	if len(s.reservations) < max(s.max, minReservations) {
 		return true
 	}

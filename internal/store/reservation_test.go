@@ -297,8 +297,9 @@ func TestOneCommandForEachStep(t *testing.T) {
 	}
 }
 
-// TestMemoryReservationsAreBounded: unsettled ones expire, and where there is no
-// room the request passes all the same.
+// TestMemoryReservationsAreBounded: where there is no room an old one makes some, a
+// settled one first; none younger than its repeats can be. Without a reservation the
+// request passes all the same.
 func TestMemoryReservationsAreBounded(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -316,8 +317,24 @@ func TestMemoryReservationsAreBounded(t *testing.T) {
 	if taken.Secret != "" {
 		t.Error("there is no room, and yet a reservation")
 	}
-	now = now.Add(time.Hour)
-	if taken := take(t, m, order(minReservations)); taken.Secret != "s" {
-		t.Error("expired reservations leave no room")
+	if outcome := settle(t, m, quota.Settlement{Account: "a", Request: "7", Secret: "s"}); outcome != quota.Settled {
+		t.Error(outcome)
+	}
+	now = now.Add(quota.RepeatWindow)
+	kept := 0
+	for i := range 2 * minReservations {
+		if taken := take(t, m, order(minReservations+1+i)); taken.Secret == "s" {
+			kept++
+		} else if i < minReservations/2 {
+			t.Fatalf("reservation %d is not kept, though half of the others are old", i)
+		}
+	}
+	if kept > minReservations || kept < minReservations*9/10 {
+		t.Errorf("%d kept of %d that are young: want most of %d, and no more", kept, 2*minReservations, minReservations)
+	}
+	now = now.Add(2 * time.Hour)
+	m.Sweep()
+	if s := m.shard("a"); len(s.reservations) != 0 {
+		t.Errorf("%d expired reservations are left", len(s.reservations))
 	}
 }
