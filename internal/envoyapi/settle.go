@@ -83,10 +83,8 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: invalid})
 		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
 	}
-	settlement := quota.Settlement{
-		Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(),
-		Used: a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}),
-	}
+	used := a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput})
+	settlement := quota.Settlement{Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(), Used: used}
 	switch {
 	case t.source == quota.ByNothing:
 		settlement.Used = quota.NoUsage().Cost(quota.Weights{})
@@ -111,7 +109,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	}
 	report.Result = outcome.String()
 	if a.clean() {
-		report.Used = a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput}).Tokens
+		report.Used = used.Tokens
 	}
 	g.observer.Settled(ctx, report)
 	if outcome == quota.Settled {
