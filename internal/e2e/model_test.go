@@ -144,7 +144,7 @@ func TestCountsEqualTheModel(t *testing.T) {
 func (w *world) request(n int) {
 	random := rand.New(rand.NewPCG(uint64(n), 7))
 	m := &modelled{
-		id: strconv.Itoa(1_000_000 + n), key: []string{"basic", "pro"}[n%2], length: 1 + random.IntN(900), output: random.IntN(700),
+		id: strconv.Itoa(1_000_000 + n), key: []string{"basic", "pro"}[n%2], length: 1 + random.IntN(900), output: 1 + random.IntN(700),
 		usedIn: random.IntN(300), usedOut: random.IntN(900), clean: random.IntN(5) > 0, reported: random.IntN(6) > 0,
 	}
 	response := w.check(m)
