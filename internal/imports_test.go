@@ -20,9 +20,10 @@ func arrows() map[string][]string {
 		"internal/apikey":   {"internal/quota"},
 		"internal/store":    {"internal/quota", "internal/apikey"},
 		"internal/config":   {"internal/quota", "internal/apikey"},
-		"internal/envoyapi": {"internal/quota", "internal/apikey"},
+		"internal/apierror": {"internal/quota", "internal/apikey"},
+		"internal/envoyapi": {"internal/quota", "internal/apikey", "internal/apierror"},
 		"internal/usage":    {"internal/quota"},
-		"internal/web":      {"internal/quota", "internal/apikey"},
+		"internal/web":      {"internal/quota", "internal/apikey", "internal/apierror"},
 		"internal/mockai":   {},
 		"internal/devstack": {"internal/mockai"},
 	}

@@ -51,6 +51,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Log:      stderr,
 
 		API: "127.0.0.1:10000", TierGateAddress: "127.0.0.1:9001", Operator: "127.0.0.1:9002",
+		CustomerAddress: "127.0.0.1:9003",
 	})
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
@@ -69,6 +70,8 @@ TierGate serves at http://127.0.0.1:10000 (chain %s, store %s). Try:
 
   curl -i -H 'Authorization: Bearer sk-demo-basic' http://127.0.0.1:10000/v1/chat/completions \
     -H 'Content-Type: application/json' -d '{"model": "mock-1", "messages": [{"role": "user", "content": "Hi"}]}'
+
+  curl -H 'Authorization: Bearer sk-demo-basic' http://127.0.0.1:10000/v1/limits
 
 Other keys: sk-demo-free, sk-demo-pro, sk-demo-enterprise. Metrics: http://127.0.0.1:9002/metrics
 Logs: %s. Ctrl-C stops everything.

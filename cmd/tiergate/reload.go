@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/tiergate/tiergate/internal/config"
-	"github.com/tiergate/tiergate/internal/envoyapi"
 )
 
 // pollInterval is how often the files are looked at. A change is taken up when
@@ -23,7 +22,7 @@ const pollInterval = 250 * time.Millisecond
 // swap one pointer. Files that are refused change nothing.
 type reloader struct {
 	options config.Options
-	gate    *envoyapi.Gate
+	use     func(config.Reload) // takes up a configuration
 	metrics *metrics
 	log     *slog.Logger
 
@@ -67,13 +66,13 @@ func (r *reloader) reload(ctx context.Context) {
 		return
 	}
 	changed := c.Sum != r.sum
-	r.gate.Use(settings(c.Reload))
+	r.use(c.Reload)
 	r.metrics.reloads.WithLabelValues("success").Inc()
 	r.loaded(c, sources)
 	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
 	if !c.Start.Equal(r.start) {
 		r.metrics.needsRestart.Set(1)
-		r.log.WarnContext(ctx, "changes of grpc, operator, log, shutdown or store wait for a restart; all others are in use")
+		r.log.WarnContext(ctx, "changes of grpc, operator, customer, log, shutdown or store wait for a restart; all others are in use")
 	}
 }
 

@@ -9,9 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
@@ -47,7 +45,7 @@ func serve(ctx context.Context, args []string, env environment) error {
 		return fmt.Errorf("the configuration cannot be used:\n%w", err)
 	}
 	s := newServer(loaded, newLogger(env.stderr, loaded.Start))
-	return s.run(ctx, &reloader{options: options, gate: s.gate, metrics: s.metrics, log: s.log, start: loaded.Start}, loaded, sources)
+	return s.run(ctx, &reloader{options: options, use: s.use, metrics: s.metrics, log: s.log, start: loaded.Start}, loaded, sources)
 }
 
 func newLogger(w io.Writer, c config.Start) *slog.Logger {
@@ -66,13 +64,14 @@ type counts interface {
 
 // A server is the program's parts, wired.
 type server struct {
-	start   config.Start
-	log     *slog.Logger
-	metrics *metrics
-	store   counts
-	gate    *envoyapi.Gate
-	grpc    *grpc.Server
-	health  *grpchealth.Server
+	start     config.Start
+	log       *slog.Logger
+	metrics   *metrics
+	store     counts
+	gate      *envoyapi.Gate
+	customers *web.Customers
+	grpc      *grpc.Server
+	health    *grpchealth.Server
 
 	accessLog *envoyapi.AccessLog
 }
@@ -86,6 +85,7 @@ func newServer(c *config.Config, log *slog.Logger) *server {
 	s.store = newStore(c.Start.Store)
 	limiter := quota.NewLimiter(&watchedCounts{Counts: s.store, metrics: s.metrics, log: log})
 	s.gate = envoyapi.NewGate(settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, log})
+	s.customers = web.NewCustomers(accounts(c.Reload), limiter, time.Now)
 	s.grpc = grpc.NewServer(
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
@@ -112,6 +112,17 @@ func newStore(c config.Store) counts {
 		Address: c.Address, Username: c.Username, Password: c.Password.Reveal(), Database: c.Database,
 		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
 	})
+}
+
+// use takes up a changed configuration.
+func (s *server) use(c config.Reload) {
+	s.gate.Use(settings(c))
+	s.customers.Use(accounts(c))
+}
+
+// accounts hands the configuration on to the customers' API.
+func accounts(c config.Reload) *web.Accounts {
+	return &web.Accounts{KeyHeaders: c.KeyHeaders, Directory: c.Directory, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans}
 }
 
 // settings hands the configuration on to the gate.
@@ -166,29 +177,27 @@ func (s *server) recovered(ctx context.Context, method string, err *error) {
 
 // run listens and owns every goroutine of the program.
 func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources config.Sources) error {
-	grpcListener, err := listen(ctx, s.start.GRPC)
+	l, err := listenAll(ctx, s.start)
 	if err != nil {
-		return fmt.Errorf("listen for Envoy at grpc.address: %w", err)
-	}
-	operatorListener, err := listen(ctx, s.start.Operator)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listen for operators at operator.address: %w", err), grpcListener.Close())
+		return err
 	}
 	operator := &http.Server{Handler: web.Operator(s.metrics.registry, s.store.Ping), ReadHeaderTimeout: 5 * time.Second}
+	customer := &http.Server{Handler: s.customers.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
 	r.loaded(c, sources)
-	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(),
+	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(), "customer", s.start.Customer.String(),
 		"redis", s.start.Store.Redis, "keys", c.Reload.Directory.Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.serveGRPC(grpcListener) })
-	group.Go(func() error { return serveHTTP(operator, operatorListener) })
+	group.Go(func() error { return s.serveGRPC(l.grpc) })
+	group.Go(func() error { return serveHTTP(operator, l.operator, "operators") })
+	group.Go(func() error { return serveHTTP(customer, l.customer, "customers") })
 	group.Go(func() error { return r.run(ctx) })
 	if memory, ok := s.store.(*store.Memory); ok {
 		group.Go(func() error { return memory.Run(ctx) })
 	}
 	group.Go(func() error {
 		<-ctx.Done()
-		s.drain(context.WithoutCancel(ctx), operator)
+		s.drain(context.WithoutCancel(ctx), operator, customer)
 		return nil
 	})
 	if err := group.Wait(); err != nil {
@@ -205,16 +214,16 @@ func (s *server) serveGRPC(l net.Listener) error {
 	return nil
 }
 
-func serveHTTP(server *http.Server, l net.Listener) error {
+func serveHTTP(server *http.Server, l net.Listener, who string) error {
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve operators: %w", err)
+		return fmt.Errorf("serve %s: %w", who, err)
 	}
 	return nil
 }
 
 // drain stops in the order that loses nothing: health first, so that Envoy
 // turns elsewhere, then the listener, then the requests in flight are answered.
-func (s *server) drain(ctx context.Context, operator *http.Server) {
+func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	s.log.InfoContext(ctx, "draining", "delay", s.start.ShutdownDelay, "timeout", s.start.ShutdownTimeout)
 	s.health.Shutdown()
 	pause(s.start.ShutdownDelay)
@@ -222,6 +231,11 @@ func (s *server) drain(ctx context.Context, operator *http.Server) {
 	deadline := time.AfterFunc(s.start.ShutdownTimeout, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	deadline.Stop()
+	inTime, cancel := context.WithTimeout(ctx, s.start.ShutdownTimeout)
+	defer cancel()
+	if err := customer.Shutdown(inTime); err != nil {
+		s.log.WarnContext(ctx, "customers' requests were cut off", "error", err)
+	}
 	if redis, ok := s.store.(*store.Redis); ok {
 		if err := redis.Close(); err != nil {
 			s.log.WarnContext(ctx, "the store did not close", "error", err)
@@ -236,37 +250,4 @@ func pause(d time.Duration) {
 	if d > 0 {
 		<-time.After(d)
 	}
-}
-
-// listen opens a listener. A socket file that nobody serves any more is
-// replaced.
-func listen(ctx context.Context, a config.Address) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, a.Network, a.Address)
-	if a.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && !served(ctx, a) {
-		if err := os.Remove(a.Address); err != nil {
-			return nil, fmt.Errorf("remove the socket that a former server left: %w", err)
-		}
-		l, err = lc.Listen(ctx, a.Network, a.Address)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", a, err)
-	}
-	return l, nil
-}
-
-// served reports whether somebody answers at a socket. What is no socket counts
-// as served, so that no file of another kind is removed.
-func served(ctx context.Context, a config.Address) bool {
-	info, err := os.Stat(a.Address)
-	if err != nil || info.Mode()&os.ModeSocket == 0 {
-		return true
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, a.Network, a.Address)
-	if err != nil {
-		return !errors.Is(err, syscall.ECONNREFUSED)
-	}
-	_ = conn.Close() // it answered, that is all
-	return true
 }

@@ -50,6 +50,7 @@ func (c *checker) check(f file) {
 	start, reload := &c.loader.config.Start, &c.loader.config.Reload
 	start.GRPC = c.address("grpc.address", f.GRPC.Address, true)
 	start.Operator = c.address("operator.address", f.Operator.Address, false)
+	start.Customer = c.address("customer.address", f.Customer.Address, false)
 	start.LogLevel = c.logLevel(f.Log.Level)
 	start.LogJSON = c.oneOf("log.format", f.Log.Format, "text", "json") == "json"
 	start.ShutdownDelay = c.duration("shutdown.delay", f.Shutdown.Delay, 0, 10*time.Minute)

@@ -35,6 +35,7 @@ type Config struct {
 type Start struct {
 	GRPC            Address
 	Operator        Address
+	Customer        Address
 	LogLevel        slog.Level
 	LogJSON         bool
 	ShutdownDelay   time.Duration

@@ -10,6 +10,8 @@ type file struct {
 	GRPC grpcSection `yaml:"grpc"`
 	// The HTTP listener for operators: metrics, health and readiness.
 	Operator operatorSection `yaml:"operator"`
+	// The HTTP listener for the holders of keys, reached through Envoy: GET /v1/limits.
+	Customer customerSection `yaml:"customer"`
 	// What is logged and how.
 	Log logSection `yaml:"log"`
 	// How long a stop may take.
@@ -41,6 +43,11 @@ type grpcSection struct {
 
 type operatorSection struct {
 	// host:port. Keep it on loopback or behind a firewall.
+	Address string `yaml:"address"`
+}
+
+type customerSection struct {
+	// host:port.
 	Address string `yaml:"address"`
 }
 
@@ -255,6 +262,7 @@ func written() file {
 	return file{
 		GRPC:     grpcSection{Address: "127.0.0.1:9001"},
 		Operator: operatorSection{Address: "127.0.0.1:9002"},
+		Customer: customerSection{Address: "127.0.0.1:9003"},
 		Log:      logSection{Level: "info", Format: "text"},
 		Shutdown: shutdownSection{Delay: "0s", Timeout: "10s"},
 		Store: storeSection{

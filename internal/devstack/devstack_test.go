@@ -11,7 +11,7 @@ import (
 )
 
 // TestSetAddressesChangesNothingElse: the shipped Envoy files differ from what
-// is made of them in the four addresses alone.
+// is made of them in the five addresses alone.
 func TestSetAddressesChangesNothingElse(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../envoy/*.yaml")
@@ -24,7 +24,7 @@ func TestSetAddressesChangesNothingElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		out, err := SetAddresses(content, Addresses{
-			API: "127.0.0.1:1", Admin: "127.0.0.1:2", TierGate: "unix:/run/tiergate.sock", Upstream: "127.0.0.1:4",
+			API: "127.0.0.1:1", Admin: "127.0.0.1:2", TierGate: "unix:/run/tiergate.sock", Customer: "127.0.0.1:3", Upstream: "127.0.0.1:4",
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -34,6 +34,7 @@ func TestSetAddressesChangesNothingElse(t *testing.T) {
 			object{"socket_address": object{"address": "127.0.0.1", "port_value": 2}},
 			object{"socket_address": object{"address": "127.0.0.1", "port_value": 1}},
 			object{"pipe": object{"path": "/run/tiergate.sock"}},
+			object{"socket_address": object{"address": "127.0.0.1", "port_value": 3}},
 			object{"socket_address": object{"address": "127.0.0.1", "port_value": 4}},
 		}
 		if !reflect.DeepEqual(after.taken, want) {
@@ -42,7 +43,7 @@ func TestSetAddressesChangesNothingElse(t *testing.T) {
 		if !reflect.DeepEqual(before.rest, after.rest) {
 			t.Errorf("%s: something else has changed", file)
 		}
-		compose := []string{"127.0.0.1 9901", "0.0.0.0 10000", "tiergate 9001", "upstream 8080"}
+		compose := []string{"127.0.0.1 9901", "0.0.0.0 10000", "tiergate 9001", "tiergate 9003", "upstream 8080"}
 		for i, address := range before.taken {
 			socket := address.(object)["socket_address"].(object)
 			if have := socket["address"].(string) + " " + yamlText(t, socket["port_value"]); have != compose[i] {
@@ -55,11 +56,11 @@ func TestSetAddressesChangesNothingElse(t *testing.T) {
 type object = map[string]any
 
 type split struct {
-	taken []any  // the four addresses
+	taken []any  // the five addresses
 	rest  object // the file without them
 }
 
-// addressesOf takes the four addresses out of an Envoy file, each by its own
+// addressesOf takes the five addresses out of an Envoy file, each by its own
 // steps and not by those of SetAddresses.
 func addressesOf(t *testing.T, content []byte) split {
 	t.Helper()
@@ -69,7 +70,7 @@ func addressesOf(t *testing.T, content []byte) split {
 	}
 	static := file["static_resources"].(object)
 	holders := []object{file["admin"].(object), static["listeners"].([]any)[0].(object)}
-	for _, name := range []string{"tiergate", "upstream"} {
+	for _, name := range []string{"tiergate", "tiergate_customers", "upstream"} {
 		for _, c := range static["clusters"].([]any) {
 			cluster := c.(object)
 			if cluster["name"] == name {
@@ -97,7 +98,7 @@ func yamlText(t *testing.T, v any) string {
 
 func TestSetAddressesRefuses(t *testing.T) {
 	t.Parallel()
-	good := Addresses{API: "a:1", Admin: "a:2", TierGate: "a:3", Upstream: "a:4"}
+	good := Addresses{API: "a:1", Admin: "a:2", TierGate: "a:3", Customer: "a:5", Upstream: "a:4"}
 	shipped, err := os.ReadFile("../../envoy/envoy.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -109,8 +110,8 @@ func TestSetAddressesRefuses(t *testing.T) {
 		"no YAML":         {"a: [", good},
 		"empty":           {"", good},
 		"another file":    {"admin: {address: {}}", good},
-		"no port":         {string(shipped), Addresses{API: "a", Admin: "a:2", TierGate: "a:3", Upstream: "a:4"}},
-		"a port in words": {string(shipped), Addresses{API: "a:b", Admin: "a:2", TierGate: "a:3", Upstream: "a:4"}},
+		"no port":         {string(shipped), Addresses{API: "a", Admin: "a:2", TierGate: "a:3", Customer: "a:5", Upstream: "a:4"}},
+		"a port in words": {string(shipped), Addresses{API: "a:b", Admin: "a:2", TierGate: "a:3", Customer: "a:5", Upstream: "a:4"}},
 	} {
 		if out, err := SetAddresses([]byte(c.content), c.addresses); err == nil {
 			t.Errorf("%s: accepted: %s", name, out)

@@ -16,6 +16,7 @@ type Addresses struct {
 	API      string // where Envoy listens for clients
 	Admin    string // Envoy's own admin interface
 	TierGate string
+	Customer string // TierGate's listener for the holders of keys
 	Upstream string
 }
 
@@ -38,6 +39,10 @@ func SetAddresses(content []byte, a Addresses) ([]byte, error) {
 	}
 	if len(targets) != 4 || targets[nil] != "" {
 		return nil, errors.New("the Envoy file has no admin address, no listener, or no cluster called tiergate or upstream")
+	}
+	// A file of somebody's own may leave the customers' API out.
+	if customers := clusterAddress(root, "tiergate_customers"); customers != nil {
+		targets[customers] = a.Customer
 	}
 	for node, address := range targets {
 		if err := setAddress(node, address); err != nil {

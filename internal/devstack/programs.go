@@ -70,6 +70,7 @@ func (s *Stack) StartServer(ctx context.Context) error {
 	words := []string{o.TierGate, "serve", "--config", o.Config}
 	for _, set := range append([]string{
 		"allow_demo_keys=true", "grpc.address=" + o.TierGateAddress, "operator.address=" + o.Operator,
+		"customer.address=" + o.CustomerAddress,
 		"store.type=" + o.Store, "store.redis.address=" + o.RedisAddress,
 	}, o.Sets...) {
 		words = append(words, "--set", set)

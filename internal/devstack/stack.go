@@ -30,7 +30,7 @@ type Options struct {
 
 	// Where to listen; default: free ports of 127.0.0.1. TierGate's may be
 	// unix: and a path.
-	API, TierGateAddress, Operator, RedisAddress string
+	API, TierGateAddress, Operator, CustomerAddress, RedisAddress string
 
 	RedisRunning bool // somebody serves RedisAddress already
 
@@ -104,7 +104,7 @@ func (s *Stack) fillIn() error {
 	o := &s.Options
 	o.Chain, o.Store = or(o.Chain, "ext_authz"), or(o.Store, "memory")
 	o.Config = or(o.Config, filepath.Join(o.Root, "config", "tiergate.yaml"))
-	for _, address := range []*string{&o.API, &o.TierGateAddress, &o.Operator, &o.RedisAddress, &s.Admin, &s.Upstream} {
+	for _, address := range []*string{&o.API, &o.TierGateAddress, &o.Operator, &o.CustomerAddress, &o.RedisAddress, &s.Admin, &s.Upstream} {
 		if *address != "" {
 			continue
 		}
@@ -117,10 +117,10 @@ func (s *Stack) fillIn() error {
 	if _, err := EnvoyFile(o.Chain); err != nil {
 		return err
 	}
-	s.API, s.TierGate = o.API, o.TierGateAddress
+	s.API, s.TierGate, s.Customer = o.API, o.TierGateAddress, o.CustomerAddress
 	// Now, since an Envoy would share the port with another, and the health of
 	// another TierGate would be taken for that of ours.
-	for _, address := range []string{o.API, o.TierGateAddress, o.Operator} {
+	for _, address := range []string{o.API, o.TierGateAddress, o.Operator, o.CustomerAddress} {
 		if err := checkFree(address); err != nil {
 			return err
 		}

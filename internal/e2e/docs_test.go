@@ -62,11 +62,11 @@ func block(tb testing.TB, info string) string {
 func TestEverySnippetIsTested(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{
-		"http": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
+		"http": true, "json": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
 		"yaml settle": true, "yaml tokens": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
-	commands = append(commands, curlOf(t), blockWith(t, "sh", "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
+	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
 	for _, c := range commands {
 		known["sh "+c] = true
 	}
@@ -114,21 +114,21 @@ func TestNoDeadLinks(t *testing.T) {
 	}
 }
 
-// blockWith returns the first block of a kind that contains a text.
-func blockWith(t *testing.T, info, part string) string {
+// commandWith returns the first block of commands that contains a text.
+func commandWith(t *testing.T, part string) string {
 	t.Helper()
 	for _, s := range snippets(t) {
-		if s.info == info && strings.Contains(s.text, part) {
+		if s.info == "sh" && strings.Contains(s.text, part) {
 			return s.text
 		}
 	}
-	t.Fatalf("no block %q with %q in the documents", info, part)
+	t.Fatalf("no commands with %q in the documents", part)
 	return ""
 }
 
 func curlOf(t *testing.T) string {
 	t.Helper()
-	return blockWith(t, "sh", "curl -i")
+	return commandWith(t, "curl -i")
 }
 
 // TestMakeRun does what the README says: make run, the curl, Ctrl-C; on both
@@ -171,7 +171,7 @@ func TestMakeRun(t *testing.T) {
 			if err := makeRun.wait(t); err != nil && !strings.HasPrefix(err.Error(), "signal: ") {
 				t.Errorf("make run ended with %v:\n%s", err, makeRun.output(t))
 			}
-			for _, address := range []string{"127.0.0.1:10000", "127.0.0.1:9001", "127.0.0.1:9002"} {
+			for _, address := range []string{"127.0.0.1:10000", "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"} {
 				l, err := net.Listen("tcp", address)
 				if err != nil {
 					t.Errorf("after Ctrl-C: %v", err)
@@ -185,7 +185,7 @@ func TestMakeRun(t *testing.T) {
 
 // TestReadmeCommands runs the commands for an Envoy of one's own.
 func TestReadmeCommands(t *testing.T) {
-	for line := range strings.Lines(blockWith(t, "sh", "bin/tiergate serve")) {
+	for line := range strings.Lines(commandWith(t, "bin/tiergate serve")) {
 		line = strings.TrimSpace(line)
 		words := strings.Fields(line)
 		if words[1] != "serve" {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -41,7 +42,7 @@ func (a *Authz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Chec
 	}
 	q.body, q.model = readBody(request.GetMethod(), headerValue(request, "content-length"), checkFacts(attributes))
 	for _, name := range s.KeyHeaders {
-		q.credentials = appendCredentials(q.credentials, headerValue(request, name), name == "authorization")
+		q.credentials = apikey.AppendCredentials(q.credentials, headerValue(request, name), name == "authorization")
 	}
 	v := a.gate.judge(ctx, s, q)
 	if v.Outcome == Allowed {
@@ -136,7 +137,7 @@ func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(v.status())}, //nolint:gosec // one of six statuses
 			Headers: options(v.appendResponse(nil, s)),
-			Body:    v.problem.body(),
+			Body:    v.problem.Body(),
 		}},
 	}
 }

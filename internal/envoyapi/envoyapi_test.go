@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
@@ -233,7 +234,7 @@ func checkRefusal(t *testing.T, name string, a answerText, code string) {
 		}
 		return
 	}
-	var body struct{ Error problem }
+	var body struct{ Error apierror.Error }
 	if err := json.Unmarshal([]byte(a.body), &body); err != nil || body.Error.Code != code || body.Error.Message == "" {
 		t.Errorf("%s: body %q, want code %s", name, a.body, code)
 	}

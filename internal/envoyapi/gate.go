@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -43,8 +44,8 @@ type Verdict struct {
 	Err      error          // why counting failed; for operators only
 	Ticket   string         // for the settlement; empty: nothing is to be settled
 
-	problem problem   // what a refused client is told
-	now     time.Time // Reset where nothing was counted
+	problem apierror.Error // what a refused client is told
+	now     time.Time      // Reset where nothing was counted
 }
 
 // An Observer is told every verdict and how long it took. Verdicts are passed
@@ -116,35 +117,28 @@ func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 
 // identify finds the record of the request's key, or refuses.
 func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
-	record, problem := find(s, q)
-	if problem != nil {
-		v.refuse(Unauthenticated, *problem)
+	record, err := find(s, q, v.now)
+	v.Key = record
+	if err != nil {
+		v.refuse(Unauthenticated, apierror.OfKey(err))
 		return false
 	}
-	if record == nil || (record.Demo && !s.AllowDemoKeys) {
-		v.refuse(Unauthenticated, invalidKey)
-		return false
-	}
-	if err := record.Usable(v.now); err != nil {
-		v.Key = record
-		v.refuse(Unauthenticated, unusable(err))
-		return false
-	}
-	v.Key, v.Tier = record, record.Tier
+	v.Tier = record.Tier
 	return true
 }
 
 // find returns the record that a trusted source names, else that of the one key
-// among the credentials; nil: there is none.
-func find(s *Settings, q inquiry) (*apikey.Record, *problem) {
-	if q.keyID != "" {
-		return trusted(s, q.keyID, q.tier), nil
+// among the credentials. The record of a key that is known and refused comes with the
+// error.
+func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
+	if q.keyID == "" {
+		return s.Directory.Authenticate(q.credentials, s.AllowDemoKeys, now)
 	}
-	key, problem := oneKey(q.credentials)
-	if problem != nil {
-		return nil, problem
+	record := trusted(s, q.keyID, q.tier)
+	if record == nil {
+		return nil, apikey.ErrUnknown
 	}
-	return s.Directory.Lookup(key), nil
+	return record, record.Admissible(s.AllowDemoKeys, now)
 }
 
 // trusted returns the record of a key ID. A tier named beside it replaces that of
@@ -172,7 +166,7 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 	if !v.Key.MayUse(v.Resource) {
 		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
 		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
-		v.refuse(Forbidden, notAllowed(v.Resource))
+		v.refuse(Forbidden, apierror.NotAllowed(v.Resource))
 		return
 	}
 	if q.look {
@@ -182,11 +176,11 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 	}
 	switch {
 	case v.Err != nil:
-		v.refuse(Failed, unavailable)
+		v.refuse(Failed, apierror.Unavailable)
 	case v.Decision.TooLarge:
-		v.refuse(TooLarge, tooLarge(v.Decision))
+		v.refuse(TooLarge, apierror.TooLarge(v.Decision))
 	case !v.Decision.Admitted:
-		v.refuse(Limited, tooMany(v.Decision.Wait))
+		v.refuse(Limited, apierror.TooMany(v.Decision.Wait))
 	default:
 		v.Outcome = Allowed
 		if v.Decision.Reservation != "" {
@@ -238,7 +232,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	return r, t
 }
 
-func (v *Verdict) refuse(o Outcome, p problem) { v.Outcome, v.problem = o, p }
+func (v *Verdict) refuse(o Outcome, e apierror.Error) { v.Outcome, v.problem = o, e }
 
 // status returns the HTTP status of the verdict.
 func (v *Verdict) status() int {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -82,7 +83,7 @@ func (v *Verdict) appendIETF(hs []header) []header {
 		}
 		start, end := l.Window.Bounds(v.Decision.Now)
 		policies = append(policies, fmt.Sprintf("%q;q=%d;w=%d", l.Name(), l.Max, int64(end.Sub(start)/time.Second)))
-		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), max(l.Max-used, 0), up(end.Sub(v.Decision.Now), time.Second)))
+		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), max(l.Max-used, 0), apierror.Up(end.Sub(v.Decision.Now), time.Second)))
 	}
 	if len(policies) == 0 {
 		return hs
@@ -127,10 +128,10 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 		wait := v.Decision.Wait
 		hs = append(hs,
 			header{"X-RateLimit-Limited-By", v.Decision.RefusedBy.Name()},
-			header{"Retry-After", strconv.FormatInt(up(wait, time.Second), 10)},
+			header{"Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10)},
 		)
 		if wait <= longWait {
-			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(up(wait, time.Millisecond), 10)})
+			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10)})
 		} else {
 			hs = append(hs, header{"x-should-retry", "false"})
 		}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -79,7 +80,7 @@ func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q i
 			case names.APIKey:
 				value := strings.TrimSpace(e.GetValue())
 				authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
-				q.credentials = appendCredentials(q.credentials, value, authorization)
+				q.credentials = apikey.AppendCredentials(q.credentials, value, authorization)
 			case names.Resource:
 				first(&q.resource, e.GetValue())
 			case names.Path:
@@ -116,7 +117,7 @@ func answer(v *Verdict, s *Settings, request *rlsv3.RateLimitRequest) *rlsv3.Rat
 		}
 	} else {
 		r.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT
-		r.RawBody = []byte(v.problem.body())
+		r.RawBody = []byte(v.problem.Body())
 		if v.status() != http.StatusTooManyRequests {
 			r.ResponseHeadersToAdd = append(r.ResponseHeadersToAdd,
 				&corev3.HeaderValue{Key: StatusHeader, Value: strconv.Itoa(v.status())})

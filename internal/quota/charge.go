@@ -72,9 +72,10 @@ func (c Charge) Exceeds(used int64) bool { return c.Cost > 0 && used+c.Cost > c.
 // A Plan is a tier made ready for charging: which limits apply to each resource
 // and priority is worked out once.
 type Plan struct {
-	Tier    Tier
-	countBy CountBy
-	charges map[selector][]Charge
+	Tier      Tier
+	countBy   CountBy
+	resources []string // DefaultResource first
+	charges   map[selector][]Charge
 }
 
 type selector struct {
@@ -85,12 +86,11 @@ type selector struct {
 // NewPlan prepares a tier for the resources that the configuration knows.
 // DefaultResource needs no mention.
 func NewPlan(tier Tier, countBy CountBy, resources []Resource) *Plan {
-	p := &Plan{Tier: tier, countBy: countBy, charges: map[selector][]Charge{}}
-	names := []string{DefaultResource}
+	p := &Plan{Tier: tier, countBy: countBy, resources: []string{DefaultResource}, charges: map[selector][]Charge{}}
 	for _, r := range resources {
-		names = append(names, r.Name)
+		p.resources = append(p.resources, r.Name)
 	}
-	for _, name := range names {
+	for _, name := range p.resources {
 		for _, priority := range Priorities() {
 			p.charges[selector{name, priority}] = p.applying(tier.Limits, name, priority)
 		}

@@ -1,6 +1,8 @@
 package quota_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,5 +99,47 @@ func TestCredit(t *testing.T) {
 	r.Credit, r.Cost.Requests = true, 5
 	if d := decide(t, limiter, r); !d.Admitted || d.Used != 3 {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestStates lists every limit that can apply, with what is used, and takes nothing.
+func TestStates(t *testing.T) {
+	t.Parallel()
+	tier := quota.Tier{Name: "free", Priority: quota.Low, Limits: []quota.Limit{
+		{Metric: quota.Requests, Window: quota.Minute, Max: 10},
+		{Metric: quota.Tokens, Window: quota.Minute, Max: 1000},
+		{Metric: quota.Requests, Window: quota.Minute, Max: 2, Resource: "images"},
+		{Metric: quota.Requests, Window: quota.Day, Max: 5, Priority: quota.High},
+	}}
+	resources := []quota.Resource{{Name: "chat"}, {Name: "images"}}
+	for countBy, want := range map[quota.CountBy]string{
+		quota.ByKey: "requests_per_minute 1/10, tokens_per_minute 30/1000, high_requests_per_day 0/7, images_requests_per_minute 0/2",
+		quota.ByKeyAndResource: "default_requests_per_minute 0/10, default_tokens_per_minute 0/1000, default_high_requests_per_day 0/7, " +
+			"chat_requests_per_minute 1/10, chat_tokens_per_minute 30/1000, chat_high_requests_per_day 0/7, " +
+			"images_tokens_per_minute 0/1000, images_requests_per_minute 0/2, images_high_requests_per_day 0/7",
+	} {
+		limiter := quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100))
+		r := quota.Request{
+			Account: "a", Tier: quota.NewPlan(tier, countBy, resources), Resource: "chat", Priority: quota.Low,
+			Cost:      quota.Cost{Requests: 1, Tokens: 30},
+			Overrides: []quota.Override{{Limit: quota.Limit{Metric: quota.Requests, Window: quota.Day, Max: 7, Priority: quota.High}}},
+		}
+		decide(t, limiter, r)
+		for range 2 {
+			states, now, err := limiter.States(t.Context(), r, noon)
+			if err != nil || !now.Equal(noon) {
+				t.Fatal(now, err)
+			}
+			var have []string
+			for _, s := range states {
+				have = append(have, fmt.Sprintf("%s %d/%d", s.Limit.Name(), s.Used, s.Limit.Max))
+				if s.Reset.Before(noon) || s.Remaining() != s.Limit.Max-s.Used {
+					t.Errorf("%+v", s)
+				}
+			}
+			if text := strings.Join(have, ", "); text != want {
+				t.Errorf("%s\nwant %s", text, want)
+			}
+		}
 	}
 }

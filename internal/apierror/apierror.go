@@ -1,0 +1,86 @@
+// Package apierror has the errors that clients of the API get, in the shape and the
+// words of its contract.
+//
+// It does not know HTTP, nor who answers with them.
+package apierror
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// An Error is the error object of a refused request's body. Clients of the
+// contract look for "rate_limit" in the text to decide whether to try again, so
+// only a 429 has it.
+type Error struct {
+	Type    string `json:"type"`
+	Message string `json:"message"`
+	Code    string `json:"code"`
+}
+
+// Unavailable is the error while quotas cannot be checked.
+//
+//nolint:gochecknoglobals // a constant in all but name
+var Unavailable = Error{"server_error", "Quotas cannot be checked at the moment. Please try again shortly.", "limiter_unavailable"}
+
+// OfKey returns what a caller is told whose key is refused by a reason of package
+// apikey: no more than the caller may know.
+func OfKey(err error) Error {
+	e := Error{"authentication_error", "Invalid API key.", "invalid_api_key"}
+	switch {
+	case errors.Is(err, apikey.ErrMissing):
+		e.Message, e.Code = "Missing API key. Send it in a header: Authorization: Bearer YOUR_API_KEY.", "missing_api_key"
+	case errors.Is(err, apikey.ErrSeveral):
+		e.Message = "Invalid API key: the request carries more than one. Send exactly one."
+	case errors.Is(err, apikey.ErrRevoked):
+		e.Message, e.Code = "This API key has been revoked.", "revoked_api_key"
+	case errors.Is(err, apikey.ErrExpired):
+		e.Message, e.Code = "This API key has expired.", "expired_api_key"
+	}
+	return e
+}
+
+// NotAllowed is the refusal of a resource that the key has no leave for.
+func NotAllowed(resource string) Error {
+	return Error{"permission_error", "This API key may not use the resource " + resource + ".", "resource_not_allowed"}
+}
+
+// TooMany is the contract's 429. Its message is read by clients: always whole
+// seconds, always the word "seconds".
+func TooMany(wait time.Duration) Error {
+	return Error{
+		"rate_limit_error",
+		fmt.Sprintf("Rate limit exceeded. Please retry after %d seconds.", Up(wait, time.Second)),
+		"rate_limit_exceeded",
+	}
+}
+
+// TooLarge is the refusal of what can never pass. Clients of the contract must not
+// try it again, so its text does not speak of a limited rate.
+func TooLarge(d quota.Decision) Error {
+	what := strings.ReplaceAll(d.RefusedBy.Metric.String(), "_", " ")
+	return Error{
+		"invalid_request_error",
+		fmt.Sprintf("Request too large: it asks for %d %s, and all that this API key may use per %s is %d. Ask for less, as with a lower max_tokens.",
+			d.Declared, what, d.RefusedBy.Window, d.RefusedBy.Max),
+		"request_too_large",
+	}
+}
+
+// Body returns the JSON of a refusal, laid out as in the contract.
+func (e Error) Body() string {
+	text, err := json.MarshalIndent(map[string]Error{"error": e}, "", "  ")
+	if err != nil { // three strings always encode
+		return `{"error": {"type": "server_error", "message": "", "code": "internal"}}`
+	}
+	return string(text)
+}
+
+// Up rounds a wait up to whole units, at least 1.
+func Up(wait, unit time.Duration) int64 { return max(1, int64((wait+unit-1)/unit)) }

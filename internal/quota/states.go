@@ -1,0 +1,54 @@
+package quota
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// A State is a limit of an account and what is used of it in the current window.
+type State struct {
+	Limit Limit // Max is NoMax where it only counts
+	Used  int64
+	Reset time.Time // when the window ends
+}
+
+// Remaining returns what is left of the limit; it has no meaning where the limit only
+// counts.
+func (s State) Remaining() int64 { return max(s.Limit.Max-s.Used, 0) }
+
+// States returns every limit that can apply to an account, whatever it asks for, the
+// base limits first, and the time at which that was so. It takes nothing.
+func (l *Limiter) States(ctx context.Context, r Request, now time.Time) ([]State, time.Time, error) {
+	charges := r.Tier.all(r.Overrides, now)
+	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	states := make([]State, len(charges))
+	for i, c := range charges {
+		_, end := c.Limit.Window.Bounds(taken.Now)
+		states[i] = State{Limit: c.Limit, Used: taken.Used[i], Reset: end}
+	}
+	return states, taken.Now, nil
+}
+
+// all returns a charge without cost for each counter that a request could be charged
+// to. Where counting is by key and resource, each names its resource.
+func (p *Plan) all(overrides []Override, now time.Time) []Charge {
+	limits := overridden(p.Tier.Limits, overrides, now)
+	var charges []Charge
+	for _, resource := range p.resources {
+		for _, priority := range Priorities() {
+			for _, c := range p.applying(limits, resource, priority) {
+				if p.countBy == ByKeyAndResource {
+					c.Limit.Resource = resource
+				}
+				if !slices.ContainsFunc(charges, func(o Charge) bool { return o.Counter == c.Counter }) {
+					charges = append(charges, c)
+				}
+			}
+		}
+	}
+	return charges
+}

@@ -1,0 +1,158 @@
+package web
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
+
+// newCustomers returns the API of some keys, and the limiter that counts for them.
+func newCustomers(t *testing.T, clock func() time.Time) (*Customers, *quota.Limiter, *Accounts) {
+	t.Helper()
+	hash := func(secret string) apikey.Hash {
+		key, err := apikey.Parse(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.Hash()
+	}
+	directory, faults := apikey.NewDirectory([]apikey.Record{
+		{ID: "key_a", Name: "Ada", Hash: hash("sk-a"), Tier: "free", Overrides: []quota.Override{
+			{Limit: quota.Limit{Metric: quota.Requests, Window: quota.Day, Max: 7}, Until: noon.Add(time.Hour)},
+		}},
+		{ID: "key_b", Hash: hash("sk-b"), Tier: "free", Priority: quota.Critical},
+		{ID: "key_all", Hash: hash("sk-all"), Tier: "enterprise"},
+		{ID: "key_demo", Hash: hash("sk-demo"), Tier: "free", Demo: true},
+		{ID: "key_old", Hash: hash("sk-old"), Tier: "free", Expires: noon},
+		{ID: "key_gone", Hash: hash("sk-gone"), Tier: "free", Revoked: true},
+	}, nil)
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	plans := map[string]*quota.Plan{}
+	for _, tier := range []quota.Tier{
+		{Name: "free", Priority: quota.Low, Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 10}, {Metric: quota.Tokens, Window: quota.Minute, Max: 1000}}},
+		{Name: "enterprise", Priority: quota.Critical, Unlimited: true},
+	} {
+		plans[tier.Name] = quota.NewPlan(tier, quota.ByKey, nil)
+	}
+	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Directory: directory, Plans: plans}
+	limiter := quota.NewLimiter(store.NewMemory(clock, 1000))
+	return NewCustomers(accounts, limiter, clock), limiter, accounts
+}
+
+func get(c *Customers, path string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	c.Handler().ServeHTTP(w, r)
+	return w
+}
+
+// TestLimits shows a caller every limit of its own key, and takes nothing.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	c, limiter, accounts := newCustomers(t, func() time.Time { return noon })
+	for _, id := range []string{"key_a", "key_a", "key_b"} {
+		_, err := limiter.Decide(t.Context(), quota.Request{
+			Account: id, Tier: accounts.Plans["free"], Resource: "default", Priority: quota.Low, Cost: quota.Cost{Requests: 1, Tokens: 40},
+		}, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		w := get(c, "/v1/limits", "Authorization", "Bearer sk-a")
+		want := `{"key_id":"key_a","name":"Ada","tier":"free","priority":1,"now":1772366430,"limits":[` +
+			`{"name":"requests_per_minute","metric":"requests","per":"minute","limit":10,"used":2,"remaining":8,"reset":1772366460},` +
+			`{"name":"tokens_per_minute","metric":"tokens","per":"minute","limit":1000,"used":80,"remaining":920,"reset":1772366460},` +
+			`{"name":"requests_per_day","metric":"requests","per":"day","limit":7,"used":0,"remaining":7,"reset":1772409600}]}` + "\n"
+		if w.Code != http.StatusOK || w.Body.String() != want || w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%d %v\n%s\nwant\n%s", w.Code, w.Header(), w.Body, want)
+		}
+	}
+	if w := get(c, "/v1/limits?key_id=key_a", "X-Api-Key", "sk-b"); !strings.Contains(w.Body.String(), `"key_id":"key_b","name":"","tier":"free","priority":4`) {
+		t.Errorf("another key: %s", w.Body)
+	}
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-all"); !strings.Contains(w.Body.String(), `"limit":null,"used":0,"remaining":null`) {
+		t.Errorf("unlimited: %s", w.Body)
+	}
+}
+
+// TestCustomersAreAuthenticated in the words of the API's contract.
+func TestCustomersAreAuthenticated(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	for name, want := range map[string]struct {
+		headers []string
+		code    string
+	}{
+		"none":      {nil, "missing_api_key"},
+		"unknown":   {[]string{"Authorization", "Bearer sk-nobody"}, "invalid_api_key"},
+		"two":       {[]string{"Authorization", "Bearer sk-a", "X-Api-Key", "sk-b"}, "invalid_api_key"},
+		"demo":      {[]string{"X-Api-Key", "sk-demo"}, "invalid_api_key"},
+		"expired":   {[]string{"X-Api-Key", "sk-old"}, "expired_api_key"},
+		"revoked":   {[]string{"X-Api-Key", "sk-gone"}, "revoked_api_key"},
+		"twice two": {[]string{"X-Api-Key", "sk-a", "X-Api-Key", "sk-b"}, "invalid_api_key"},
+	} {
+		w := get(c, "/v1/limits", want.headers...)
+		var body struct{ Error struct{ Code string } }
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != http.StatusUnauthorized || body.Error.Code != want.code ||
+			w.Header().Get("WWW-Authenticate") != "Bearer" || strings.Contains(w.Body.String(), "sk-") {
+			t.Errorf("%s: %d %v %s, want %s", name, w.Code, w.Header(), w.Body, want.code)
+		}
+	}
+	if w := get(c, "/metrics", "X-Api-Key", "sk-a"); w.Code != http.StatusNotFound {
+		t.Errorf("a page of the operators': %d", w.Code)
+	}
+}
+
+// TestVisits: a key may ask some times at once, then some times a second; another
+// key's visits are its own, and those of many keys are not kept for ever.
+func TestVisits(t *testing.T) {
+	t.Parallel()
+	now := noon
+	c, _, accounts := newCustomers(t, func() time.Time { return now })
+	for range visitsAtOnce {
+		if w := get(c, "/v1/limits", "X-Api-Key", "sk-a"); w.Code != http.StatusOK {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+	w := get(c, "/v1/limits", "X-Api-Key", "sk-a")
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), "Please retry after 1 seconds.") {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-b"); w.Code != http.StatusOK {
+		t.Errorf("another key: %d", w.Code)
+	}
+	now = now.Add(time.Second)
+	for i := range visitsPerSecond + 1 {
+		if w := get(c, "/v1/limits", "X-Api-Key", "sk-a"); (w.Code == http.StatusOK) != (i < visitsPerSecond) {
+			t.Errorf("visit %d of the next second: %d", i, w.Code)
+		}
+	}
+	for i := range 2 * visitors {
+		c.visits.wait(strconv.Itoa(i), now)
+	}
+	if len(c.visits.keys) != visitors {
+		t.Errorf("%d visitors are remembered, want %d", len(c.visits.keys), visitors)
+	}
+	changed := *accounts
+	changed.AllowDemoKeys = true
+	c.Use(&changed)
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-demo"); w.Code != http.StatusOK {
+		t.Errorf("after a reload: %d", w.Code)
+	}
+}
