@@ -39,6 +39,7 @@ type shard struct {
 	accounts     map[string][]counter
 	max          int
 	reservations map[reservationID]*reservation
+	allYoung     time.Time // until then no reservation is old enough to make room
 }
 
 // A counter is one counted window of an account.

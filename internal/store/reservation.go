@@ -81,6 +81,9 @@ func (s *shard) roomForReservation(now time.Time) bool {
 	if len(s.reservations) < max(s.max, minReservations) {
 		return true
 	}
+	if now.Before(s.allYoung) {
+		return false
+	}
 	var victim reservationID
 	var oldest *reservation
 	seen := 0
@@ -93,6 +96,7 @@ func (s *shard) roomForReservation(now time.Time) bool {
 		}
 	}
 	if oldest == nil {
+		s.allYoung = now.Add(time.Second / 10)
 		return false
 	}
 	delete(s.reservations, victim)
