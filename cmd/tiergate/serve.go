@@ -122,7 +122,7 @@ func (s *server) use(c config.Reload) {
 
 // accounts hands the configuration on to the customers' API.
 func accounts(c config.Reload) *web.Accounts {
-	return &web.Accounts{KeyHeaders: c.KeyHeaders, Directory: c.Directory, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans}
+	return &web.Accounts{KeyHeaders: c.KeyHeaders, Directory: c.Directory, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans, UnlimitedText: c.Unlimited.Text}
 }
 
 // settings hands the configuration on to the gate.

@@ -137,7 +137,7 @@ type tokenRulesSection struct {
 }
 
 type tokensSection struct {
-	// What settles: access_log, ratelimit, both, or nothing; then reservations stand as they are.
+	// A list of what settles: access_log, ratelimit, or both. An empty list: nothing does, and reservations stand as they are.
 	SettleBy []string `yaml:"settle_by" jsonschema:"enum=access_log,enum=ratelimit"`
 	// How long a reservation waits for its settlement; after that it stands as it is. Longer than the longest answer.
 	Keep string `yaml:"keep"`

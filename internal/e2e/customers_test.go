@@ -36,7 +36,7 @@ func TestCustomersSeeTheirLimits(t *testing.T) {
 			if err := json.Unmarshal([]byte(r.body), &seen); err != nil || r.StatusCode != http.StatusOK {
 				t.Fatalf("%s %s: %v", r.Status, r.body, err)
 			}
-			checkSix(t, r, "0", "0", "default", "0", "1") // those of Envoy: nothing is charged
+			checkSix(t, r, "50", "47", "default", "3", "2") // nothing is charged
 			return reflect.DeepEqual(seen.Limits, want)
 		}
 		if !trueWithin(3*time.Second, func() bool { // the settlement may take a moment; a key may ask 5 times a second

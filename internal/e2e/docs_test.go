@@ -63,7 +63,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{
 		"http": true, "json": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
-		"yaml settle": true, "yaml tokens": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
+		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
 	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
@@ -297,7 +297,7 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings", "tokens"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers"} {
 		config, keys := ownConfig(t)
 		file := config
 		if kind == "keys" {

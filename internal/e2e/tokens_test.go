@@ -272,7 +272,7 @@ func TestTooLarge(t *testing.T) {
 		freshMinute(t, 5*time.Second)
 		r := do(t, s, call{key: "sk-demo-free", body: `{"max_tokens": 40001}`})
 		if r.StatusCode != http.StatusRequestEntityTooLarge || errorCode(t, r) != "request_too_large" || r.Header.Get("X-Should-Retry") != "false" ||
-			!strings.Contains(r.body, "40001") || !strings.Contains(r.body, "40000") || strings.Contains(r.body, "rate_limit") {
+			r.Header.Get("X-RateLimit-Limited-By") != "tokens_per_minute" || !strings.Contains(r.body, "40001") || !strings.Contains(r.body, "40000") || strings.Contains(r.body, "rate_limit") {
 			t.Errorf("%s %v %s", r.Status, r.Header, r.body)
 		}
 		checkSix(t, r, "10", "10", "chat", "0", "1")

@@ -255,7 +255,7 @@ func (v *Verdict) status() int {
 
 // Label returns the name of the limit that refused the request, or "".
 func (v *Verdict) Label() string {
-	if v.Outcome != Limited {
+	if v.Outcome != Limited && v.Outcome != TooLarge {
 		return ""
 	}
 	return v.Decision.RefusedBy.Name()

@@ -136,7 +136,7 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 			hs = append(hs, header{"x-should-retry", "false"})
 		}
 	case TooLarge:
-		hs = append(hs, header{"x-should-retry", "false"})
+		hs = append(hs, header{"X-RateLimit-Limited-By", v.Decision.RefusedBy.Name()}, header{"x-should-retry", "false"})
 	case Unauthenticated:
 		hs = append(hs, header{"WWW-Authenticate", "Bearer"}) // RFC 9110, 11.6.1
 	case Failed:

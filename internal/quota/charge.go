@@ -165,8 +165,9 @@ func (r Request) charges(now time.Time) []Charge {
 	charges := make([]Charge, 0, len(templates))
 	for _, c := range templates {
 		c.price(r)
-		// Tokens that are not charged yet may be when the request is settled.
-		if c.Cost != 0 || c.Limit.shown() || c.Limit.Metric != Requests {
+		// Tokens that are not charged yet may be when the request is settled; a look
+		// is to see everything.
+		if c.Cost != 0 || c.Limit.shown() || c.Limit.Metric != Requests || r.Cost.Requests == 0 {
 			charges = append(charges, c)
 		}
 	}

@@ -23,6 +23,7 @@ type Accounts struct {
 	Directory     *apikey.Directory
 	AllowDemoKeys bool
 	Plans         map[string]*quota.Plan // by tier name
+	UnlimitedText string                 // what stands for a limit that there is not; empty: no header
 }
 
 // Customers is the API for the holders of keys, who each see what is theirs. Its
@@ -71,6 +72,8 @@ func (c *Customers) authenticated(next func(http.ResponseWriter, *http.Request, 
 		}
 		if wait := c.visits.wait(record.ID, now); wait > 0 {
 			w.Header().Set("Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10))
+			w.Header().Set("Retry-After-Ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10))
+			w.Header().Set("X-RateLimit-Limited-By", "limits_per_second")
 			refuse(w, http.StatusTooManyRequests, apierror.TooMany(wait))
 			return
 		}
@@ -118,8 +121,28 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 	}
 	for i, s := range states {
 		view.Limits[i] = viewOf(s)
+		if l := s.Limit; l.Metric == quota.Requests && l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
+			setHeaders(w.Header(), s, priority, a.UnlimitedText)
+		}
 	}
 	answer(w, http.StatusOK, view)
+}
+
+// setHeaders says the limit on requests per minute in the headers of the contract, as
+// every answer of the API does. Where there is none, Envoy fills in 0.
+func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited string) {
+	limit, remaining := strconv.FormatInt(s.Limit.Max, 10), strconv.FormatInt(s.Remaining(), 10)
+	if s.Limit.Max == quota.NoMax {
+		limit, remaining = unlimited, unlimited
+	}
+	if limit != "" {
+		h.Set("X-RateLimit-Limit", limit)
+		h.Set("X-RateLimit-Remaining", remaining)
+	}
+	h.Set("X-RateLimit-Used", strconv.FormatInt(s.Used, 10))
+	h.Set("X-RateLimit-Reset", strconv.FormatInt(s.Reset.Unix(), 10))
+	h.Set("X-RateLimit-Resource", quota.DefaultResource)
+	h.Set("X-Request-Priority", priority.Number())
 }
 
 func viewOf(s quota.State) limitView {

@@ -46,7 +46,7 @@ func newCustomers(t *testing.T, clock func() time.Time) (*Customers, *quota.Limi
 	} {
 		plans[tier.Name] = quota.NewPlan(tier, quota.ByKey, nil)
 	}
-	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Directory: directory, Plans: plans}
+	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Directory: directory, Plans: plans, UnlimitedText: "unlimited"}
 	limiter := quota.NewLimiter(store.NewMemory(clock, 1000))
 	return NewCustomers(accounts, limiter, clock), limiter, accounts
 }
@@ -82,11 +82,20 @@ func TestLimits(t *testing.T) {
 		if w.Code != http.StatusOK || w.Body.String() != want || w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Cache-Control") != "no-store" {
 			t.Errorf("%d %v\n%s\nwant\n%s", w.Code, w.Header(), w.Body, want)
 		}
+		for name, want := range map[string]string{
+			"X-RateLimit-Limit": "10", "X-RateLimit-Remaining": "8", "X-RateLimit-Used": "2", "X-RateLimit-Reset": "1772366460",
+			"X-RateLimit-Resource": "default", "X-Request-Priority": "1",
+		} {
+			if have := w.Header().Get(name); have != want {
+				t.Errorf("%s: %q, want %q", name, have, want)
+			}
+		}
 	}
 	if w := get(c, "/v1/limits?key_id=key_a", "X-Api-Key", "sk-b"); !strings.Contains(w.Body.String(), `"key_id":"key_b","name":"","tier":"free","priority":4`) {
 		t.Errorf("another key: %s", w.Body)
 	}
-	if w := get(c, "/v1/limits", "X-Api-Key", "sk-all"); !strings.Contains(w.Body.String(), `"limit":null,"used":0,"remaining":null`) {
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-all"); !strings.Contains(w.Body.String(), `"limit":null,"used":0,"remaining":null`) ||
+		w.Header().Get("X-RateLimit-Limit") != "unlimited" || w.Header().Get("X-RateLimit-Remaining") != "unlimited" {
 		t.Errorf("unlimited: %s", w.Body)
 	}
 }
@@ -131,7 +140,7 @@ func TestVisits(t *testing.T) {
 		}
 	}
 	w := get(c, "/v1/limits", "X-Api-Key", "sk-a")
-	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), "Please retry after 1 seconds.") {
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "1" || w.Header().Get("Retry-After-Ms") != "200" || !strings.Contains(w.Body.String(), "Please retry after 1 seconds.") {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
 	if w := get(c, "/v1/limits", "X-Api-Key", "sk-b"); w.Code != http.StatusOK {
