@@ -38,8 +38,8 @@ type shard struct {
 	mu           sync.Mutex
 	accounts     map[string][]counter
 	max          int
-	reservations map[reservationID]*reservation
-	allYoung     time.Time // until then no reservation is old enough to make room
+	reservations map[uint64]*reservation // by reservationID
+	allYoung     time.Time               // until then no reservation is old enough to make room
 }
 
 // A counter is one counted window of an account.
@@ -56,7 +56,7 @@ func NewMemory(now func() time.Time, maxAccounts int) *Memory {
 	m := &Memory{now: now, seed: maphash.MakeSeed()}
 	for i := range m.shards {
 		m.shards[i].accounts = map[string][]counter{}
-		m.shards[i].reservations = map[reservationID]*reservation{}
+		m.shards[i].reservations = map[uint64]*reservation{}
 		m.shards[i].max = max(1, (maxAccounts+shardCount-1)/shardCount)
 	}
 	return m
@@ -81,8 +81,12 @@ func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 			taken.Admitted = false
 		}
 	}
-	if first := s.repeated(o, now); first != nil {
-		return first.answer(o, taken), nil
+	var id uint64
+	if o.Kept() {
+		id = m.reservationID(o.Account, o.Request)
+		if first := s.repeated(id, o, now); first != nil {
+			return first.answer(o, taken), nil
+		}
 	}
 	if !taken.Admitted {
 		return taken, nil
@@ -99,7 +103,7 @@ func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 	if counters != nil {
 		s.accounts[o.Account] = counters
 	}
-	if s.keep(o, taken) {
+	if o.Kept() && s.keep(id, o, taken) {
 		taken.Secret = o.Secret
 	}
 	return taken, nil

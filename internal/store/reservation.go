@@ -3,16 +3,24 @@ package store
 import (
 	"context"
 	"crypto/subtle"
+	"hash/maphash"
+	"math/bits"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// A reservationID names what the memory store keeps of one request.
-type reservationID struct{ account, request string }
+// reservationID is where a shard keeps what it knows of one request: a number of 64
+// bits, so that the garbage collector need not look at the map's keys. If two requests
+// ever shared one, the older would lose its reservation, and nothing else.
+func (m *Memory) reservationID(account, request string) uint64 {
+	return bits.RotateLeft64(maphash.String(m.seed, account), 1) ^ maphash.String(m.seed, request)
+}
 
 // A reservation is what an order took, kept for its repeats and its settlement.
 type reservation struct {
+	account string
+	request string
 	at      time.Time
 	expires int64 // Unix ms
 	secret  string
@@ -32,15 +40,17 @@ type reserved struct {
 }
 
 // repeated returns the reservation of the order that this one repeats, or nil.
-func (s *shard) repeated(o quota.Order, now time.Time) *reservation {
-	if !o.Kept() {
-		return nil
-	}
-	r := s.reservations[reservationID{o.Account, o.Request}]
-	if r == nil || now.Sub(r.at) >= quota.RepeatWindow || now.UnixMilli() >= r.expires {
+func (s *shard) repeated(id uint64, o quota.Order, now time.Time) *reservation {
+	r := s.reservations[id]
+	if !r.of(o.Account, o.Request) || now.Sub(r.at) >= quota.RepeatWindow || now.UnixMilli() >= r.expires {
 		return nil
 	}
 	return r
+}
+
+// of reports whether there is a reservation, of this request.
+func (r *reservation) of(account, request string) bool {
+	return r != nil && r.request == request && r.account == account
 }
 
 // answer returns what the first order was told. Counters that it did not charge
@@ -59,18 +69,18 @@ func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
 
 // keep keeps what an order took. Where there is no room, nothing is kept: the
 // charge stands as it is.
-func (s *shard) keep(o quota.Order, t quota.Taken) bool {
-	if !o.Kept() || !s.roomForReservation(t.Now) {
+func (s *shard) keep(id uint64, o quota.Order, t quota.Taken) bool {
+	if !s.roomForReservation(t.Now) {
 		return false
 	}
 	r := &reservation{
-		at: t.Now, expires: t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli(), secret: o.Secret,
+		account: o.Account, request: o.Request, at: t.Now, expires: t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli(), secret: o.Secret,
 	}
 	r.charges = r.few[:0]
 	for i, c := range o.Charges {
 		r.charges = append(r.charges, reserved{c.Counter, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]})
 	}
-	s.reservations[reservationID{o.Account, o.Request}] = r
+	s.reservations[id] = r
 	return true
 }
 
@@ -84,7 +94,7 @@ func (s *shard) roomForReservation(now time.Time) bool {
 	if now.Before(s.allYoung) {
 		return false
 	}
-	var victim reservationID
+	var victim uint64
 	var oldest *reservation
 	seen := 0
 	for id, r := range s.reservations { // in random order
@@ -109,8 +119,8 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := m.now()
-	r := s.reservations[reservationID{st.Account, st.Request}]
-	if r == nil || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(r.secret), []byte(st.Secret)) != 1 {
+	r := s.reservations[m.reservationID(st.Account, st.Request)]
+	if !r.of(st.Account, st.Request) || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(r.secret), []byte(st.Secret)) != 1 {
 		return quota.NotFound, nil
 	}
 	if r.settled {
