@@ -12,11 +12,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
-	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -27,7 +25,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tiergate/tiergate/internal/quota"
-	"github.com/tiergate/tiergate/internal/store"
 )
 
 // withTokens gives the pro tier a limit of 1,000 tokens per minute, and switches
@@ -348,88 +345,6 @@ func TestSwitchedOff(t *testing.T) {
 	}
 }
 
-// TestGuesses: an answer that does not say what it used, to a request that declared
-// nothing, is charged as an ordinary one at least, and a stream by its length.
-func TestGuesses(t *testing.T) {
-	t.Parallel()
-	g := newGate(t, withTokens) // chat: 100 ordinarily, 800 at the most
-	_, client := accessLog(t, g)
-	charged := func(change func(*accesslogv3.HTTPAccessLogEntry)) string {
-		t.Helper()
-		before, _ := strconv.Atoi(remaining(t, g))
-		e := entryOf(admit(t, g, declaring("")), 200, viaUpstream, nil)
-		change(e)
-		log(t, client, e)
-		after, _ := strconv.Atoi(remaining(t, g))
-		g.limiter = quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100)) // another minute
-		return strconv.Itoa(before - after)
-	}
-	small := func(e *accesslogv3.HTTPAccessLogEntry) {
-		e.CommonProperties.Metadata.FilterMetadata[UsageNamespace].Fields = usageOf(10, 10)
-	}
-	for range 10 {
-		charged(small)
-	}
-	stream := func(bytes uint64) func(*accesslogv3.HTTPAccessLogEntry) {
-		return func(e *accesslogv3.HTTPAccessLogEntry) {
-			e.Response.ResponseHeaders, e.Response.ResponseBodyBytes = map[string]string{"content-type": "text/event-stream; charset=utf-8"}, bytes
-		}
-	}
-	hungUp := func(e *accesslogv3.HTTPAccessLogEntry) {
-		e.Response.ResponseCodeDetails, e.Response.ResponseBodyBytes = "downstream_remote_disconnect", 30_000
-	}
-	for _, c := range []struct {
-		name   string
-		change func(*accesslogv3.HTTPAccessLogEntry)
-		want   string
-	}{
-		{"small again", small, "20"},
-		{"nothing said", func(*accesslogv3.HTTPAccessLogEntry) {}, "110"},
-		{"a short stream", stream(500), "110"},
-		{"a long stream", stream(40_000), "410"},
-		{"a very long stream", stream(1 << 40), "810"},
-		{"hung up", hungUp, "310"},
-	} {
-		for range 60 { // the history of one who has always asked for little
-			g.history.Add("key_pro", "chat", 10)
-		}
-		if have := charged(c.change); have != c.want {
-			t.Errorf("%s: %s charged, want %s", c.name, have, c.want)
-		}
-	}
-	if high := g.history.High("key_pro", "chat"); high < 10 {
-		t.Errorf("the history says %d", high)
-	}
-	many := declaring("")
-	many.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["n"] = structpb.NewNumberValue(1000)
-	for range 20 {
-		g.history.Add("key_pro", "chat", 700)
-	}
-	for range 60 { // the upstream answers once, whatever n says
-		g.limiter = quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100))
-		log(t, client, entryOf(admit(t, g, many), 200, viaUpstream, usageOf(10, 700)))
-	}
-	if high := g.history.High("key_pro", "chat"); high < 700 {
-		t.Errorf("n makes the history small: %d", high)
-	}
-}
-
-// TestUnreadCountsAsTheDearest model, which it may be.
-func TestUnreadCountsAsTheDearest(t *testing.T) {
-	t.Parallel()
-	g := newGate(t, func(s *Settings) {
-		withTokens(s)
-		s.Tokens.Models = NewModelWeights(map[string]float64{"big*": 2})
-		s.Tokens.Rules = map[string]quota.TokenRules{"chat": {MaxInput: 50, Output: 10, MaxOutput: 100}}
-	})
-	r := declaring("7")
-	r.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["read"] = structpb.NewStringValue("no")
-	admit(t, g, r)
-	if have := remaining(t, g); have != "780" { // 1000 - 2 · (10 + 100)
-		t.Errorf("%s tokens remain, want 780", have)
-	}
-}
-
 // TestSettlesOnlyWhereConfigured: neither way is open by itself.
 func TestSettlesOnlyWhereConfigured(t *testing.T) {
 	t.Parallel()
@@ -509,142 +424,6 @@ func TestHistory(t *testing.T) {
 	}
 	if have := reserved(); have != "30" {
 		t.Errorf("after five answers of 20 %s are reserved, want 30", have)
-	}
-}
-
-// TestHits: how often a rate limit call counts.
-func TestHits(t *testing.T) {
-	t.Parallel()
-	type d = ratelimitv3.RateLimitDescriptor
-	key := func(d *d) *d {
-		d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-pro")}
-		return d
-	}
-	hits := wrapperspb.UInt64
-	all := func(s *Settings) { s.RateLimit.NegativeHits, s.RateLimit.LimitOverride = true, true }
-	inTokens := func(s *Settings) {
-		withTokens(s)
-		all(s)
-		s.RateLimit.HitsMetric, s.Tokens.Rules["default"] = quota.Tokens, quota.TokenRules{MaxInput: 500, Output: 100}
-	}
-	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
-	for name, c := range map[string]struct {
-		settings func(*Settings)
-		before   uint32 // requests taken before
-		request  uint32
-		ds       []*d
-		status   int
-		used     string // of the requests per minute
-		tokens   string // that remain
-	}{
-		"none said":                 {ds: []*d{key(&d{})}, used: "1"},
-		"of the request":            {request: 7, ds: []*d{key(&d{})}, used: "7"},
-		"of a descriptor":           {request: 7, ds: []*d{key(&d{HitsAddend: hits(3)})}, used: "3"},
-		"the largest of several":    {request: 2, ds: []*d{key(&d{HitsAddend: hits(5)}), {}, {HitsAddend: hits(0)}}, used: "5"},
-		"a look":                    {before: 4, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "4"},
-		"a look at what is full":    {before: 100, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "100", status: 429},
-		"more than is left":         {before: 98, request: 3, ds: []*d{key(&d{})}, used: "98", status: 429},
-		"more than there ever is":   {request: 101, ds: []*d{key(&d{})}, used: "0", status: 413},
-		"given back":                {settings: all, before: 10, request: 4, ds: []*d{key(&d{IsNegativeHits: true})}, used: "6"},
-		"more given back than used": {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
-		"a limit of its own":        {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
-		"its limit is not believed": {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
-		"tokens":                    {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
-		"tokens given back":         {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
-		"a look at tokens":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
-		"tokens, but none said":     {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
-		"too many tokens":           {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
-	} {
-		g := newGate(t, c.settings)
-		ask := func(r *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
-			r.Domain = "tiergate"
-			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), r)
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			return response
-		}
-		for range c.before {
-			ask(&rlsv3.RateLimitRequest{Descriptors: []*d{key(&d{})}})
-		}
-		response := ask(&rlsv3.RateLimitRequest{HitsAddend: c.request, Descriptors: c.ds})
-		headers := map[string]string{StatusHeader: "429"}
-		if response.GetOverallCode() == rlsv3.RateLimitResponse_OK {
-			headers[StatusHeader] = "0"
-		}
-		for _, h := range response.GetResponseHeadersToAdd() {
-			headers[h.GetKey()] = h.GetValue()
-		}
-		if headers[StatusHeader] != strconv.Itoa(c.status) || headers["X-RateLimit-Used"] != c.used || headers["x-ratelimit-remaining-tokens"] != c.tokens && c.tokens != "" {
-			t.Errorf("%s: %v: want status %d, %s used, %s tokens left", name, headers, c.status, c.used, c.tokens)
-		}
-	}
-}
-
-// TestUnknownDescriptors are refused, or pass uncounted where that is configured.
-func TestUnknownDescriptors(t *testing.T) {
-	t.Parallel()
-	for allow, want := range map[bool]rlsv3.RateLimitResponse_Code{false: rlsv3.RateLimitResponse_OVER_LIMIT, true: rlsv3.RateLimitResponse_OK} {
-		g := newGate(t, func(s *Settings) { s.RateLimit.AllowUnknown = allow })
-		for name, c := range map[string]struct {
-			entry *ratelimitv3.RateLimitDescriptor_Entry
-			want  rlsv3.RateLimitResponse_Code
-		}{
-			"unknown":      {entry("generic_key", "x"), want},
-			"a path alone": {entry("path", "/v1/chat"), rlsv3.RateLimitResponse_OVER_LIMIT},
-		} {
-			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{
-				Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{c.entry}}},
-			})
-			if err != nil || response.GetOverallCode() != c.want || len(response.GetStatuses()) != 1 {
-				t.Errorf("allow %t, %s: %v, %v", allow, name, response, err)
-			}
-		}
-	}
-}
-
-// TestHeaderSets beside the six, where they are switched on.
-func TestHeaderSets(t *testing.T) {
-	t.Parallel()
-	g := newGate(t, func(s *Settings) { withTokens(s); s.IETF = true })
-	a := check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro", "content-length": "40"})
-	wantHeaders(t, a, map[string]string{
-		"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "99", "x-ratelimit-reset-requests": "30s",
-		"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "890", "x-ratelimit-reset-tokens": "30s",
-		"RateLimit-Policy": `"requests_per_minute";q=100;w=60, "tokens_per_minute";q=1000;w=60`,
-		"RateLimit":        `"requests_per_minute";r=99;t=30, "tokens_per_minute";r=890;t=30`,
-		"X-RateLimit-Used": "1",
-	})
-	for key, n := range map[string]int{"sk-enterprise": 6, "sk-nobody": 9} { // 401 has three more, of its own
-		if a := check(t, g, "/v1/chat", map[string]string{"api-key": key}); len(a.headers) != n {
-			t.Errorf("%s: %v", key, a.headers)
-		}
-	}
-}
-
-func TestReadBody(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		method, contentLength string
-		facts                 map[string]string
-		want                  quota.Body
-	}{
-		"nobody reads":        {"POST", "40", nil, quota.Body{Bytes: 40, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"read":                {"POST", "40", map[string]string{"read": "yes", "max_tokens": "7"}, quota.Body{Bytes: 40, Read: true, Declared: 7, Choices: 1}},
-		"not read":            {"POST", "40", map[string]string{"read": "no"}, quota.Body{Bytes: 40, Declared: quota.Unknown, Choices: 1}},
-		"no length":           {"POST", "", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"nothing known":       {"POST", "", nil, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"no length, GET":      {"GET", "", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"a length of nothing": {"POST", "0", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"two lengths":         {"POST", "40,40", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"a negative length":   {"POST", "-1", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"the largest":         {"POST", "1", map[string]string{"max_tokens": "1", "max_completion_tokens": "2e3", "max_output_tokens": "5.5"}, quota.Body{Bytes: 1, Read: true, Declared: 2000, Choices: 1}},
-		"choices":             {"POST", "1", map[string]string{"n": "3", "best_of": "2"}, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 3}},
-		"nonsense":            {"POST", "1", map[string]string{"n": "NaN", "max_tokens": "-3", "max_output_tokens": "Inf"}, quota.Body{Bytes: 1, Read: true, Declared: quota.MaxCost, Choices: 1}},
-	} {
-		if have, _ := readBody(c.method, c.contentLength, func(name string) string { return c.facts[name] }); have != c.want {
-			t.Errorf("%s: %+v, want %+v", name, have, c.want)
-		}
 	}
 }
 

@@ -1,0 +1,105 @@
+package envoyapi
+
+import (
+	"math"
+	"strconv"
+	"testing"
+
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// TestHits: how often a rate limit call counts.
+func TestHits(t *testing.T) {
+	t.Parallel()
+	type d = ratelimitv3.RateLimitDescriptor
+	key := func(d *d) *d {
+		d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-pro")}
+		return d
+	}
+	hits := wrapperspb.UInt64
+	all := func(s *Settings) { s.RateLimit.NegativeHits, s.RateLimit.LimitOverride = true, true }
+	inTokens := func(s *Settings) {
+		withTokens(s)
+		all(s)
+		s.RateLimit.HitsMetric, s.Tokens.Rules["default"] = quota.Tokens, quota.TokenRules{MaxInput: 500, Output: 100}
+	}
+	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
+	for name, c := range map[string]struct {
+		settings func(*Settings)
+		before   uint32 // requests taken before
+		request  uint32
+		ds       []*d
+		status   int
+		used     string // of the requests per minute
+		tokens   string // that remain
+	}{
+		"none said":                 {ds: []*d{key(&d{})}, used: "1"},
+		"of the request":            {request: 7, ds: []*d{key(&d{})}, used: "7"},
+		"of a descriptor":           {request: 7, ds: []*d{key(&d{HitsAddend: hits(3)})}, used: "3"},
+		"the largest of several":    {request: 2, ds: []*d{key(&d{HitsAddend: hits(5)}), {}, {HitsAddend: hits(0)}}, used: "5"},
+		"a look":                    {before: 4, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "4"},
+		"a look at what is full":    {before: 100, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "100", status: 429},
+		"more than is left":         {before: 98, request: 3, ds: []*d{key(&d{})}, used: "98", status: 429},
+		"more than there ever is":   {request: 101, ds: []*d{key(&d{})}, used: "0", status: 413},
+		"given back":                {settings: all, before: 10, request: 4, ds: []*d{key(&d{IsNegativeHits: true})}, used: "6"},
+		"more given back than used": {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
+		"a limit of its own":        {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
+		"its limit is not believed": {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
+		"tokens":                    {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
+		"tokens given back":         {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
+		"a look at tokens":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
+		"tokens, but none said":     {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
+		"too many tokens":           {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
+	} {
+		g := newGate(t, c.settings)
+		ask := func(r *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
+			r.Domain = "tiergate"
+			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), r)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			return response
+		}
+		for range c.before {
+			ask(&rlsv3.RateLimitRequest{Descriptors: []*d{key(&d{})}})
+		}
+		response := ask(&rlsv3.RateLimitRequest{HitsAddend: c.request, Descriptors: c.ds})
+		headers := map[string]string{StatusHeader: "429"}
+		if response.GetOverallCode() == rlsv3.RateLimitResponse_OK {
+			headers[StatusHeader] = "0"
+		}
+		for _, h := range response.GetResponseHeadersToAdd() {
+			headers[h.GetKey()] = h.GetValue()
+		}
+		if headers[StatusHeader] != strconv.Itoa(c.status) || headers["X-RateLimit-Used"] != c.used || headers["x-ratelimit-remaining-tokens"] != c.tokens && c.tokens != "" {
+			t.Errorf("%s: %v: want status %d, %s used, %s tokens left", name, headers, c.status, c.used, c.tokens)
+		}
+	}
+}
+
+// TestUnknownDescriptors are refused, or pass uncounted where that is configured.
+func TestUnknownDescriptors(t *testing.T) {
+	t.Parallel()
+	for allow, want := range map[bool]rlsv3.RateLimitResponse_Code{false: rlsv3.RateLimitResponse_OVER_LIMIT, true: rlsv3.RateLimitResponse_OK} {
+		g := newGate(t, func(s *Settings) { s.RateLimit.AllowUnknown = allow })
+		for name, c := range map[string]struct {
+			entry *ratelimitv3.RateLimitDescriptor_Entry
+			want  rlsv3.RateLimitResponse_Code
+		}{
+			"unknown":      {entry("generic_key", "x"), want},
+			"a path alone": {entry("path", "/v1/chat"), rlsv3.RateLimitResponse_OVER_LIMIT},
+		} {
+			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{
+				Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{c.entry}}},
+			})
+			if err != nil || response.GetOverallCode() != c.want || len(response.GetStatuses()) != 1 {
+				t.Errorf("allow %t, %s: %v, %v", allow, name, response, err)
+			}
+		}
+	}
+}
