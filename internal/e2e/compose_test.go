@@ -260,6 +260,26 @@ func TestComposeRedisWantsItsPassword(t *testing.T) {
 			t.Errorf("%s: have %q, want %q", talk[0], have, talk[1])
 		}
 	}
+	if err := redis.Stop(10 * time.Second); err != nil { // the next ones want its port
+		t.Fatal(err)
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{empty, empty + "-is-missing"} {
+		words := here([]string{strings.ReplaceAll(s.Command[len(s.Command)-1], "/run/secrets/redis_password", secret)})
+		open, err := devstack.Start("redis", words, nil, t.Output())
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-open.Done():
+		case <-time.After(5 * time.Second):
+			t.Errorf("Redis starts without a password (%s)", filepath.Base(secret))
+			_ = open.Stop(10 * time.Second)
+		}
+	}
 }
 
 // ask sends a Redis command on a connection of its own and returns the first

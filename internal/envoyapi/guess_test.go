@@ -61,20 +61,36 @@ func TestGuesses(t *testing.T) {
 			t.Errorf("%s: %s charged, want %s", c.name, have, c.want)
 		}
 	}
-	if high := g.history.High("key_pro", "chat"); high < 10 {
-		t.Errorf("the history says %d", high)
+	// The history learns the same of answers that say nothing, or were cut short.
+	for name, change := range map[string]func(*accesslogv3.HTTPAccessLogEntry){
+		"nothing said": func(*accesslogv3.HTTPAccessLogEntry) {},
+		"hung up": func(e *accesslogv3.HTTPAccessLogEntry) {
+			e.Response.ResponseCodeDetails = "downstream_remote_disconnect"
+			small(e)
+		},
+	} {
+		for range 300 { // whatever was before is forgotten
+			g.history.Add("key_pro", "chat", 10)
+		}
+		for range 60 {
+			charged(change)
+		}
+		if high := g.history.High("key_pro", "chat"); high < 100 {
+			t.Errorf("%s: the history says %d, want an ordinary answer at least", name, high)
+		}
+	}
+	for range 200 {
+		g.history.Add("key_pro", "chat", 50)
 	}
 	many := declaring("")
 	many.Attributes.MetadataContext.FilterMetadata[RequestNamespace].Fields["n"] = structpb.NewNumberValue(1000)
-	for range 20 {
-		g.history.Add("key_pro", "chat", 700)
-	}
-	for range 60 { // the upstream answers once, whatever n says
+	before := g.history.High("key_pro", "chat")
+	for range 60 { // whether the upstream gives as many answers as n says is not known
 		g.limiter = quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100))
 		log(t, client, entryOf(admit(t, g, many), 200, viaUpstream, usageOf(10, 700)))
 	}
-	if high := g.history.High("key_pro", "chat"); high < 700 {
-		t.Errorf("n makes the history small: %d", high)
+	if high := g.history.High("key_pro", "chat"); high != before {
+		t.Errorf("requests for many answers change the history from %d to %d", before, high)
 	}
 }
 
