@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -145,15 +147,22 @@ const (
 	lastPort  = 32_000
 )
 
-// FreeAddress returns an address of 127.0.0.1 that nobody listens at. It is chosen
-// by chance, so that programs that ask at the same time get different ones.
+// handedOut are the addresses that this process has been given, listened at or not
+// yet.
+var handedOut sync.Map //nolint:gochecknoglobals // ports are the whole process's
+
+// FreeAddress returns an address of 127.0.0.1 that nobody listens at, and never the
+// same twice. It is chosen by chance, so that programs that ask at the same time get
+// different ones.
 func FreeAddress() (string, error) {
 	var err error
 	for range 100 {
 		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(firstPort+rand.IntN(lastPort-firstPort)))
-		var l net.Listener
-		if l, err = net.Listen("tcp", address); err == nil { //nolint:noctx // ends at once
-			return address, l.Close()
+		if _, given := handedOut.LoadOrStore(address, true); given {
+			continue
+		}
+		if err = probe(address); err == nil {
+			return address, nil
 		}
 	}
 	return "", fmt.Errorf("find a free port from %d to %d: %w", firstPort, lastPort, err)
@@ -164,9 +173,20 @@ func checkFree(address string) error {
 	if strings.HasPrefix(address, "unix:") {
 		return nil
 	}
+	if err := probe(address); err != nil {
+		return fmt.Errorf("the address %s cannot be used: %w: stop what serves there", address, err)
+	}
+	return nil
+}
+
+// probe listens at an address for a moment. No program is started meanwhile: until it
+// runs, it would hold the listener too, and the address with it.
+func probe(address string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	l, err := net.Listen("tcp", address) //nolint:noctx // ends at once
 	if err != nil {
-		return fmt.Errorf("the address %s cannot be used: %w: stop what serves there", address, err)
+		return fmt.Errorf("listen at %s: %w", address, err)
 	}
 	return l.Close()
 }

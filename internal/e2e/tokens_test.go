@@ -128,27 +128,34 @@ func TestSettles(t *testing.T) {
 	})
 }
 
-// openStream starts a stream that goes on for a long time and returns when its
-// first event has come.
-func openStream(t *testing.T, s *devstack.Stack, body string) (hangUp func()) {
+// startStream starts a stream of so many events, 50 ms apart, and returns when the
+// first one has come.
+func startStream(ctx context.Context, t *testing.T, s *devstack.Stack, body, usage, events string) *http.Response {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.API+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Header = http.Header{
 		"Content-Type": {"application/json"}, "Authorization": {"Bearer sk-demo-pro"},
-		"X-Mock-Chunks": {"1000"}, "X-Mock-Chunk-Delay": {"50ms"}, "X-Mock-Usage": {"120,340000"},
+		"X-Mock-Chunks": {events}, "X-Mock-Chunk-Delay": {"50ms"}, "X-Mock-Usage": {usage},
 	}
-	response, err := client.Do(r) //nolint:bodyclose // hangUp closes it
+	response, err := client.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(response.Body, make([]byte, 10)); err != nil || response.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %v", response.Status, err)
 	}
+	return response
+}
+
+// openStream starts a stream that goes on for a long time.
+func openStream(t *testing.T, s *devstack.Stack, body string) (hangUp func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
+	response := startStream(ctx, t, s, body, "120,340000", "1000") //nolint:bodyclose // hangUp closes it
 	return func() {
 		cancel()
 		response.Body.Close()
@@ -428,17 +435,16 @@ func TestSettlesOverARestart(t *testing.T) {
 			s := upTokens(t, o)
 			freshMinute(t, 30*time.Second)
 			body := `{"stream": true, "max_tokens": 1000}`
-			done := make(chan reply, 1)
-			go func() {
-				done <- do(t, s, call{key: "sk-demo-pro", body: body, header: http.Header{"X-Mock-Usage": {"120,340"}, "X-Mock-Chunks": {"40"}, "X-Mock-Chunk-Delay": {"50ms"}}})
-			}()
-			eventually(t, "the stream is reserved", func() bool { return tokensUsed(t, s, "sk-demo-pro") == 1009 })
+			response := startStream(t.Context(), t, s, body, "120,340", "40") //nolint:bodyclose // read closes it
+			if used := tokensUsed(t, s, "sk-demo-pro"); used != 1009 {
+				t.Errorf("%d tokens are reserved, want 1009", used)
+			}
 			kill(t, s.Server)
 			if err := s.StartServer(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if r := <-done; r.StatusCode != http.StatusOK || !strings.Contains(r.body, "[DONE]") {
-				t.Errorf("the stream: %s", r.Status)
+			if r := read(t, response); !strings.Contains(r.body, "[DONE]") {
+				t.Errorf("the stream ends with %q", r.body[max(0, len(r.body)-100):])
 			}
 			eventually(t, "it is settled", func() bool { return tokensUsed(t, s, "sk-demo-pro") == 460 })
 
