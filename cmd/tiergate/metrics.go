@@ -97,8 +97,8 @@ func (m *metrics) addSettlements() {
 		Help:    "Tokens reserved for a request, divided by those it used, by where the number came from (declaration, history, default, maximum).",
 		Buckets: []float64{0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10, 100},
 	}, []string{"source"})
-	for _, by := range []string{"access_log", "ratelimit"} {
-		for _, result := range []string{"settled", "duplicate", "not_found", "invalid", "failed", "lost"} {
+	for _, by := range envoyapi.SettlementWays() {
+		for _, result := range envoyapi.SettlementResults() {
 			m.settlements.WithLabelValues(by, result)
 		}
 	}
@@ -142,7 +142,7 @@ func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
 		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Reserved) / float64(r.Used))
 	}
-	if r.Result == "lost" {
+	if r.Result == envoyapi.Lost {
 		o.log.ErrorContext(ctx, "a settlement is lost: its reservation stands", "by", r.By, "error", r.Err)
 	} else if r.Result != quota.Settled.String() {
 		o.log.LogAttrs(ctx, slog.LevelDebug, "not settled", slog.String("by", r.By), slog.String("result", r.Result), slog.Any("error", r.Err))

@@ -51,6 +51,14 @@ func (r *Record) Usable(now time.Time) error {
 	}
 }
 
+// Granted returns the priority that the key may use: its own, or that of its tier.
+func (r *Record) Granted(tier quota.Priority) quota.Priority {
+	if r.Priority != 0 {
+		return r.Priority
+	}
+	return tier
+}
+
 // MayUse reports whether the key has leave for a resource.
 func (r *Record) MayUse(resource string) bool {
 	return len(r.Resources) == 0 || slices.Contains(r.Resources, resource)

@@ -44,11 +44,11 @@ const (
 	// instance; Envoy opens another stream.
 	quiet     = 100 * time.Millisecond
 	drainTime = time.Second
-	// settleTries is how often a settlement of unknown outcome is tried: within some
-	// three seconds, for a Redis that fails over. Then it is lost, and its reservation
-	// stands.
-	settleTries = 6
-	firstPause  = 100 * time.Millisecond
+	// firstPause and lastPause are those before a settlement of unknown outcome is tried
+	// again, each twice as long as the one before: some three seconds in all, for a Redis
+	// that fails over. Then it is lost, and its reservation stands.
+	firstPause = 100 * time.Millisecond
+	lastPause  = 16 * firstPause
 )
 
 // StreamAccessLogs receives entries until Envoy closes the stream or the service
@@ -143,20 +143,17 @@ func incoming(stream alsv3.AccessLogService_StreamAccessLogsServer) (<-chan *als
 func (a *AccessLog) settle(ctx context.Context, report answered) {
 	defer func() {
 		if recover() != nil { // it would end the program; the value might quote the entry
-			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: "lost", Used: quota.Unknown, Err: errPanicked})
+			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: errPanicked})
 		}
 	}()
-	pause := firstPause
-	for range settleTries - 1 {
-		if a.gate.settle(ctx, a.gate.settings.Load(), &report) == nil {
+	err := a.gate.settle(ctx, a.gate.settings.Load(), &report)
+	for pause := firstPause; err != nil; pause *= 2 {
+		if pause > lastPause {
+			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: err})
 			return
 		}
-		timer := time.NewTimer(pause)
-		<-timer.C
-		pause *= 2
-	}
-	if err := a.gate.settle(ctx, a.gate.settings.Load(), &report); err != nil {
-		a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: "lost", Used: quota.Unknown, Err: err})
+		<-time.NewTimer(pause).C
+		err = a.gate.settle(ctx, a.gate.settings.Load(), &report)
 	}
 }
 

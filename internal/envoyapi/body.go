@@ -1,6 +1,7 @@
 package envoyapi
 
 import (
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -60,7 +61,8 @@ func length(method, contentLength string) int64 {
 }
 
 // tokens reads a number of tokens; what is none is quota.Unknown. JSON knows only
-// one kind of number, so 2e4 and 20000.0 are fine; fractions are rounded up.
+// one kind of number, so 2e4 and 20000.0 are fine; fractions are rounded up. More than
+// quota.MaxCost is never charged, and so it is cut to that.
 func tokens(text string) int64 {
 	text = strings.TrimSpace(text)
 	if text == "" {
@@ -70,22 +72,10 @@ func tokens(text string) int64 {
 		return min(max(n, quota.Unknown), quota.MaxCost)
 	}
 	x, err := strconv.ParseFloat(text, 64)
-	if err != nil || x < 0 || x != x {
+	if err != nil || x < 0 || math.IsNaN(x) {
 		return quota.Unknown
 	}
-	return upTo(x)
-}
-
-// upTo rounds up and cuts to quota.MaxCost, of which no more is ever charged.
-func upTo(x float64) int64 {
-	if x >= float64(quota.MaxCost) {
-		return quota.MaxCost
-	}
-	n := int64(x)
-	if float64(n) < x {
-		n++
-	}
-	return n
+	return int64(min(math.Ceil(x), float64(quota.MaxCost)))
 }
 
 // checkFacts are those of an external authorization call.
@@ -111,12 +101,14 @@ func text(v *structpb.Value) string {
 type ModelWeights struct {
 	byName   map[string]float64
 	byPrefix map[string]float64
+	most     float64 // the largest weight
 }
 
 // NewModelWeights takes names in any case.
 func NewModelWeights(weights map[string]float64) ModelWeights {
-	w := ModelWeights{map[string]float64{}, map[string]float64{}}
+	w := ModelWeights{byName: map[string]float64{}, byPrefix: map[string]float64{}}
 	for name, weight := range weights {
+		w.most = max(w.most, weight)
 		name = strings.ToLower(name)
 		if prefix, ok := strings.CutSuffix(name, "*"); ok {
 			w.byPrefix[prefix] = weight
@@ -127,19 +119,12 @@ func NewModelWeights(weights map[string]float64) ModelWeights {
 	return w
 }
 
-// Most returns the largest weight, which holds where the model could not be read.
-func (w ModelWeights) Most() float64 {
-	most := 1.0
-	for _, weights := range []map[string]float64{w.byName, w.byPrefix} {
-		for _, weight := range weights {
-			most = max(most, weight)
-		}
+// Of returns the weight of a model; the longest prefix that matches holds. Where the
+// body was not read the model may be any, so it is that with the largest weight.
+func (w ModelWeights) Of(model string, read bool) float64 {
+	if !read {
+		return max(w.most, 1)
 	}
-	return most
-}
-
-// Of returns the weight of a model; the longest prefix that matches holds.
-func (w ModelWeights) Of(model string) float64 {
 	if len(w.byName)+len(w.byPrefix) == 0 || model == "" {
 		return 1
 	}

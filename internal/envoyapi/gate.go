@@ -194,11 +194,7 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 // says.
 func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, ticket) {
 	plan := s.Plans[v.Tier]
-	granted := plan.Tier.Priority
-	if v.Key.Priority != 0 {
-		granted = v.Key.Priority
-	}
-	v.Priority = quota.Effective(granted, q.priority)
+	v.Priority = quota.Effective(v.Key.Granted(plan.Tier.Priority), q.priority)
 	r := quota.Request{
 		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority,
 		Refundable: s.Tokens.refunds(), Credit: q.credit,
@@ -207,10 +203,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 		r.Overrides = append(slices.Clip(r.Overrides), quota.Override{Limit: l})
 	}
 	t := ticket{
-		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model),
-	}
-	if !q.body.Read {
-		t.weight = s.Tokens.Models.Most()
+		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model, q.body.Read),
 	}
 	if q.tokens == quota.Unknown {
 		r.Cost, r.Estimate, t.source = q.body.Reserve(s.Tokens.Rules[v.Resource], g.history.High(v.Key.ID, v.Resource), t.weight)

@@ -51,22 +51,21 @@ func (v *Verdict) appendCounts(hs []header, s *Settings) []header {
 // remaining; where none does, they are left out.
 func (v *Verdict) appendPerMetric(hs []header) []header {
 	for _, metric := range []quota.Metric{quota.Requests, quota.Tokens} {
-		least, limit := int64(-1), int64(0)
-		for l, used := range v.Decision.Limits {
-			remaining := max(l.Max-used, 0)
-			if l.Metric == metric && l.Window == quota.Minute && l.Max != quota.NoMax && (least < 0 || remaining < least) {
-				least, limit = remaining, l.Max
+		var least quota.State
+		for s := range v.Decision.Limits {
+			l, none := s.Limit, least.Limit == quota.Limit{}
+			if l.Metric == metric && l.Window == quota.Minute && l.Max != quota.NoMax && (none || s.Remaining() < least.Remaining()) {
+				least = s
 			}
 		}
-		if least < 0 {
+		if (least.Limit == quota.Limit{}) {
 			continue
 		}
-		_, end := quota.Minute.Bounds(v.Decision.Now)
 		name := metric.String()
 		hs = append(hs,
-			header{"x-ratelimit-limit-" + name, strconv.FormatInt(limit, 10)},
-			header{"x-ratelimit-remaining-" + name, strconv.FormatInt(least, 10)},
-			header{"x-ratelimit-reset-" + name, end.Sub(v.Decision.Now).Round(time.Millisecond).String()},
+			header{"x-ratelimit-limit-" + name, strconv.FormatInt(least.Limit.Max, 10)},
+			header{"x-ratelimit-remaining-" + name, strconv.FormatInt(least.Remaining(), 10)},
+			header{"x-ratelimit-reset-" + name, least.Reset.Sub(v.Decision.Now).Round(time.Millisecond).String()},
 		)
 	}
 	return hs
@@ -77,13 +76,14 @@ func (v *Verdict) appendPerMetric(hs []header) []header {
 // seconds t until it resets.
 func (v *Verdict) appendIETF(hs []header) []header {
 	var policies, states []string
-	for l, used := range v.Decision.Limits {
+	for s := range v.Decision.Limits {
+		l := s.Limit
 		if l.Max == quota.NoMax {
 			continue
 		}
 		start, end := l.Window.Bounds(v.Decision.Now)
 		policies = append(policies, fmt.Sprintf("%q;q=%d;w=%d", l.Name(), l.Max, int64(end.Sub(start)/time.Second)))
-		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), max(l.Max-used, 0), apierror.Up(end.Sub(v.Decision.Now), time.Second)))
+		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), s.Remaining(), apierror.Up(s.Reset.Sub(v.Decision.Now), time.Second)))
 	}
 	if len(policies) == 0 {
 		return hs

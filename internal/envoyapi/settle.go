@@ -32,6 +32,23 @@ const (
 	byRateLimit = "ratelimit"
 )
 
+// What can become of a settlement, beside the outcomes of package quota.
+const (
+	InvalidTicket = "invalid" // no ticket of ours
+	StoreFailed   = "failed"  // one try; see SettlementReport.Err
+	Lost          = "lost"    // given up
+)
+
+// SettlementWays lists what SettlementReport.By can be.
+func SettlementWays() []string { return []string{byAccessLog, byRateLimit} }
+
+// SettlementResults lists what SettlementReport.Result can be.
+func SettlementResults() []string {
+	return []string{
+		quota.Settled.String(), quota.Duplicate.String(), quota.NotFound.String(), InvalidTicket, StoreFailed, Lost,
+	}
+}
+
 // viaUpstream are the details of an answer that the upstream gave and ended; see
 // Envoy's documentation of response code details.
 const viaUpstream = "via_upstream"
@@ -51,8 +68,8 @@ func (a *answered) refundable(t *TokenSettings) bool {
 
 // A SettlementReport tells an Observer of a settlement.
 type SettlementReport struct {
-	By       string // access_log or ratelimit
-	Result   string // that of a quota.Outcome; invalid: no ticket of ours; failed: see Err; lost: given up
+	By       string // one of SettlementWays
+	Result   string // one of SettlementResults
 	Source   quota.Source
 	Reserved int64 // tokens
 	Used     int64 // tokens; quota.Unknown: not reported, or maybe not all
@@ -80,7 +97,7 @@ func (a *answered) guess(t ticket, rules quota.TokenRules) int64 {
 func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	t, invalid := parseTicket(a.ticket)
 	if invalid != nil {
-		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: "invalid", Used: quota.Unknown, Err: invalid})
+		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: InvalidTicket, Used: quota.Unknown, Err: invalid})
 		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
 	}
 	used := a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput})
@@ -103,7 +120,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	report := SettlementReport{By: a.by, Source: t.source, Reserved: t.tokens, Used: quota.Unknown}
 	outcome, err := g.limiter.Settle(ctx, settlement)
 	if err != nil {
-		report.Result, report.Err = "failed", err
+		report.Result, report.Err = StoreFailed, err
 		g.observer.Settled(ctx, report)
 		return err
 	}

@@ -238,7 +238,7 @@ func TestWeights(t *testing.T) {
 	}
 	w := NewModelWeights(map[string]float64{"Big*": 2, "big-mini": 0.5, "big-m*": 3})
 	for model, want := range map[string]float64{"": 1, "small": 1, "big": 2, "big-mini": 0.5, "big-mini-2": 3, "BIG-M": 3, "a big": 1} {
-		if have := w.Of(model); have != want {
+		if have := w.Of(model, true); have != want {
 			t.Errorf("%q: %v, want %v", model, have, want)
 		}
 	}

@@ -1,8 +1,6 @@
 package envoyapi
 
 import (
-	"math"
-
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -65,7 +63,7 @@ func typedUsage(u *aiv3.TokenUsage) quota.Usage {
 		if v == nil {
 			return quota.Unknown
 		}
-		return int64(min(v.GetValue(), uint64(math.MaxInt32))) //nolint:gosec // far above quota.MaxCost, and never negative
+		return int64(min(v.GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
 	}
 	total := number(u.GetTotalTokens())
 	if total == quota.Unknown {

@@ -37,10 +37,10 @@ type Decision struct {
 	used    []int64
 }
 
-// Limits yields each limit that applies to the request and what is used of it.
-func (d Decision) Limits(yield func(l Limit, used int64) bool) {
+// Limits yields each limit that applies to the request, and what is used of it.
+func (d Decision) Limits(yield func(s State) bool) {
 	for i, c := range d.charges {
-		if !yield(c.Limit, d.used[i]) {
+		if !yield(stateOf(c, d.used[i], d.Now)) {
 			return
 		}
 	}

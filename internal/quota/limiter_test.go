@@ -39,8 +39,8 @@ func decide(t *testing.T, l *quota.Limiter, r quota.Request) quota.Decision {
 // used returns what a decision says is used of each limit.
 func used(d quota.Decision) map[string]int64 {
 	all := map[string]int64{}
-	for l, n := range d.Limits {
-		all[l.Name()] = n
+	for s := range d.Limits {
+		all[s.Limit.Name()] = s.Used
 	}
 	return all
 }

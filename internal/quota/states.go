@@ -17,6 +17,12 @@ type State struct {
 // counts.
 func (s State) Remaining() int64 { return max(s.Limit.Max-s.Used, 0) }
 
+// stateOf is the state of a charge's limit at a moment.
+func stateOf(c Charge, used int64, now time.Time) State {
+	_, end := c.Limit.Window.Bounds(now)
+	return State{Limit: c.Limit, Used: used, Reset: end}
+}
+
 // States returns every limit that can apply to an account, whatever it asks for, the
 // base limits first, and the time at which that was so. It takes nothing.
 func (l *Limiter) States(ctx context.Context, r Request, now time.Time) ([]State, time.Time, error) {
@@ -27,8 +33,7 @@ func (l *Limiter) States(ctx context.Context, r Request, now time.Time) ([]State
 	}
 	states := make([]State, len(charges))
 	for i, c := range charges {
-		_, end := c.Limit.Window.Bounds(taken.Now)
-		states[i] = State{Limit: c.Limit, Used: taken.Used[i], Reset: end}
+		states[i] = stateOf(c, taken.Used[i], taken.Now)
 	}
 	return states, taken.Now, nil
 }

@@ -143,7 +143,7 @@ func settleArguments(prefix string, s quota.Settlement) (keys []string, args []a
 	}
 	args = []any{s.Secret, onlyRaise, s.RefundShare}
 	for _, m := range quota.Metrics() {
-		args = append(args, m.String(), usedOf(s.Used, m.String()))
+		args = append(args, m.String(), usedOf(s.Used, m))
 	}
 	return keys, args
 }

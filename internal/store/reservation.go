@@ -32,6 +32,7 @@ type reservation struct {
 // reserved is what one charge took.
 type reserved struct {
 	counter string
+	metric  quota.Metric
 	window  quota.Window
 	max     int64
 	start   int64 // Unix ms of the window that was charged
@@ -78,7 +79,7 @@ func (s *shard) keep(id uint64, o quota.Order, t quota.Taken) bool {
 	}
 	r.charges = r.few[:0]
 	for i, c := range o.Charges {
-		r.charges = append(r.charges, reserved{c.Counter, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]})
+		r.charges = append(r.charges, reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]})
 	}
 	s.reservations[id] = r
 	return true
@@ -141,7 +142,7 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 // nothing to give back; what was used beyond the charge goes to the current one.
 func (c reserved) settle(counters []counter, st quota.Settlement, now time.Time) []counter {
 	start := windowStart(c.window, now)
-	actual := usedOf(st.Used, metricOf(c.counter))
+	actual := usedOf(st.Used, c.metric)
 	if actual == quota.Unknown {
 		actual = c.cost
 	}

@@ -7,7 +7,6 @@
 package store
 
 import (
-	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -26,24 +25,18 @@ const settledKept = quota.RepeatWindow
 // refundCounter names the counter of what refunds have given back to another.
 func refundCounter(counter string) string { return counter + "!refunded" }
 
-// metricOf returns the metric of a counter, by which its name begins.
-func metricOf(counter string) string {
-	metric, _, _ := strings.Cut(counter, "/")
-	return metric
-}
-
 // usedOf returns what a settlement says was used of a metric.
-func usedOf(used quota.Cost, metric string) int64 {
+func usedOf(used quota.Cost, metric quota.Metric) int64 {
 	switch metric {
-	case quota.Tokens.String():
+	case quota.Tokens:
 		return used.Tokens
-	case quota.InputTokens.String():
+	case quota.InputTokens:
 		return used.InputTokens
-	case quota.OutputTokens.String():
+	case quota.OutputTokens:
 		return used.OutputTokens
-	default:
-		return quota.Unknown // a request stays a request
+	case quota.Requests:
 	}
+	return quota.Unknown // a request stays a request
 }
 
 // maxUsed is where counters stop growing: far above any maximum, and exact in

@@ -112,10 +112,7 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
 		return
 	}
-	priority := plan.Tier.Priority
-	if record.Priority != 0 {
-		priority = record.Priority
-	}
+	priority := record.Granted(plan.Tier.Priority)
 	view := limitsView{
 		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(priority), Now: now.Unix(), Limits: make([]limitView, len(states)),
 	}
