@@ -18,12 +18,12 @@ func arrows() map[string][]string {
 	return map[string][]string{
 		"internal/quota":    {},
 		"internal/apikey":   {"internal/quota"},
-		"internal/store":    {"internal/quota", "internal/apikey"},
+		"internal/store":    {"internal/quota", "internal/apikey", "internal/usage"},
 		"internal/config":   {"internal/quota", "internal/apikey"},
 		"internal/apierror": {"internal/quota", "internal/apikey"},
 		"internal/envoyapi": {"internal/quota", "internal/apikey", "internal/apierror"},
 		"internal/usage":    {"internal/quota"},
-		"internal/web":      {"internal/quota", "internal/apikey", "internal/apierror"},
+		"internal/web":      {"internal/quota", "internal/apikey", "internal/apierror", "internal/usage"},
 		"internal/mockai":   {},
 		"internal/devstack": {"internal/mockai"},
 	}

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
@@ -122,7 +123,7 @@ func (s *server) use(c config.Reload) {
 
 // accounts hands the configuration on to the customers' API.
 func accounts(c config.Reload) *web.Accounts {
-	return &web.Accounts{KeyHeaders: c.KeyHeaders, Directory: c.Directory, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans, UnlimitedText: c.Unlimited.Text}
+	return &web.Accounts{KeyHeaders: c.KeyHeaders, Keys: apikey.Keyring{File: c.Directory}, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans, UnlimitedText: c.Unlimited.Text}
 }
 
 // settings hands the configuration on to the gate.
@@ -132,7 +133,7 @@ func settings(c config.Reload) *envoyapi.Settings {
 		ForwardCredentials: c.ForwardCredentials,
 		Resources:          envoyapi.NewClassifier(c.Resources),
 		Plans:              c.Plans,
-		Directory:          c.Directory,
+		Keys:               apikey.Keyring{File: c.Directory},
 		AllowDemoKeys:      c.AllowDemoKeys,
 		OmitUnlimited:      c.Unlimited.Omit,
 		UnlimitedText:      c.Unlimited.Text,

@@ -136,15 +136,15 @@ func TestDirectoryFindsEveryScheme(t *testing.T) {
 		t.Fatal(faults)
 	}
 	for id, key := range map[string]Key{"plain": plain, "first": first, "second": second} {
-		if r := directory.Lookup(key); r == nil || r.ID != id || directory.ByID(id) != r {
+		if r, _ := directory.Lookup(key); r == nil || r.ID != id || directory.ByID(id) != r {
 			t.Errorf("%s: found %v", id, r)
 		}
 	}
-	if r := directory.Lookup(New()); r != nil {
+	if r, _ := directory.Lookup(New()); r != nil {
 		t.Errorf("an unknown key is %s", r.ID)
 	}
 	empty, _ := NewDirectory(nil, nil)
-	if r := empty.Lookup(plain); r != nil {
+	if r, _ := empty.Lookup(plain); r != nil {
 		t.Errorf("an empty directory knows %s", r.ID)
 	}
 }

@@ -14,21 +14,6 @@ var (
 	ErrUnknown = errors.New("unknown API key")
 )
 
-// Authenticate finds the record of the one key among the credentials of a request.
-// All credentials must be the same key. Demo keys are unknown unless they are allowed.
-// A key that is revoked or has expired is an error too, with its record.
-func (d *Directory) Authenticate(credentials []string, demo bool, now time.Time) (*Record, error) {
-	key, err := only(credentials)
-	if err != nil {
-		return nil, err
-	}
-	record := d.Lookup(key)
-	if record == nil {
-		return nil, ErrUnknown
-	}
-	return record, record.Admissible(demo, now)
-}
-
 // Admissible returns why a record's key may not be used: ErrUnknown for a demo key
 // that is not allowed, ErrRevoked or ErrExpired.
 func (r *Record) Admissible(demo bool, now time.Time) error {

@@ -3,6 +3,8 @@ package apikey
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"regexp"
 	"slices"
 	"time"
@@ -22,14 +24,29 @@ func ValidID(id string) bool { return validID.MatchString(id) }
 type Record struct {
 	ID        string // public; the counts belong to it
 	Name      string // for people
+	Owner     string // for people
 	Hash      Hash
+	Former    *Former // nil: the key has not been rotated
 	Tier      string
 	Priority  quota.Priority // 0: the tier's
 	Resources []string       // empty: every resource
 	Overrides []quota.Override
-	Expires   time.Time // zero: never
+	Labels    map[string]string // of the operators; nothing depends on them
+	Created   time.Time         // zero: not known
+	Expires   time.Time         // zero: never
 	Revoked   bool
 	Demo      bool // refused unless demo keys are allowed
+
+	// Revision counts the changes of a record in the store, from 1. It is 0 for one
+	// from the file of keys.
+	Revision int64
+}
+
+// Former is what a key was before it was rotated. It works for some time, and counts
+// as the same key.
+type Former struct {
+	Hash  Hash
+	Until time.Time
 }
 
 // Reasons why a key that is on record is of no use.
@@ -51,6 +68,23 @@ func (r *Record) Usable(now time.Time) error {
 	}
 }
 
+// Opens reports whether a hash that was found with the record is still that of its
+// key: ErrRevoked says that it is one from before a rotation whose time is over.
+func (r *Record) Opens(h Hash, now time.Time) error {
+	if r.Hash != h && (r.Former == nil || r.Former.Hash != h || !now.Before(r.Former.Until)) {
+		return ErrRevoked
+	}
+	return nil
+}
+
+// Hashes are those that find the record.
+func (r *Record) Hashes() []Hash {
+	if r.Former != nil {
+		return []Hash{r.Hash, r.Former.Hash}
+	}
+	return []Hash{r.Hash}
+}
+
 // Granted returns the priority that the key may use: its own, or that of its tier.
 func (r *Record) Granted(tier quota.Priority) quota.Priority {
 	if r.Priority != 0 {
@@ -64,13 +98,24 @@ func (r *Record) MayUse(resource string) bool {
 	return len(r.Resources) == 0 || slices.Contains(r.Resources, resource)
 }
 
-// A Directory finds the record of a key. It never changes: a new set of keys is
-// a new Directory.
+// A Directory finds the record of a key. It never changes: With returns another,
+// which shares with the first what is the same.
 type Directory struct {
 	plain   bool     // some hashes have no pepper
 	peppers []Pepper // those that some hash names
-	byHash  map[Hash]*Record
-	byID    map[string]*Record
+	byHash  [shardCount]map[sum]*Record
+	byID    [shardCount]map[string]*Record
+}
+
+// shardCount is in how many parts the maps of a Directory are cut, so that a change of
+// one record copies little.
+const shardCount = 256
+
+// shardOf finds the part for an ID.
+func shardOf(id string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id)) // never fails, see hash.Hash
+	return int(h.Sum32() % shardCount)
 }
 
 // A RecordError is a fault of one record.
@@ -83,22 +128,79 @@ type RecordError struct {
 // NewDirectory returns a directory of the records, or every fault in them: two
 // records with one ID or one hash, a pepper that is not among the peppers.
 func NewDirectory(records []Record, peppers []Pepper) (*Directory, []RecordError) {
-	d := &Directory{byHash: make(map[Hash]*Record, len(records)), byID: make(map[string]*Record, len(records))}
-	var faults []RecordError
+	return new(Directory).With(records, peppers)
+}
+
+// With returns a directory in which the records stand in for those with the same ID,
+// unless those are of a later revision. What is wrong with a record is returned, as by
+// NewDirectory, and leaves out what it is about: an ID that is given twice its second
+// record, a hash that belongs to another or lacks its pepper the key.
+func (d *Directory) With(records []Record, peppers []Pepper) (*Directory, []RecordError) {
+	next := &copying{Directory: *d, given: make(map[string]bool, len(records))}
+	next.peppers = slices.Clone(d.peppers)
 	for i := range records {
-		r := &records[i]
-		if d.byID[r.ID] != nil {
-			faults = append(faults, RecordError{i, "id", fmt.Errorf("%q names two keys: choose another", r.ID)})
-		}
-		if twin := d.byHash[r.Hash]; twin != nil {
-			faults = append(faults, RecordError{i, "hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID)})
-		}
-		if err := d.use(r.Hash, peppers); err != nil {
-			faults = append(faults, RecordError{i, "hash", err})
-		}
-		d.byID[r.ID], d.byHash[r.Hash] = r, r
+		next.put(i, &records[i], peppers)
 	}
-	return d, faults
+	return &next.Directory, next.faults
+}
+
+// A copying is a directory in the making. It copies the parts that it changes.
+type copying struct {
+	Directory
+
+	given       map[string]bool  // IDs among the records
+	hashes, ids [shardCount]bool // whether a part is a copy already
+	faults      []RecordError
+}
+
+func (c *copying) put(i int, r *Record, peppers []Pepper) {
+	if c.given[r.ID] {
+		c.faults = append(c.faults, RecordError{i, "id", fmt.Errorf("%q names two keys: choose another", r.ID)})
+		return
+	}
+	if old := c.ByID(r.ID); old != nil {
+		if old.Revision > r.Revision {
+			return
+		}
+		for _, h := range old.Hashes() {
+			if c.find(h) == old {
+				delete(c.hashShard(h), h.sum)
+			}
+		}
+	}
+	c.given[r.ID] = true
+	for _, h := range r.Hashes() {
+		if twin := c.byHash[h.sum[0]][h.sum]; twin != nil {
+			c.faults = append(c.faults, RecordError{i, "hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID)})
+		} else if err := c.use(h, peppers); err != nil {
+			c.faults = append(c.faults, RecordError{i, "hash", err})
+		} else {
+			c.hashShard(h)[h.sum] = r
+		}
+	}
+	c.idShard(r.ID)[r.ID] = r
+}
+
+// hashShard returns the part for a hash, to be changed.
+func (c *copying) hashShard(h Hash) map[sum]*Record {
+	return own(&c.byHash[h.sum[0]], &c.hashes[h.sum[0]])
+}
+
+// idShard returns the part for an ID, to be changed.
+func (c *copying) idShard(id string) map[string]*Record {
+	i := shardOf(id)
+	return own(&c.byID[i], &c.ids[i])
+}
+
+// own copies a part that is still another directory's.
+func own[K comparable](shard *map[K]*Record, copied *bool) map[K]*Record {
+	if !*copied {
+		*copied = true
+		if *shard = maps.Clone(*shard); *shard == nil {
+			*shard = map[K]*Record{}
+		}
+	}
+	return *shard
 }
 
 // use makes sure that Lookup tries the scheme of the hash.
@@ -120,24 +222,56 @@ func (d *Directory) use(h Hash, peppers []Pepper) error {
 	return nil
 }
 
-// Lookup finds the record of a key, or nil. The key is hashed once for each
-// scheme in use; a hash betrays nothing by the time it takes to find.
-func (d *Directory) Lookup(k Key) *Record {
-	if d.plain {
-		if r := d.byHash[k.Hash()]; r != nil {
-			return r
-		}
-	}
-	for _, p := range d.peppers {
-		if r := d.byHash[k.HashWith(p)]; r != nil {
-			return r
-		}
+// find returns the record that a hash finds, or nil.
+func (d *Directory) find(h Hash) *Record {
+	r := d.byHash[h.sum[0]][h.sum]
+	if r != nil && (r.Hash == h || (r.Former != nil && r.Former.Hash == h)) {
+		return r
 	}
 	return nil
 }
 
+// Lookup finds the record of a key and the hash that it was found by, or nil. The key
+// is hashed once for each scheme in use; a hash betrays nothing by the time it takes to
+// find.
+func (d *Directory) Lookup(k Key) (*Record, Hash) {
+	if d.plain {
+		h := k.Hash()
+		if r := d.find(h); r != nil {
+			return r, h
+		}
+	}
+	for _, p := range d.peppers {
+		h := k.HashWith(p)
+		if r := d.find(h); r != nil {
+			return r, h
+		}
+	}
+	return nil, Hash{}
+}
+
 // ByID finds the record of a key ID, or nil.
-func (d *Directory) ByID(id string) *Record { return d.byID[id] }
+func (d *Directory) ByID(id string) *Record { return d.byID[shardOf(id)][id] }
+
+// ByHash finds the record of a hash, or nil.
+func (d *Directory) ByHash(h Hash) *Record { return d.find(h) }
 
 // Len returns how many keys are on record.
-func (d *Directory) Len() int { return len(d.byID) }
+func (d *Directory) Len() int {
+	n := 0
+	for _, shard := range d.byID {
+		n += len(shard)
+	}
+	return n
+}
+
+// All yields every record, in no order.
+func (d *Directory) All(yield func(*Record) bool) {
+	for _, shard := range d.byID {
+		for _, r := range shard {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}

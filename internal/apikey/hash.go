@@ -25,8 +25,11 @@ var pepperName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}$`)
 // A pepper keeps even a short one safe when the file of hashes is stolen alone.
 type Hash struct {
 	scheme string
-	sum    [sha256.Size]byte
+	sum    sum
 }
+
+// A sum is the digest of a hash.
+type sum [sha256.Size]byte
 
 // ParseHash reads the text of a hash.
 func ParseHash(text string) (Hash, error) {

@@ -93,7 +93,7 @@ func benchSetup(b *testing.B, keys int) (*Authz, []string) {
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"},
 		Resources:  NewClassifier(resources),
 		Plans:      map[string]*quota.Plan{"pro": quota.NewPlan(tier, quota.ByKey, resources)},
-		Directory:  directory,
+		Keys:       apikey.Keyring{File: directory},
 	}
 	limiter := quota.NewLimiter(store.NewMemory(time.Now, 2*keys))
 	return NewAuthz(NewGate(settings, limiter, usage.NewHistory(1000), time.Now, noObserver{})), credentials

@@ -67,7 +67,7 @@ func newGate(tb testing.TB, change func(*Settings)) *Gate {
 	}
 	s := &Settings{
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"}, Resources: NewClassifier(resources), Plans: plans,
-		Directory: directory, UnlimitedText: "unlimited",
+		Keys: apikey.Keyring{File: directory}, UnlimitedText: "unlimited",
 		RateLimit: RateLimitSettings{
 			Domain: "tiergate", SettlementDomain: "tiergate-settle", HitsMetric: quota.Requests,
 			Entries: Entries{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority", FactPrefix: "request."},

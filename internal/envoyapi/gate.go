@@ -132,7 +132,7 @@ func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
 // error.
 func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
 	if q.keyID == "" {
-		return s.Directory.Authenticate(q.credentials, s.AllowDemoKeys, now)
+		return s.Keys.Authenticate(q.credentials, s.AllowDemoKeys, now)
 	}
 	record := trusted(s, q.keyID, q.tier)
 	if record == nil {
@@ -145,7 +145,7 @@ func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
 // the record, and makes one for an ID that is not on record. A tier that is not
 // configured is as good as none.
 func trusted(s *Settings, id, tier string) *apikey.Record {
-	record := s.Directory.ByID(id)
+	record := s.Keys.ByID(id)
 	if s.Plans[tier] == nil || (record != nil && record.Tier == tier) {
 		return record
 	}

@@ -13,7 +13,7 @@ type Settings struct {
 	ForwardCredentials bool     // whether the upstream sees those headers
 	Resources          *Classifier
 	Plans              map[string]*quota.Plan // by tier name
-	Directory          *apikey.Directory
+	Keys               apikey.Keyring
 	AllowDemoKeys      bool
 	OmitUnlimited      bool   // leave Limit and Remaining out where there is no limit
 	UnlimitedText      string // else what they say: a word, or a number

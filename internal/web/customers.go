@@ -20,7 +20,7 @@ import (
 // never changed.
 type Accounts struct {
 	KeyHeaders    []string // request headers that carry a key, lower case
-	Directory     *apikey.Directory
+	Keys          apikey.Keyring
 	AllowDemoKeys bool
 	Plans         map[string]*quota.Plan // by tier name
 	UnlimitedText string                 // what stands for a limit that there is not; empty: no header
@@ -64,7 +64,7 @@ func (c *Customers) authenticated(next func(http.ResponseWriter, *http.Request, 
 				credentials = apikey.AppendCredentials(credentials, value, name == "authorization")
 			}
 		}
-		record, err := a.Directory.Authenticate(credentials, a.AllowDemoKeys, now)
+		record, err := a.Keys.Authenticate(credentials, a.AllowDemoKeys, now)
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, 11.6.1
 			refuse(w, http.StatusUnauthorized, apierror.OfKey(err))

@@ -46,7 +46,7 @@ func newCustomers(t *testing.T, clock func() time.Time) (*Customers, *quota.Limi
 	} {
 		plans[tier.Name] = quota.NewPlan(tier, quota.ByKey, nil)
 	}
-	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Directory: directory, Plans: plans, UnlimitedText: "unlimited"}
+	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Keys: apikey.Keyring{File: directory}, Plans: plans, UnlimitedText: "unlimited"}
 	limiter := quota.NewLimiter(store.NewMemory(clock, 1000))
 	return NewCustomers(accounts, limiter, clock), limiter, accounts
 }

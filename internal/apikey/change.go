@@ -1,0 +1,43 @@
+package apikey
+
+import (
+	"errors"
+	"time"
+)
+
+// A Change is what becomes of one record, and what the audit log says of it.
+type Change struct {
+	// Record is as it is to be. Its Revision is that of the record it changes, or 0
+	// where there is to be none yet; the store counts it up.
+	Record Record
+	Event  Event
+}
+
+// An Event is an entry of the audit log: who has done what to which key, and when.
+type Event struct {
+	ID     string    `json:"id"` // set by the store; later ones are greater where compared as the store does
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Action string    `json:"action"` // create, import, change, rotate or revoke
+	KeyID  string    `json:"key_id"`
+	Detail string    `json:"detail,omitempty"` // for people; without secrets and hashes
+}
+
+// Reasons why a directory refuses changes. Nothing is changed then.
+var (
+	ErrConflict = errors.New("the key has been changed meanwhile: read it again")
+	ErrTaken    = errors.New("there is such a key already")
+	ErrLost     = errors.New("the store has lost the directory of keys: restore it from a backup, or restart every instance to begin an empty one")
+)
+
+// A KeyError says which key an error is about.
+type KeyError struct {
+	ID  string
+	Err error
+}
+
+// Error returns the ID and the error's text.
+func (e *KeyError) Error() string { return "key " + e.ID + ": " + e.Err.Error() }
+
+// Unwrap returns the error.
+func (e *KeyError) Unwrap() error { return e.Err }

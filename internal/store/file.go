@@ -1,0 +1,58 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// lockTimeout is how long another process may take to let go of the file.
+const lockTimeout = 2 * time.Second
+
+// A File is where one node keeps what outlives the process: the directory of keys and
+// the usage. Every change is written whole or not at all.
+type File struct {
+	db *bbolt.DB
+}
+
+// OpenFile opens the file at a path, and makes it where there is none. Without a path
+// the file is a temporary one that nobody else sees and that ends with the process. It
+// is an error if the file is another process's, or none of ours.
+func OpenFile(path string) (*File, error) {
+	options := *bbolt.DefaultOptions
+	options.Timeout = lockTimeout
+	if path != "" {
+		db, err := bbolt.Open(path, 0o600, &options)
+		if errors.Is(err, berrors.ErrTimeout) {
+			return nil, fmt.Errorf("open %s: another process has it: one server to a file", path)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w: name a file that may be written, or set it aside", path, err)
+		}
+		return &File{db}, nil
+	}
+	temporary, err := os.CreateTemp("", "tiergate-*.db")
+	if err != nil {
+		return nil, fmt.Errorf("make a temporary file for keys and usage: %w: set store.memory.file", err)
+	}
+	defer temporary.Close()
+	defer os.Remove(temporary.Name()) // it is open, and so stays until it is closed
+	options.NoSync = true
+	db, err := bbolt.Open(temporary.Name(), 0o600, &options)
+	if err != nil {
+		return nil, fmt.Errorf("open a temporary file for keys and usage: %w: set store.memory.file", err)
+	}
+	return &File{db}, nil
+}
+
+// Close ends the use of the file.
+func (f *File) Close() error {
+	if err := f.db.Close(); err != nil {
+		return fmt.Errorf("close the file of keys and usage: %w", err)
+	}
+	return nil
+}
