@@ -154,11 +154,11 @@ type copying struct {
 }
 
 func (c *copying) put(i int, r *Record, peppers []Pepper) {
-	if c.given[r.ID] {
-		c.faults = append(c.faults, RecordError{i, "id", fmt.Errorf("%q names two keys: choose another", r.ID)})
-		return
-	}
-	if old := c.ByID(r.ID); old != nil {
+	fault := func(field string, err error) { c.faults = append(c.faults, RecordError{i, field, err}) }
+	again := c.given[r.ID]
+	if again {
+		fault("id", fmt.Errorf("%q names two keys: choose another", r.ID))
+	} else if old := c.ByID(r.ID); old != nil {
 		if old.Revision > r.Revision {
 			return
 		}
@@ -168,17 +168,20 @@ func (c *copying) put(i int, r *Record, peppers []Pepper) {
 			}
 		}
 	}
-	c.given[r.ID] = true
 	for _, h := range r.Hashes() {
-		if twin := c.byHash[h.sum[0]][h.sum]; twin != nil {
-			c.faults = append(c.faults, RecordError{i, "hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID)})
-		} else if err := c.use(h, peppers); err != nil {
-			c.faults = append(c.faults, RecordError{i, "hash", err})
-		} else {
+		twin, err := c.byHash[h.sum[0]][h.sum], c.use(h, peppers)
+		if err != nil {
+			fault("hash", err)
+		} else if twin != nil {
+			fault("hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID))
+		} else if !again {
 			c.hashShard(h)[h.sum] = r
 		}
 	}
-	c.idShard(r.ID)[r.ID] = r
+	if !again {
+		c.given[r.ID] = true
+		c.idShard(r.ID)[r.ID] = r
+	}
 }
 
 // hashShard returns the part for a hash, to be changed.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net"
@@ -56,6 +57,10 @@ func (c *checker) check(f file) {
 	start.ShutdownDelay = c.duration("shutdown.delay", f.Shutdown.Delay, 0, 10*time.Minute)
 	start.ShutdownTimeout = c.duration("shutdown.timeout", f.Shutdown.Timeout, time.Millisecond, 10*time.Minute)
 	start.Store = c.store(f.Store)
+	start.SessionSecret = c.sessionSecret(f.Customer)
+	start.UsageInterval = c.duration("usage.interval", f.Usage.Interval, 100*time.Millisecond, time.Minute)
+	start.UsageMaxSeries = c.number("usage.max_series", f.Usage.MaxSeries, 1, 10_000_000)
+	reload.AdminTokens = c.adminTokens(f.Operator.Tokens)
 	reload.ForwardCredentials = f.Keys.ForwardCredentials
 	reload.AllowDemoKeys = f.AllowDemoKeys
 	reload.Unlimited = c.unlimited(f.Headers.Unlimited)
@@ -138,6 +143,9 @@ func (c *checker) store(s storeSection) Store {
 		c.fault("store.redis.key_prefix", "%q: want 1 to 64 letters, digits and _ . : -", r.KeyPrefix)
 	}
 	if !store.Redis {
+		if s.Memory.File != "" {
+			store.File = c.loader.beside(s.Memory.File)
+		}
 		return store
 	}
 	password, err := c.loader.secret(r.PasswordFile, r.PasswordEnv)
@@ -231,6 +239,54 @@ func (c *checker) keyHeaders(headers []string) []string {
 		result = append(result, h)
 	}
 	return result
+}
+
+// minSecret is the shortest admin token and session secret, in bytes.
+const minSecret = 16
+
+// sessionSecret reads the secret that signs sessions.
+func (c *checker) sessionSecret(s customerSection) apikey.Key {
+	at := "customer.session_secret_file"
+	if s.SessionSecretFile == "" {
+		at = "customer.session_secret_env"
+	}
+	secret, err := c.loader.secret(s.SessionSecretFile, s.SessionSecretEnv)
+	switch {
+	case err != nil:
+		c.fault(at, "%v", err)
+	case secret == "":
+		return apikey.Key{}
+	case len(secret) < minSecret:
+		c.fault(at, "the secret has %d bytes: want at least %d, such as the output of openssl rand -hex 32", len(secret), minSecret)
+	}
+	return apikey.Redacting(secret)
+}
+
+func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
+	var tokens []AdminToken
+	for i, s := range sections {
+		at := fmt.Sprintf("operator.tokens[%d]", i)
+		if !apikey.ValidID(s.Name) {
+			c.fault(at+".name", "%q: want 1 to 64 letters, digits, - and _", s.Name)
+		}
+		secret, err := c.loader.secret(s.File, s.Env)
+		if err == nil && s.File == "" && s.Env == "" {
+			err = fmt.Errorf("token %q: want file or env", s.Name)
+		}
+		if err == nil && len(secret) < minSecret {
+			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minSecret)
+		}
+		if err != nil {
+			c.fault(at, "%v", err)
+			continue
+		}
+		token := AdminToken{s.Name, sha256.Sum256([]byte(secret))}
+		if slices.ContainsFunc(tokens, func(t AdminToken) bool { return t.Name == token.Name || t.Hash == token.Hash }) {
+			c.fault(at, "token %q has the name or the secret of another: choose a new one", s.Name)
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens
 }
 
 func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {

@@ -41,10 +41,14 @@ type Start struct {
 	ShutdownDelay   time.Duration
 	ShutdownTimeout time.Duration
 	Store           Store
+	SessionSecret   apikey.Key // zero: none
+	UsageInterval   time.Duration
+	UsageMaxSeries  int
 }
 
 // Reload is what a running server swaps in one step.
 type Reload struct {
+	AdminTokens        []AdminToken
 	KeyHeaders         []string // lower case
 	ForwardCredentials bool
 	Resources          []quota.Resource
@@ -72,6 +76,12 @@ type Tokens struct {
 	RefundShare       int64 // thousandths
 }
 
+// An AdminToken is who may use the admin API.
+type AdminToken struct {
+	Name string
+	Hash [sha256.Size]byte // of the token, which is kept nowhere
+}
+
 // An Address is where to listen.
 type Address struct {
 	Network string // tcp or unix
@@ -88,15 +98,17 @@ func (a Address) String() string {
 
 // Equal reports whether a start with either would be the same.
 func (s Start) Equal(o Start) bool {
-	same := s.Store.Password.Equal(o.Store.Password)
+	same := s.Store.Password.Equal(o.Store.Password) && s.SessionSecret.Equal(o.SessionSecret)
 	s.Store.Password, o.Store.Password = apikey.Key{}, apikey.Key{}
+	s.SessionSecret, o.SessionSecret = apikey.Key{}, apikey.Key{}
 	return same && s == o
 }
 
 // Store says where counts are kept.
 type Store struct {
-	Redis   bool // else in memory
-	MaxKeys int  // memory: accounts counted at once
+	Redis   bool   // else in memory
+	MaxKeys int    // memory: accounts counted at once
+	File    string // memory: where keys and usage are kept; empty: only as long as the process
 
 	Address   string // Redis: host:port
 	Username  string

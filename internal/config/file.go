@@ -8,9 +8,9 @@ package config
 type file struct {
 	// The gRPC listener that Envoy calls: ext_authz, rate limit service, access log service, health, reflection.
 	GRPC grpcSection `yaml:"grpc"`
-	// The HTTP listener for operators: metrics, health and readiness.
+	// The HTTP listener for operators: metrics, health, readiness, the admin API and the operators' dashboard.
 	Operator operatorSection `yaml:"operator"`
-	// The HTTP listener for the holders of keys, reached through Envoy: GET /v1/limits.
+	// The HTTP listener for the holders of keys, reached through Envoy: /v1/limits, /v1/usage and the dashboard.
 	Customer customerSection `yaml:"customer"`
 	// What is logged and how.
 	Log logSection `yaml:"log"`
@@ -18,6 +18,8 @@ type file struct {
 	Shutdown shutdownSection `yaml:"shutdown"`
 	// Where counts are kept.
 	Store storeSection `yaml:"store"`
+	// What is counted for the dashboards and the usage API, off the way of requests.
+	Usage usageSection `yaml:"usage"`
 	// Which API keys there are and how requests carry them.
 	Keys keysSection `yaml:"keys"`
 	// Whether keys marked demo: true work. Never set it where others can reach you: the demo keys are public.
@@ -44,11 +46,33 @@ type grpcSection struct {
 type operatorSection struct {
 	// host:port. Keep it on loopback or behind a firewall.
 	Address string `yaml:"address"`
+	// The bearer tokens of the admin API and the operators' dashboard. Without any, both answer callers on this machine only.
+	Tokens []tokenSection `yaml:"tokens,omitempty"`
+}
+
+type tokenSection struct {
+	// Whose it is, as the audit log says it: letters, digits, - and _.
+	Name string `yaml:"name"`
+	// A file that holds the token, relative to this file.
+	File string `yaml:"file,omitempty"`
+	// An environment variable that holds the token.
+	Env string `yaml:"env,omitempty"`
 }
 
 type customerSection struct {
 	// host:port.
 	Address string `yaml:"address"`
+	// A file that holds the secret by which sign-ins to the dashboard are signed, relative to this file. It is the same for every instance. Without one, each makes its own, and sign-ins end with it.
+	SessionSecretFile string `yaml:"session_secret_file"`
+	// An environment variable that holds that secret.
+	SessionSecretEnv string `yaml:"session_secret_env"`
+}
+
+type usageSection struct {
+	// How often what was counted is written to the store. It is what a killed process loses, and how old the charts are.
+	Interval string `yaml:"interval"`
+	// How many pairs of a key and a resource are counted in one interval; further ones count together.
+	MaxSeries int `yaml:"max_series"`
 }
 
 type logSection struct {
@@ -77,6 +101,8 @@ type storeSection struct {
 type memorySection struct {
 	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended.
 	MaxKeys int `yaml:"max_keys"`
+	// The file in which keys made by the admin API and usage outlive the process, relative to this file. Without one, they end with it.
+	File string `yaml:"file"`
 }
 
 type redisSection struct {
@@ -270,6 +296,7 @@ func written() file {
 			Memory: memorySection{MaxKeys: 1_000_000},
 			Redis:  redisSection{Address: "127.0.0.1:6379", KeyPrefix: "tiergate", Timeout: "50ms", PoolSize: 32},
 		},
+		Usage:   usageSection{Interval: "2s", MaxSeries: 100_000},
 		Keys:    keysSection{File: "keys.yaml"},
 		CountBy: "key",
 		Tokens: tokensSection{

@@ -9,6 +9,7 @@ package envoyapi
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type Verdict struct {
 	Tier     string         // empty: none is known
 	Resource string
 	Priority quota.Priority
+	Requests int64          // how many it stands for; 0: a look, a repeat, or hits given back
 	Decision quota.Decision // zero where nothing was counted
 	Err      error          // why counting failed; for operators only
 	Ticket   string         // for the settlement; empty: nothing is to be settled
@@ -162,7 +164,15 @@ func trusted(s *Settings, id, tier string) *apikey.Record {
 
 // decide charges the request of a known key.
 func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
+	if s.Plans[v.Tier] == nil { // the key was made when there was such a tier
+		v.Err = fmt.Errorf("decide for key %s: no tier %q is configured: add it, or give the key another", v.Key.ID, v.Tier)
+		v.refuse(Failed, apierror.Unavailable)
+		return
+	}
 	request, reserved := g.request(s, q, v)
+	if !q.look && !q.credit {
+		v.Requests = q.hits
+	}
 	if !v.Key.MayUse(v.Resource) {
 		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
 		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
@@ -183,10 +193,10 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 		v.refuse(Limited, apierror.TooMany(v.Decision.Wait))
 	default:
 		v.Outcome = Allowed
-		if v.Decision.Reservation != "" {
-			reserved.request, reserved.secret = v.Decision.Reservation, v.Decision.Secret
-			v.Ticket = reserved.String()
+		if v.Decision.Repeated {
+			v.Requests = 0
 		}
+		v.Ticket = reserved.issue(s, q, &v.Decision)
 	}
 }
 

@@ -34,9 +34,10 @@ const (
 
 // What can become of a settlement, beside the outcomes of package quota.
 const (
-	InvalidTicket = "invalid" // no ticket of ours
-	StoreFailed   = "failed"  // one try; see SettlementReport.Err
-	Lost          = "lost"    // given up
+	Unreserved    = "unreserved" // there was nothing to settle: no limit is on the tokens
+	InvalidTicket = "invalid"    // no ticket of ours
+	StoreFailed   = "failed"     // one try; see SettlementReport.Err
+	Lost          = "lost"       // given up
 )
 
 // SettlementWays lists what SettlementReport.By can be.
@@ -45,7 +46,7 @@ func SettlementWays() []string { return []string{byAccessLog, byRateLimit} }
 // SettlementResults lists what SettlementReport.Result can be.
 func SettlementResults() []string {
 	return []string{
-		quota.Settled.String(), quota.Duplicate.String(), quota.NotFound.String(), InvalidTicket, StoreFailed, Lost,
+		quota.Settled.String(), quota.Duplicate.String(), quota.NotFound.String(), Unreserved, InvalidTicket, StoreFailed, Lost,
 	}
 }
 
@@ -74,6 +75,10 @@ type SettlementReport struct {
 	Reserved int64 // tokens
 	Used     int64 // tokens; quota.Unknown: not reported, or maybe not all
 	Err      error
+
+	// Where Result is settled or Unreserved, what the request is counted as.
+	Account, Resource         string
+	InputTokens, OutputTokens int64
 }
 
 // bytesPerStreamedToken is how much of a stream one token takes at the least, with
@@ -118,21 +123,45 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		settlement.RefundShare = s.Tokens.RefundShare
 	}
 	report := SettlementReport{By: a.by, Source: t.source, Reserved: t.tokens, Used: quota.Unknown}
-	outcome, err := g.limiter.Settle(ctx, settlement)
-	if err != nil {
-		report.Result, report.Err = StoreFailed, err
-		g.observer.Settled(ctx, report)
-		return err
+	if t.reserves() {
+		outcome, err := g.limiter.Settle(ctx, settlement)
+		if err != nil {
+			report.Result, report.Err = StoreFailed, err
+			g.observer.Settled(ctx, report)
+			return err
+		}
+		report.Result = outcome.String()
+	} else {
+		report.Result = Unreserved
 	}
-	report.Result = outcome.String()
 	if a.clean() {
 		report.Used = used.Tokens
 	}
-	g.observer.Settled(ctx, report)
-	if outcome == quota.Settled {
+	if report.Result == quota.Settled.String() || report.Result == Unreserved {
+		report.Account, report.Resource = t.account, t.resource
+		report.InputTokens, report.OutputTokens = t.counted(settlement)
 		g.learn(s, t, a)
 	}
+	g.observer.Settled(ctx, report)
 	return nil
+}
+
+// counted returns the tokens that a settlement leaves charged.
+func (t ticket) counted(s quota.Settlement) (input, output int64) {
+	if t.source == quota.ByNothing || s.RefundShare > 0 {
+		return 0, 0
+	}
+	input, output = s.Used.InputTokens, s.Used.OutputTokens
+	if output == quota.Unknown || s.OnlyRaise {
+		output = max(output, t.output)
+	}
+	switch {
+	case input == quota.Unknown && s.Used.Tokens != quota.Unknown:
+		input = max(s.Used.Tokens-output, 0)
+	case input == quota.Unknown || s.OnlyRaise:
+		input = max(input, t.tokens-t.output)
+	}
+	return input, output
 }
 
 // learn remembers what an answer has used whose request declared nothing, and asked

@@ -24,6 +24,22 @@ type ticket struct {
 	tokens, output           int64 // what was reserved, before it was cut to a limit; output is a part of tokens
 }
 
+// issue returns the text of the ticket for an admitted request, or "" where nobody is
+// to hand one back. Where nothing is reserved, because no limit is on tokens, it only
+// serves to learn what the answer has used.
+func (t ticket) issue(s *Settings, q *inquiry, d *quota.Decision) string {
+	switch {
+	case d.Reservation != "":
+		t.request, t.secret = d.Reservation, d.Secret
+	case q.look || q.credit || d.Repeated || t.source == quota.ByNothing || !s.Tokens.settled():
+		return ""
+	}
+	return t.String()
+}
+
+// reserves reports whether anything was reserved.
+func (t ticket) reserves() bool { return t.request != "" || t.secret != "" }
+
 // ticketFields is how many parts a ticket's text has, the version before them.
 const ticketFields = 10
 
@@ -61,7 +77,7 @@ func parseTicket(text string) (ticket, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return ticket{}, fmt.Errorf("%w: %w", errTicket, err)
 	}
-	sane := apikey.ValidID(t.account) && plainID(t.request) && plainID(t.secret) &&
+	sane := apikey.ValidID(t.account) && (!t.reserves() || (plainID(t.request) && plainID(t.secret))) &&
 		t.choices >= 1 && t.choices <= quota.MaxCost && t.weight > 0 && t.weight <= quota.MaxModelWeight && t.output >= 0 && t.tokens >= t.output
 	if !sane {
 		return ticket{}, errTicket

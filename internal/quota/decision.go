@@ -30,6 +30,10 @@ type Decision struct {
 	Reset time.Time     // end of the minute; refused: when the request can pass
 	Wait  time.Duration // refused: from Now to Reset
 
+	// Repeated: this is the answer to an order that was admitted before; nothing more
+	// was taken.
+	Repeated bool
+
 	Reservation string // the Order's name for a Settlement; empty: nothing waits for one
 	Secret      string // that it must show
 

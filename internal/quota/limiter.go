@@ -70,6 +70,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 		return Decision{}, err
 	}
 	d := decide(charges, taken)
+	d.Repeated = taken.Secret != "" && taken.Secret != o.Secret
 	if o.Keep > 0 && d.Secret != "" {
 		d.Reservation = o.Request
 	}
