@@ -1,0 +1,90 @@
+package envoyapi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+)
+
+// A notebook writes down what an Observer is told.
+type notebook struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (n *notebook) note(format string, args ...any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lines = append(n.lines, fmt.Sprintf(format, args...))
+}
+
+func (n *notebook) Judged(_ context.Context, v Verdict, _ time.Duration) {
+	n.note("%s %d × %s %s%s", v.Key.ID, v.Requests, v.Resource, v.Outcome, v.Label())
+}
+
+func (n *notebook) Settled(_ context.Context, r SettlementReport) {
+	n.note("%s %s %s %d + %d", r.Result, r.Account, r.Resource, r.InputTokens, r.OutputTokens)
+}
+
+// TestWhatIsCounted: every request once, and the tokens that stay charged, of keys
+// without limits too.
+func TestWhatIsCounted(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	notes := &notebook{}
+	g.observer = notes
+	_, client := accessLog(t, g)
+	expect := func(what string, want ...string) {
+		t.Helper()
+		if !slices.Equal(notes.lines, want) {
+			t.Errorf("%s: %q, want %q", what, notes.lines, want)
+		}
+		notes.lines = nil
+	}
+
+	ticket := admit(t, g, declaring("100"))
+	expect("admitted", "key_pro 1 × chat allowed")
+	clean := entryOf(ticket, 200, viaUpstream, usageOf(7, 30))
+	log(t, client, clean)
+	log(t, client, clean)
+	expect("settled, twice", "settled key_pro chat 7 + 30", "duplicate   0 + 0")
+
+	log(t, client, entryOf(admit(t, g, declaring("100")), 200, viaUpstream, nil))
+	expect("nothing reported", "key_pro 1 × chat allowed", "settled key_pro chat 10 + 100")
+	log(t, client, entryOf(admit(t, g, declaring("100")), 200, "downstream_remote_disconnect", usageOf(3, 4)))
+	expect("cut off", "key_pro 1 × chat allowed", "settled key_pro chat 10 + 100")
+
+	unlimited := declaring("100")
+	unlimited.Attributes.Request.Http.Headers["api-key"] = "sk-enterprise"
+	ticket = admit(t, g, unlimited)
+	clean = entryOf(ticket, 200, viaUpstream, usageOf(7, 30))
+	log(t, client, []*accesslogv3.HTTPAccessLogEntry{clean}...)
+	expect("without limits", "key_enterprise 1 × chat allowed", "unreserved key_enterprise chat 7 + 30")
+
+	repeated := declaring("100")
+	repeated.Attributes.Request.Http.Id = "same"
+	admit(t, g, repeated)
+	admit(t, g, repeated)
+	expect("a repeat", "key_pro 1 × chat allowed", "key_pro 0 × chat allowed")
+	if _, err := NewAuthz(g).Check(t.Context(), declaring("2000")); err != nil {
+		t.Fatal(err)
+	}
+	expect("too large", "key_pro 1 × chat too_largetokens_per_minute")
+}
+
+// TestTierThatIsGone: a key of the store may name a tier that the configuration has
+// no more. Nothing panics, nobody passes.
+func TestTierThatIsGone(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) { delete(s.Plans, "pro") })
+	a := check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro"})
+	if a.status != 503 || a.headers["X-RateLimit-Limit"] != "0" {
+		t.Errorf("%+v", a)
+	}
+	checkRefusal(t, "a tier that is gone", a, "limiter_unavailable")
+}
