@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -20,31 +19,23 @@ type File struct {
 }
 
 // OpenFile opens the file at a path, and makes it where there is none. Without a path
-// the file is a temporary one that nobody else sees and that ends with the process. It
-// is an error if the file is another process's, or none of ours.
+// what is kept ends with the process. It is an error if the file is another process's,
+// or none of ours.
 func OpenFile(path string) (*File, error) {
 	options := *bbolt.DefaultOptions
 	options.Timeout = lockTimeout
-	if path != "" {
-		db, err := bbolt.Open(path, 0o600, &options)
-		if errors.Is(err, berrors.ErrTimeout) {
-			return nil, fmt.Errorf("open %s: another process has it: one server to a file", path)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w: name a file that may be written, or set it aside", path, err)
-		}
-		return &File{db}, nil
+	if path == "" {
+		options.NoSync = true
+		options.OpenFile = openUnnamed
 	}
-	temporary, err := os.CreateTemp("", "tiergate-*.db")
-	if err != nil {
+	db, err := bbolt.Open(path, 0o600, &options)
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("open %s: another process has it: one server to a file", path)
+	case err != nil && path == "":
 		return nil, fmt.Errorf("make a temporary file for keys and usage: %w: set store.memory.file", err)
-	}
-	defer temporary.Close()
-	defer os.Remove(temporary.Name()) // it is open, and so stays until it is closed
-	options.NoSync = true
-	db, err := bbolt.Open(temporary.Name(), 0o600, &options)
-	if err != nil {
-		return nil, fmt.Errorf("open a temporary file for keys and usage: %w: set store.memory.file", err)
+	case err != nil:
+		return nil, fmt.Errorf("open %s: %w: name a file that may be written, or set it aside", path, err)
 	}
 	return &File{db}, nil
 }
