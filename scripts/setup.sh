@@ -19,6 +19,11 @@ need python3 python3
 if command -v python3 >/dev/null 2>&1 && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
   missing="$missing python3-venv"
 fi
+# The browser of the tests: whatever is Chromium.
+if ! command -v chromium >/dev/null 2>&1 && ! command -v chromium-browser >/dev/null 2>&1 &&
+  ! command -v google-chrome >/dev/null 2>&1 && [ ! -d "/Applications/Google Chrome.app" ]; then
+  missing="$missing chromium"
+fi
 [ -n "$missing" ] || exit 0
 
 if command -v apt-get >/dev/null 2>&1; then
@@ -30,7 +35,7 @@ if command -v apt-get >/dev/null 2>&1; then
   fi
   echo "setup: missing:$missing. Type: sudo sh -c '$install'" >&2
 elif command -v brew >/dev/null 2>&1; then
-  echo "setup: missing:$missing. Type: xcode-select --install; brew install redis python" >&2
+  echo "setup: missing:$missing. Type: xcode-select --install; brew install redis python; brew install --cask chromium" >&2
 else
   echo "setup: missing:$missing. Install them with your system's package manager." >&2
 fi

@@ -48,6 +48,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Envoy:    envoy,
 		Chain:    getenv("CHAIN"),
 		Store:    getenv("STORE"),
+		Keep:     true,
 		Log:      stderr,
 
 		API: "127.0.0.1:10000", TierGateAddress: "127.0.0.1:9001", Operator: "127.0.0.1:9002",

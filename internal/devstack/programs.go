@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -66,20 +67,45 @@ func (s *Stack) StopUpstream() error {
 
 // StartServer starts TierGate and waits until it is healthy.
 func (s *Stack) StartServer(ctx context.Context) error {
-	o := s.Options
-	words := []string{o.TierGate, "serve", "--config", o.Config}
-	for _, set := range append([]string{
-		"allow_demo_keys=true", "grpc.address=" + o.TierGateAddress, "operator.address=" + o.Operator,
-		"customer.address=" + o.CustomerAddress,
-		"store.type=" + o.Store, "store.redis.address=" + o.RedisAddress,
-	}, o.Sets...) {
+	sets, err := s.sets()
+	if err != nil {
+		return err
+	}
+	words := []string{s.Options.TierGate, "serve", "--config", s.Options.Config}
+	for _, set := range sets {
 		words = append(words, "--set", set)
 	}
-	var err error
-	if s.Server, err = s.start("tiergate", words, o.Log); err != nil {
+	if s.Server, err = s.start("tiergate", words, s.Options.Log); err != nil {
 		return err
 	}
 	return s.await(ctx, "TierGate", s.Server, s.healthy)
+}
+
+// sets are the settings that TierGate has in a stack.
+func (s *Stack) sets() ([]string, error) {
+	o := s.Options
+	token, err := s.secretFile("admin-token")
+	if err != nil {
+		return nil, err
+	}
+	session, err := s.secretFile("session-secret")
+	if err != nil {
+		return nil, err
+	}
+	sets := []string{
+		"allow_demo_keys=true", "grpc.address=" + o.TierGateAddress, "operator.address=" + o.Operator,
+		"operator.tokens=[{name: developer, file: " + strconv.Quote(token) + "}]",
+		"customer.address=" + o.CustomerAddress, "customer.session_secret_file=" + session,
+		"store.type=" + o.Store, "store.redis.address=" + o.RedisAddress,
+	}
+	if o.Keep && o.Store == "memory" {
+		file, err := filepath.Abs(filepath.Join(o.Dir, "tiergate.db"))
+		if err != nil {
+			return nil, fmt.Errorf("name the file of keys and usage: %w", err)
+		}
+		sets = append(sets, "store.memory.file="+file)
+	}
+	return append(sets, o.Sets...), nil
 }
 
 // healthy asks TierGate by the gRPC health protocol.

@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type Options struct {
 	Envoy    Envoy
 	Chain    string // ext_authz (default), ratelimit or ai-protocol
 	Store    string // memory (default) or redis
+	Keep     bool   // whether keys and usage outlive the stack, in Dir; memory only
 	Config   string // default: the shipped config/tiergate.yaml
 	Sets     []string
 	Log      io.Writer // of TierGate; default: a file in Dir
@@ -202,6 +204,30 @@ func (s *Stack) start(name string, words []string, out io.Writer) (*Process, err
 		out = file
 	}
 	return Start(name, words, nil, out)
+}
+
+// AdminTokenFile holds the token of the admin API, which is named after the stack's
+// user.
+func (s *Stack) AdminTokenFile() string { return filepath.Join(s.Options.Dir, "admin-token") }
+
+// secretFile returns a file with a secret of its own, which it makes once.
+func (s *Stack) secretFile(name string) (string, error) {
+	path, err := filepath.Abs(filepath.Join(s.Options.Dir, name))
+	if err != nil {
+		return "", fmt.Errorf("name the file of a secret: %w", err)
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return path, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("make a secret: %w", err)
+	}
+	defer file.Close()
+	if _, err := file.WriteString(cryptorand.Text()); err != nil {
+		return "", fmt.Errorf("make a secret: %w", err)
+	}
+	return path, nil
 }
 
 // LogFile returns the log of a program: tiergate, envoy or redis.
