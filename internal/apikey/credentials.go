@@ -12,6 +12,7 @@ var (
 	ErrMissing = errors.New("no API key")
 	ErrSeveral = errors.New("more than one API key")
 	ErrUnknown = errors.New("unknown API key")
+	ErrUnread  = errors.New("the directory of keys has not been read yet")
 )
 
 // Admissible returns why a record's key may not be used: ErrUnknown for a demo key

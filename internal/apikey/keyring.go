@@ -50,7 +50,8 @@ func (k Keyring) Lookup(key Key) (*Record, Hash) {
 
 // Authenticate finds the record of the one key among the credentials of a request.
 // All credentials must be the same key. Demo keys are unknown unless they are allowed.
-// A key that is revoked or has expired is an error too, with its record.
+// A key that is revoked or has expired is an error too, with its record. A key that is
+// not found while the store's directory has not been read yet is ErrUnread.
 func (k Keyring) Authenticate(credentials []string, demo bool, now time.Time) (*Record, error) {
 	record, _, err := k.Identify(credentials, demo, now)
 	return record, err
@@ -63,7 +64,10 @@ func (k Keyring) Identify(credentials []string, demo bool, now time.Time) (*Reco
 		return nil, Hash{}, err
 	}
 	record, hash := k.Lookup(key)
-	if record == nil {
+	switch {
+	case record == nil && k.Stored != nil && !k.Stored.loaded.Load():
+		return nil, Hash{}, ErrUnread
+	case record == nil:
 		return nil, Hash{}, ErrUnknown
 	}
 	if err := record.Admissible(demo, now); err != nil {
@@ -85,6 +89,7 @@ func (k Keyring) Len() int {
 // use.
 type Stored struct {
 	current atomic.Pointer[Directory]
+	loaded  atomic.Bool // whether it has been read
 	mu      sync.Mutex // of those who change it
 	peppers []Pepper
 }
@@ -109,12 +114,13 @@ func (s *Stored) Apply(records []Record) []RecordError {
 	return faults
 }
 
-// Replace takes up records in place of all there were.
+// Replace takes up records in place of all there were: all that the store has.
 func (s *Stored) Replace(records []Record) []RecordError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, faults := NewDirectory(records, s.peppers)
 	s.current.Store(next)
+	s.loaded.Store(true)
 	return faults
 }
 

@@ -29,7 +29,10 @@ func TestFileBeforeStore(t *testing.T) {
 		File:   directory(t, Record{ID: "a", Hash: shared.Hash(), Tier: "file"}, Record{ID: "b", Hash: New().Hash(), Tier: "file"}),
 		Stored: NewStored(nil),
 	}
-	if faults := k.Stored.Apply([]Record{
+	if _, err := k.Authenticate([]string{own.Reveal()}, false, now); !errors.Is(err, ErrUnread) {
+		t.Errorf("before the store was read: %v", err)
+	}
+	if faults := k.Stored.Replace([]Record{
 		{ID: "twin", Hash: shared.Hash(), Tier: "store", Revision: 1},
 		{ID: "b", Hash: hidden.Hash(), Tier: "store", Revision: 1},
 		{ID: "c", Hash: own.Hash(), Tier: "store", Revision: 1},

@@ -9,6 +9,7 @@ package envoyapi
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -121,7 +122,12 @@ func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
 	record, err := find(s, q, v.now)
 	v.Key = record
-	if err != nil {
+	switch {
+	case errors.Is(err, apikey.ErrUnread):
+		v.Err = err
+		v.refuse(Failed, apierror.Unavailable)
+		return false
+	case err != nil:
 		v.refuse(Unauthenticated, apierror.OfKey(err))
 		return false
 	}
