@@ -64,16 +64,22 @@ func (k Keyring) Identify(credentials []string, demo bool, now time.Time) (*Reco
 		return nil, Hash{}, err
 	}
 	record, hash := k.Lookup(key)
-	switch {
-	case record == nil && k.Stored != nil && !k.Stored.loaded.Load():
-		return nil, Hash{}, ErrUnread
-	case record == nil:
-		return nil, Hash{}, ErrUnknown
+	if record == nil {
+		return nil, Hash{}, k.Missing()
 	}
 	if err := record.Admissible(demo, now); err != nil {
 		return record, hash, err
 	}
 	return record, hash, record.Opens(hash, now)
+}
+
+// Missing returns why a key was not found: ErrUnknown, or ErrUnread while the store's
+// directory has not been read yet.
+func (k Keyring) Missing() error {
+	if k.Stored != nil && !k.Stored.loaded.Load() {
+		return ErrUnread
+	}
+	return ErrUnknown
 }
 
 // Len returns how many keys are on record.
@@ -90,7 +96,7 @@ func (k Keyring) Len() int {
 type Stored struct {
 	current atomic.Pointer[Directory]
 	loaded  atomic.Bool // whether it has been read
-	mu      sync.Mutex // of those who change it
+	mu      sync.Mutex  // of those who change it
 	peppers []Pepper
 }
 

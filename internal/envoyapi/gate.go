@@ -144,7 +144,7 @@ func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
 	}
 	record := trusted(s, q.keyID, q.tier)
 	if record == nil {
-		return nil, apikey.ErrUnknown
+		return nil, s.Keys.Missing()
 	}
 	return record, record.Admissible(s.AllowDemoKeys, now)
 }
