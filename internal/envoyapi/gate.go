@@ -39,6 +39,7 @@ const (
 type Verdict struct {
 	Outcome  Outcome
 	Key      *apikey.Record // nil: none
+	At       time.Time      // when it was asked; the clock of the counts may differ
 	Tier     string         // empty: none is known
 	Resource string
 	Priority quota.Priority
@@ -48,7 +49,6 @@ type Verdict struct {
 	Ticket   string         // for the settlement; empty: nothing is to be settled
 
 	problem apierror.Error // what a refused client is told
-	now     time.Time      // Reset where nothing was counted
 }
 
 // An Observer is told every verdict and how long it took. Verdicts are passed
@@ -110,7 +110,7 @@ type inquiry struct {
 // judge finds the key, its tier, the resource and the priority, and charges.
 func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 	began := g.now()
-	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, now: began}
+	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, At: began}
 	if g.identify(s, q, &v) {
 		g.decide(ctx, s, &q, &v)
 	}
@@ -120,7 +120,7 @@ func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 
 // identify finds the record of the request's key, or refuses.
 func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
-	record, err := find(s, q, v.now)
+	record, err := find(s, q, v.At)
 	v.Key = record
 	switch {
 	case errors.Is(err, apikey.ErrUnread):
@@ -181,14 +181,14 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 	}
 	if !v.Key.MayUse(v.Resource) {
 		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
-		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
+		v.Decision, v.Err = g.limiter.Look(ctx, request, v.At)
 		v.refuse(Forbidden, apierror.NotAllowed(v.Resource))
 		return
 	}
 	if q.look {
-		v.Decision, v.Err = g.limiter.Look(ctx, request, v.now)
+		v.Decision, v.Err = g.limiter.Look(ctx, request, v.At)
 	} else {
-		v.Decision, v.Err = g.limiter.Decide(ctx, request, v.now)
+		v.Decision, v.Err = g.limiter.Decide(ctx, request, v.At)
 	}
 	switch {
 	case v.Err != nil:

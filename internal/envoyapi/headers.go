@@ -116,7 +116,7 @@ func (v *Verdict) appendLimit(hs []header, s *Settings) []header {
 // reset returns Unix seconds. Windows end on whole seconds.
 func (v *Verdict) reset() int64 {
 	if !v.counted() {
-		return v.now.Unix()
+		return v.At.Unix()
 	}
 	return v.Decision.Reset.Unix()
 }

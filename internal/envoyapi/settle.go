@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc/codes"
@@ -77,7 +78,9 @@ type SettlementReport struct {
 	Err      error
 
 	// Where Result is settled or Unreserved, what the request is counted as.
-	Account, Resource         string
+	Account, Tier, Resource   string
+	Priority                  quota.Priority // that the key may use
+	At                        time.Time
 	InputTokens, OutputTokens int64
 }
 
@@ -138,12 +141,20 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		report.Used = used.Tokens
 	}
 	if report.Result == quota.Settled.String() || report.Result == Unreserved {
-		report.Account, report.Resource = t.account, t.resource
+		report.of(s, t, g.now())
 		report.InputTokens, report.OutputTokens = t.counted(settlement)
 		g.learn(s, t, a)
 	}
 	g.observer.Settled(ctx, report)
 	return nil
+}
+
+// of says whose request it was.
+func (r *SettlementReport) of(s *Settings, t ticket, now time.Time) {
+	r.Account, r.Resource, r.At = t.account, t.resource, now
+	if record := s.Keys.ByID(t.account); record != nil && s.Plans[record.Tier] != nil {
+		r.Tier, r.Priority = record.Tier, record.Granted(s.Plans[record.Tier].Tier.Priority)
+	}
 }
 
 // counted returns the tokens that a settlement leaves charged.

@@ -20,6 +20,7 @@ type Decision struct {
 	// RefusedUsed what is used of it; set only where the request is refused.
 	RefusedBy   Limit
 	RefusedUsed int64
+	Asked       int64 // what did not fit on top of that
 
 	// TooLarge: what the request declares, Declared, is more than the whole of
 	// RefusedBy, so it can never pass.
@@ -65,7 +66,7 @@ func decide(charges []Charge, taken Taken) Decision {
 			d.show(c.Limit, used)
 		}
 		if !taken.Admitted && c.Exceeds(used) {
-			d.refuse(c.Limit, used)
+			d.refuse(c, used)
 		}
 	}
 	d.Remaining = max(d.Remaining, 0)
@@ -89,9 +90,9 @@ func (d *Decision) show(l Limit, used int64) {
 }
 
 // refuse takes the limit as the one that refuses if it does so for longest.
-func (d *Decision) refuse(l Limit, used int64) {
-	_, end := l.Window.Bounds(d.Now)
+func (d *Decision) refuse(c Charge, used int64) {
+	_, end := c.Limit.Window.Bounds(d.Now)
 	if d.RefusedBy == (Limit{}) || end.After(d.Reset) {
-		d.RefusedBy, d.RefusedUsed, d.Reset = l, used, end
+		d.RefusedBy, d.RefusedUsed, d.Asked, d.Reset = c.Limit, used, c.Cost, end
 	}
 }
