@@ -37,7 +37,10 @@ func ParseHash(text string) (Hash, error) {
 	if i < 0 {
 		return Hash{}, errors.New("want sha256:<64 hexadecimal digits> or hmac-sha256:<pepper>:<64 hexadecimal digits>")
 	}
-	h := Hash{scheme: text[:i]}
+	h := Hash{scheme: schemeSHA256}
+	if text[:i] != schemeSHA256 {
+		h.scheme = strings.Clone(text[:i]) // so as not to keep all of the text
+	}
 	if name, ok := strings.CutPrefix(h.scheme, schemeHMAC); h.scheme != schemeSHA256 && (!ok || !pepperName.MatchString(name)) {
 		// The text is not repeated: it may be a secret in the wrong place.
 		return Hash{}, errors.New("unknown scheme: want sha256:… or hmac-sha256:<pepper>:…")

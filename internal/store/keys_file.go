@@ -111,8 +111,7 @@ func (k *FileKeys) Write(_ context.Context, changes []apikey.Change) ([]apikey.R
 		}
 		return b.trim()
 	})
-	var fault *apikey.KeyError
-	if errors.As(err, &fault) {
+	if fault, ok := errors.AsType[*apikey.KeyError](err); ok {
 		return nil, fault
 	}
 	if err != nil {
@@ -191,6 +190,7 @@ func (k *FileKeys) begin(w *fileWatcher) error {
 	var records []apikey.Record
 	err := k.view(func(b keyBuckets) error {
 		reader := newKeyReader()
+		records = make([]apikey.Record, 0, b.records.Stats().KeyN)
 		return b.records.ForEach(func(id, text []byte) error { //nolint:wrapcheck // see below
 			record, fault := reader.read(string(id), text)
 			if fault != nil {

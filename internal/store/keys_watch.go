@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -15,7 +16,9 @@ import (
 const (
 	// watchFor is how long one question for news waits for an answer. As often, at the
 	// least, a watcher sees to it that the directory is still the one it knows.
-	watchFor = 5 * time.Second
+	watchFor = 2 * time.Second
+	// watchGrace is how much longer than that the answer may take to arrive.
+	watchGrace = time.Second
 	// watchAgain is how long a watcher waits before it connects anew.
 	watchAgain = 100 * time.Millisecond
 	// watchDial is how long it may take to connect.
@@ -30,7 +33,7 @@ const (
 // to read much, and never waiting long to connect again.
 func watchOptions(o *redis.Options) redis.Options {
 	options := *o
-	options.Dialer, options.PushNotificationProcessor = nil, nil // made anew, with these time-outs
+	options.PushNotificationProcessor = nil // made anew
 	options.DialTimeout, options.DialerRetries = watchDial, 1
 	options.ReadTimeout, options.WriteTimeout, options.PoolTimeout = keysTimeout, keysTimeout, keysTimeout
 	options.PoolSize, options.MinIdleConns, options.MaxRetries = 2, 0, -1
@@ -88,11 +91,12 @@ func (w *keysWatcher) tell(err error) {
 // follow applies what happens until a call fails. It has a client of its own each time:
 // the pool of one that has often failed to connect tries again only once a second.
 func (w *keysWatcher) follow(ctx context.Context) error {
-	w.client = redis.NewClient(&w.keys.options)
-	defer w.client.Close()
-	// Nothing else ends a read that waits for news.
-	stop := context.AfterFunc(ctx, func() { _ = w.client.Close() })
-	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	options := w.keys.options
+	options.Dialer = closingDialer(ctx, redis.NewDialer(&w.keys.options))
+	w.client = redis.NewClient(&options)
+	defer func() { _ = w.client.Close() }() // nothing of use is on its way
+	defer cancel()
 	var news []redis.XMessage
 	for {
 		current, err := w.isCurrent(ctx)
@@ -115,6 +119,21 @@ func (w *keysWatcher) follow(ctx context.Context) error {
 		}
 	}
 }
+
+// closingDialer returns a dialer whose connections end with a context. Nothing else ends
+// a read that waits for news.
+func closingDialer(ctx context.Context, dial dialer) dialer {
+	return func(dialing context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(dialing, network, address)
+		if err == nil {
+			context.AfterFunc(ctx, func() { _ = conn.Close() })
+		}
+		return conn, err
+	}
+}
+
+// A dialer connects to Redis.
+type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // isCurrent reports whether the directory in Redis is what is known or has grown from
 // it. If not it is to be loaded: it is another, or an older state of it was restored, or
@@ -209,7 +228,7 @@ func (w *keysWatcher) readInto(records []apikey.Record, reader keyReader, id, te
 
 // await returns what has happened since what is known, and waits where that is nothing.
 func (w *keysWatcher) await(ctx context.Context) ([]redis.XMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, watchFor+keysTimeout)
+	ctx, cancel := context.WithTimeout(ctx, watchFor+watchGrace)
 	defer cancel()
 	question := redis.XReadArgs{Streams: []string{w.keys.audit, w.last}, Count: watchChunk, Block: watchFor}
 	streams, err := w.client.XRead(ctx, &question).Result()

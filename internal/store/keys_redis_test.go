@@ -1,0 +1,326 @@
+package store
+
+import (
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// instance returns the directory as another instance would use it.
+func instance(t *testing.T, s *devstack.Stack) *RedisKeys {
+	t.Helper()
+	return NewRedisKeys(redisStore(t, s), KeyNotices{})
+}
+
+// noticing is an instance whose outages are received from a channel.
+func noticing(t *testing.T, s *devstack.Stack) (*RedisKeys, chan error) {
+	t.Helper()
+	outages := make(chan error, 100)
+	return NewRedisKeys(redisStore(t, s), KeyNotices{Outage: func(err error) { outages <- err }}), outages
+}
+
+// told expects the next notice of an outage; nil is the end of one.
+func told(t *testing.T, outages chan error, want error) error {
+	t.Helper()
+	select {
+	case err := <-outages:
+		if (err == nil) != (want == nil) || (errors.Is(want, apikey.ErrLost) && !errors.Is(err, apikey.ErrLost)) {
+			t.Errorf("told of %v: want %v", err, want)
+		}
+		return err
+	case <-time.After(15 * time.Second):
+		t.Errorf("not told of %v", want)
+		return nil
+	}
+}
+
+// errAway is some error of the connection.
+var errAway = errors.New("away")
+
+// TestInstancesSeeEachOthersKeys within a second of the write.
+func TestInstancesSeeEachOthersKeys(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	one, two := instance(t, server), instance(t, server)
+	first, second := watch(t, one), watch(t, two)
+	a := write(t, one, newRecord("a"))[0]
+	second.soon(t, a)
+	a.Revoked = true
+	a = write(t, two, a)[0]
+	first.soon(t, a)
+	second.soon(t, a)
+}
+
+// TestWatchersThatLoseTheirConnection miss nothing of what is written meanwhile.
+func TestWatchersThatLoseTheirConnection(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	writer := instance(t, server)
+	watching, outages := noticing(t, server)
+	a := write(t, writer, newRecord("a"))[0]
+	w := watch(t, watching)
+	for range 5 {
+		killWatchers(t, writer)
+		a = write(t, writer, a)[0]
+		w.soon(t, a)
+		told(t, outages, errAway)
+		told(t, outages, nil)
+	}
+	if n := w.wholes.Load(); n != 1 {
+		t.Errorf("%d loads of the whole: want the first alone", n)
+	}
+}
+
+// killWatchers ends the connections of those who wait for news.
+func killWatchers(t *testing.T, k *RedisKeys) {
+	t.Helper()
+	timeout := time.After(10 * time.Second)
+	for {
+		list, err := k.client.ClientList(t.Context()).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(list) {
+			if strings.Contains(line, "cmd=xread ") {
+				id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
+				if err := k.client.ClientKillByFilter(t.Context(), "ID", id).Err(); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+		}
+		select {
+		case <-timeout:
+			t.Fatalf("nobody waits for news:\n%s", list)
+		default:
+		}
+	}
+}
+
+// TestRestartedRedis: what was written comes back with Redis, and what is written then
+// arrives within a second.
+func TestRestartedRedis(t *testing.T) {
+	t.Parallel()
+	server := &devstack.Stack{Options: devstack.Options{Dir: t.TempDir()}}
+	var err error
+	if server.Options.RedisAddress, err = devstack.FreeAddress(); err != nil {
+		t.Fatal(err)
+	}
+	process := startLasting(t, server)
+	writer := instance(t, server)
+	watching, outages := noticing(t, server)
+	a := write(t, writer, newRecord("a"))[0]
+	w := watch(t, watching)
+	for range 2 {
+		if err := process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-process.Done()
+		told(t, outages, errAway)
+		w.has(t, a)
+		process = startLasting(t, server)
+		fresh := instance(t, server) // one whose connections have not failed
+		a = write(t, fresh, a)[0]
+		w.soon(t, a)
+		told(t, outages, nil)
+	}
+	if n := w.wholes.Load(); n != 1 {
+		t.Errorf("%d loads of the whole: want the first alone", n)
+	}
+}
+
+// startLasting starts a redis-server that writes everything to disk at once.
+func startLasting(t *testing.T, s *devstack.Stack) *devstack.Process {
+	t.Helper()
+	_, port, _ := strings.Cut(s.Options.RedisAddress, ":")
+	process, err := devstack.Start("redis-server", []string{
+		"redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", s.Options.Dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+	}, nil, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Stop(10 * time.Second) })
+	r := redisStore(t, s)
+	timeout := time.After(20 * time.Second)
+	for r.Ping(t.Context()) != nil {
+		select {
+		case <-timeout:
+			t.Fatal("redis-server does not answer")
+		default:
+			r = redisStore(t, s)
+		}
+	}
+	return process
+}
+
+// TestEmptiedRedis: instances keep the keys they know and write nothing into the void.
+// One that starts then begins anew, and all follow.
+func TestEmptiedRedis(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	k, outages := noticing(t, server)
+	w := watch(t, k)
+	a := write(t, k, newRecord("a"))[0]
+	w.await(t, a)
+	if err := k.client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Write(t.Context(), []apikey.Change{changing(a)}); !errors.Is(err, apikey.ErrLost) {
+		t.Errorf("written to an emptied Redis: %v", err)
+	}
+	told(t, outages, apikey.ErrLost)
+	w.has(t, a)
+
+	fresh := instance(t, server)
+	if n := watch(t, fresh).stored.Directory().Len(); n != 0 {
+		t.Errorf("a new instance knows %d keys", n)
+	}
+	b := write(t, fresh, newRecord("b"))[0]
+	w.soon(t, b)
+	told(t, outages, nil)
+	if w.stored.Directory().Len() != 1 {
+		t.Error("the lost keys still work beside a new directory")
+	}
+	write(t, k, b)
+	if len(outages) > 0 {
+		t.Errorf("%d notices too many", len(outages))
+	}
+}
+
+// TestLostBeforeItIsSeen: the directory is another before the writer has noticed.
+func TestLostBeforeItIsSeen(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	k, fresh := instance(t, server), instance(t, server)
+	a := write(t, k, newRecord("a"))[0]
+	if err := k.client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, fresh, newRecord("b"))
+	if _, err := k.Write(t.Context(), []apikey.Change{changing(a)}); !errors.Is(err, apikey.ErrLost) {
+		t.Errorf("written to another directory: %v", err)
+	}
+}
+
+// TestOlderState: Redis comes back without the latest writes, as after a failover, and
+// others are written. Watchers end up with what is in Redis.
+func TestOlderState(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	k := instance(t, server)
+	w := watch(t, k)
+	a := write(t, k, newRecord("a"))[0]
+	names := k.client.Keys(t.Context(), "*").Val()
+	var dumps []string
+	for _, name := range names {
+		dumps = append(dumps, k.client.Dump(t.Context(), name).Val())
+	}
+	later := a
+	later.Tier = "pro"
+	w.await(t, write(t, k, later, newRecord("lost"))[0])
+
+	var b apikey.Record
+	_, err := k.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+		for i, name := range names {
+			p.RestoreReplace(t.Context(), name, 0, dumps[i])
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		b = write(t, k, newRecord(apikey.NewID()))[0]
+	}
+	w.awaitThat(t, "the older state and what came after", func(d *apikey.Directory) bool {
+		return d.ByID(b.ID) != nil && d.ByID("lost") == nil && d.Len() == 4
+	})
+	w.has(t, a)
+}
+
+// TestRecordsOfOthers: one that was written by hand is left out and told of, the rest
+// works.
+func TestRecordsOfOthers(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	faults := make(chan *apikey.KeyError, 10)
+	k := NewRedisKeys(redisStore(t, server), KeyNotices{Unreadable: func(fault *apikey.KeyError) { faults <- fault }})
+	a := write(t, k, newRecord("a"))[0]
+	for id, text := range map[string]string{"broken": "{", "other": `{"id":"a","hash":"` + a.Hash.String() + `"}`} {
+		if err := k.client.HSet(t.Context(), "test:{keys}:records", id, text).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := watch(t, k)
+	w.has(t, a)
+	told := []string{(<-faults).ID, (<-faults).ID}
+	if slices.Sort(told); !slices.Equal(told, []string{"broken", "other"}) || w.stored.Directory().Len() != 1 {
+		t.Errorf("told of %q, %d keys known", told, w.stored.Directory().Len())
+	}
+	if _, err := k.Read(t.Context(), "broken"); err == nil || !strings.Contains(err.Error(), "key broken: read the record in the store") {
+		t.Errorf("read: %v", err)
+	}
+	mended := plainRecord("broken")
+	mended.Revision = 1
+	if _, err := k.Write(t.Context(), []apikey.Change{changing(mended)}); err == nil || !strings.Contains(err.Error(), "key broken: the record in the store cannot be read") {
+		t.Errorf("write: %v", err)
+	}
+	w.soon(t, write(t, k, newRecord("b"))[0])
+}
+
+// TestDirectoryIsUnderOneTag: every Redis key of the directory is in one slot, and
+// holds hashes of keys but no key.
+func TestDirectoryIsUnderOneTag(t *testing.T) {
+	t.Parallel()
+	k := instance(t, redisServer(t))
+	secret := apikey.New()
+	r := newRecord("a")
+	r.Hash = secret.Hash()
+	write(t, k, r)
+	names := k.client.Keys(t.Context(), "*").Val()
+	slices.Sort(names)
+	if want := []string{"test:{keys}:audit", "test:{keys}:epoch", "test:{keys}:hashes", "test:{keys}:records"}; !slices.Equal(names, want) {
+		t.Errorf("%q: want %q", names, want)
+	}
+	var raw strings.Builder
+	for _, name := range names {
+		raw.WriteString(k.client.Dump(t.Context(), name).Val())
+	}
+	record := k.client.HGet(t.Context(), "test:{keys}:records", "a").Val()
+	raw.WriteString(record)
+	if strings.Contains(raw.String(), secret.Reveal()) || strings.Contains(raw.String(), apikey.Prefix) {
+		t.Error("a secret is in Redis")
+	}
+	hashes := regexp.MustCompile(`"hash":"sha256:[0-9a-f]{64}"`).FindAllString(record, -1)
+	if len(hashes) != 2 || !strings.Contains(record, secret.Hash().String()) {
+		t.Errorf("the record has the hashes %q", hashes)
+	}
+}
+
+// TestRedisAway: calls say what was tried.
+func TestRedisAway(t *testing.T) {
+	t.Parallel()
+	address, err := devstack.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &devstack.Stack{Options: devstack.Options{RedisAddress: address}}
+	k := instance(t, s)
+	_, readErr := k.Read(t.Context(), "a")
+	_, writeErr := k.Write(t.Context(), []apikey.Change{changing(plainRecord("a"))})
+	_, eventsErr := k.Events(t.Context(), "", "", 1)
+	for want, err := range map[string]error{"read key a in Redis": readErr, "write keys to Redis": writeErr, "read the audit log in Redis": eventsErr} {
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v: want %q", err, want)
+		}
+	}
+}
