@@ -1,0 +1,211 @@
+package web
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+// maxImport is how many keys one call may bring, which all are written or none.
+const maxImport = 1000
+
+// An Imported says what became of an import.
+type Imported struct {
+	Count  int      `json:"count"`
+	DryRun bool     `json:"dry_run"`
+	IDs    []string `json:"ids,omitempty"` // in the order of the keys; without in a dry run
+}
+
+// importKeys takes up keys made elsewhere, by their secret or its hash, and those of an
+// export: all, or none.
+func (a *Admin) importKeys(c *call) (any, error) {
+	o, err := newObject(c.body)
+	if err != nil {
+		return nil, err
+	}
+	var dry bool
+	take(o, "dry_run", "true or false", &dry)
+	entries := o.objects("keys", maxImport)
+	if len(entries) == 0 && !o.faulty("keys") {
+		o.fault("keys", "none: want 1 to %d", maxImport)
+	}
+	o.end()
+	changes := make([]apikey.Change, len(entries))
+	seen := &seenKeys{ids: map[string]int{}, hashes: map[apikey.Hash]int{}}
+	for i, entry := range entries {
+		r := c.imported(entry)
+		seen.add(entry, i, r)
+		changes[i] = c.change(r, "import", "tier "+r.Tier)
+	}
+	if err := o.err(); err != nil {
+		return nil, err
+	}
+	result := Imported{Count: len(changes), DryRun: dry}
+	if dry {
+		return result, nil
+	}
+	written, err := a.write(c, changes)
+	if err != nil {
+		return nil, importFault(err, changes)
+	}
+	for _, r := range written {
+		result.IDs = append(result.IDs, r.ID)
+	}
+	return result, nil
+}
+
+// imported reads one key. Unlike a new one it may be over already.
+func (c *call) imported(o *object) apikey.Record {
+	r := apikey.Record{ID: c.accounts.takeID(o), Hash: c.accounts.takeHash(o)}
+	c.accounts.describe(o, &r)
+	r.Overrides = c.accounts.overrides(o)
+	take(o, "revoked", "true or false", &r.Revoked)
+	moment(o, "created", &r.Created)
+	if r.Created.IsZero() {
+		r.Created = c.now.Truncate(time.Second)
+	}
+	r.Former = c.former(o)
+	o.end()
+	return r
+}
+
+// former reads what the key was before it was rotated.
+func (c *call) former(o *object) *apikey.Former {
+	fields, given := o.fields["former"]
+	if !given || isNull(fields) {
+		delete(o.fields, "former")
+		return nil
+	}
+	inner := &object{at: o.at + "former.", faults: o.faults}
+	if !take(o, "former", "an object with hash and until", &inner.fields) {
+		return nil
+	}
+	var text string
+	var f apikey.Former
+	if take(inner, "hash", aText, &text) {
+		f.Hash = c.accounts.parseHash(inner, "hash", text)
+	} else if !inner.faulty("hash") {
+		inner.fault("hash", "missing")
+	}
+	if !moment(inner, "until", &f.Until) && !inner.faulty("until") {
+		inner.fault("until", "missing: want %s", pointInTime)
+	}
+	inner.end()
+	return &f
+}
+
+// seenKeys finds twins within one import.
+type seenKeys struct {
+	ids    map[string]int
+	hashes map[apikey.Hash]int
+}
+
+func (s *seenKeys) add(o *object, i int, r apikey.Record) {
+	if first, ok := s.ids[r.ID]; ok && r.ID != "" {
+		o.fault("id", "keys[%d] has it too", first)
+	}
+	s.ids[r.ID] = i
+	for _, h := range r.Hashes() {
+		if h == (apikey.Hash{}) {
+			continue
+		}
+		if first, ok := s.hashes[h]; ok {
+			o.fault("hash", "keys[%d] is the same key", first)
+		}
+		s.hashes[h] = i
+	}
+}
+
+// importFault says which key of an import the store refuses.
+func importFault(err error, changes []apikey.Change) error {
+	var of *apikey.KeyError
+	if !errors.As(err, &of) || !errors.Is(err, apikey.ErrTaken) {
+		return err
+	}
+	i := slices.IndexFunc(changes, func(c apikey.Change) bool { return c.Record.ID == of.ID })
+	if i < 0 {
+		return err
+	}
+	p := problem(kindTaken, err.Error())
+	p.Errors = []Fault{{"keys[" + strconv.Itoa(i) + "]", apikey.ErrTaken.Error()}}
+	return p
+}
+
+// A KeyExport is a part of all records of the store, hashes and all.
+type KeyExport struct {
+	Keys []apikey.Record `json:"keys"`
+	Next string          `json:"next,omitempty"` // ask again with after= this; without: that was all
+}
+
+// exportKeys answers with what an import into an empty store makes the same keys of.
+func (a *Admin) exportKeys(c *call) (any, error) {
+	q := c.query()
+	from, most := q.text("after"), q.limit()
+	if err := q.end(); err != nil {
+		return nil, err
+	}
+	found, next := pageOf(after(a.listing.of(c.accounts.Keys), from), most, func(l listed) bool { return !l.fromFile })
+	export := KeyExport{Keys: make([]apikey.Record, len(found)), Next: next}
+	for i, l := range found {
+		export.Keys[i] = *l.Record
+		export.Keys[i].Revision = 0 // the store's own
+	}
+	return export, nil
+}
+
+// An AuditLog is a part of what was done to keys, the latest first.
+type AuditLog struct {
+	Events []apikey.Event `json:"events"`
+	Next   string         `json:"next,omitempty"` // ask again with before= this; without: that was all
+}
+
+// audit answers with what was done to a key, or to all.
+func (a *Admin) audit(c *call) (any, error) {
+	q := c.query()
+	key, before, most := q.text("key"), q.text("before"), q.limit()
+	if key != "" && !apikey.ValidID(key) {
+		q.fault("key", "want the ID of a key")
+	}
+	if len(before) > 64 || strings.Trim(before, "0123456789-") != "" {
+		q.fault("before", "want what an earlier answer said under next")
+	}
+	if err := q.end(); err != nil {
+		return nil, err
+	}
+	events, err := a.keys.Events(c.Context(), key, before, most)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it says what and why, for the answer
+	}
+	log := AuditLog{Events: append([]apikey.Event{}, events...)}
+	if len(events) >= most {
+		log.Next = events[len(events)-1].ID
+	}
+	return log, nil
+}
+
+// Tiers is what keys can be given.
+type Tiers struct {
+	Tiers     []TierView `json:"tiers"`
+	Resources []string   `json:"resources"`
+	Peppers   []string   `json:"peppers"` // their names
+}
+
+// tiers answers with the tiers, resources and peppers of the configuration in use.
+func (a *Admin) tiers(c *call) (any, error) {
+	if err := c.query().end(); err != nil {
+		return nil, err
+	}
+	t := Tiers{Tiers: []TierView{}, Resources: c.accounts.resourceNames(), Peppers: []string{}}
+	for _, name := range slices.Sorted(maps.Keys(c.accounts.Plans)) {
+		t.Tiers = append(t.Tiers, tierView(c.accounts.Plans[name].Tier))
+	}
+	for _, p := range c.accounts.Peppers {
+		t.Peppers = append(t.Peppers, p.Name())
+	}
+	return t, nil
+}
