@@ -241,8 +241,11 @@ func (c *checker) keyHeaders(headers []string) []string {
 	return result
 }
 
-// minSecret is the shortest admin token and session secret, in bytes.
-const minSecret = 16
+// The shortest admin token and the shortest secret of sessions, in bytes.
+const (
+	minToken         = 16
+	minSessionSecret = 32
+)
 
 // sessionSecret reads the secret that signs sessions.
 func (c *checker) sessionSecret(s customerSection) apikey.Key {
@@ -256,8 +259,8 @@ func (c *checker) sessionSecret(s customerSection) apikey.Key {
 		c.fault(at, "%v", err)
 	case secret == "":
 		return apikey.Key{}
-	case len(secret) < minSecret:
-		c.fault(at, "the secret has %d bytes: want at least %d, such as the output of openssl rand -hex 32", len(secret), minSecret)
+	case len(secret) < minSessionSecret:
+		c.fault(at, "the secret has %d bytes: want at least %d, such as the output of openssl rand -hex 32", len(secret), minSessionSecret)
 	}
 	return apikey.Redacting(secret)
 }
@@ -273,8 +276,8 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 		if err == nil && s.File == "" && s.Env == "" {
 			err = fmt.Errorf("token %q: want file or env", s.Name)
 		}
-		if err == nil && len(secret) < minSecret {
-			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minSecret)
+		if err == nil && len(secret) < minToken {
+			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minToken)
 		}
 		if err != nil {
 			c.fault(at, "%v", err)

@@ -224,7 +224,7 @@ func (s *Stack) secretFile(name string) (string, error) {
 		return "", fmt.Errorf("make a secret: %w", err)
 	}
 	defer file.Close()
-	if _, err := file.WriteString(cryptorand.Text()); err != nil {
+	if _, err := file.WriteString(cryptorand.Text() + cryptorand.Text()); err != nil {
 		return "", fmt.Errorf("make a secret: %w", err)
 	}
 	return path, nil

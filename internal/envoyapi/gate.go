@@ -89,6 +89,9 @@ func (g *Gate) Use(s *Settings) {
 	g.settings.Store(s)
 }
 
+// Keys returns the keys that are known.
+func (g *Gate) Keys() apikey.Keyring { return g.settings.Load().Keys }
+
 // An inquiry is what a protocol knows of a request.
 type inquiry struct {
 	credentials []string // texts that may be keys
