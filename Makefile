@@ -1,6 +1,8 @@
 # make setup   check and install what building, running and testing needs
 # make run     serve on http://127.0.0.1:10000 through a real Envoy
 #              CHAIN=ext_authz|ratelimit|ai-protocol  STORE=memory|redis  ENVOY=/path/to/envoy
+# make traffic send two minutes of sample traffic to what make run serves
+#              FLAGS='-rate 15 -duration 2m -seed 1'
 # make test    set up and run every test
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
@@ -13,7 +15,7 @@ FUZZTIME ?= 30s
 # checkout under that one's paths, which the exclusions do not know.
 export GOLANGCI_LINT_CACHE = $(CURDIR)/.cache/golangci-lint
 
-.PHONY: build setup run test lint fmt fuzz bench clean
+.PHONY: build setup run traffic test lint fmt fuzz bench clean
 
 build:
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -23,6 +25,9 @@ setup:
 
 run: build
 	@exec bin/devstack run
+
+traffic: build
+	@exec bin/devstack traffic $(FLAGS)
 
 test: setup build
 	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)

@@ -1,6 +1,7 @@
 // Package devstack starts TierGate together with all that it works with: a real
 // Envoy with the files we ship, a mock AI upstream and, if asked for, a Redis
-// server of its own. "make run" and the end-to-end tests use it.
+// server of its own; and it sends sample traffic there. "make run", "make traffic" and
+// the end-to-end tests use it.
 //
 // It does not know how TierGate decides; it only starts the built program.
 package devstack

@@ -1,0 +1,98 @@
+package devstack
+
+import (
+	"io"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestTrafficBounds: traffic that is out of bounds is refused, and nothing sent.
+func TestTrafficBounds(t *testing.T) {
+	t.Parallel()
+	good := Traffic{Address: "127.0.0.1:1", Rate: 15, Duration: time.Minute, Out: io.Discard}
+	for _, address := range []string{"127.0.0.1:10000", "127.9.9.9:1", "[::1]:10000"} {
+		good.Address = address
+		if err := good.Check(); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	for _, c := range []struct {
+		change func(*Traffic)
+		want   string
+	}{
+		{func(t *Traffic) { t.Address = "192.0.2.1:10000" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Address = "0.0.0.0:10000" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Address = "localhost:10000" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Address = "127.0.0.1.example.com:80" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Address = "127.0.0.1" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Address = "127.0.0.1:0" }, "want an address of this machine alone"},
+		{func(t *Traffic) { t.Rate = 0 }, "want more than 0 and at most 1000"},
+		{func(t *Traffic) { t.Rate = 1001 }, "want more than 0 and at most 1000"},
+		{func(t *Traffic) { t.Rate = math.NaN() }, "want more than 0 and at most 1000"},
+		{func(t *Traffic) { t.Duration = 0 }, "want more than 0s and at most 1h0m0s"},
+		{func(t *Traffic) { t.Duration = time.Hour + 1 }, "want more than 0s and at most 1h0m0s"},
+		{func(t *Traffic) { t.Requests = -1 }, "want 1 or more, or 0 for any number"},
+	} {
+		bad := good
+		c.change(&bad)
+		if err := bad.Send(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %s", bad, err, c.want)
+		}
+	}
+}
+
+// TestNobodyAnswers: traffic to where nobody serves ends at once, and says what to
+// start.
+func TestNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	address, err := FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	traffic := Traffic{Address: address, Rate: 0.1, Duration: time.Minute, Out: io.Discard}
+	began := time.Now()
+	if err := traffic.Send(t.Context()); err == nil || !strings.Contains(err.Error(), "make run") {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+// TestSeed: the same seed makes the same requests, another one others.
+func TestSeed(t *testing.T) {
+	t.Parallel()
+	samples := func(seed uint64) []sample {
+		c := newCrowd(rand.New(rand.NewPCG(seed, 0)))
+		var all []sample
+		for range 300 {
+			all = append(all, c.next())
+		}
+		return all
+	}
+	if first := samples(7); !reflect.DeepEqual(first, samples(7)) || reflect.DeepEqual(first, samples(8)) {
+		t.Error("the seed does not decide what is sent")
+	}
+}
+
+// TestShares: each hundred requests are shared as the customers say.
+func TestShares(t *testing.T) {
+	t.Parallel()
+	c := newCrowd(rand.New(rand.NewPCG(3, 0)))
+	for range 3 {
+		have, want := map[string]int{}, map[string]int{}
+		for range 100 {
+			have[c.next().customer]++
+		}
+		for _, customer := range customers() {
+			want[customer.name] = customer.share
+		}
+		if !reflect.DeepEqual(have, want) {
+			t.Errorf("shares %v, want %v", have, want)
+		}
+	}
+}
