@@ -63,7 +63,7 @@ func (t Traffic) Send(ctx context.Context) error {
 		s := crowd.next()
 		group.Go(func() error { return c.call(answering, s) })
 		if now.Sub(reported) >= reportEvery {
-			reported = now
+			reported = reported.Add(reportEvery)
 			fmt.Fprintln(t.Out, c.tally.line(now))
 		}
 	}
@@ -115,18 +115,15 @@ type caller struct {
 	tally  *tally
 }
 
-// call sends a sample. That ctx ended is no error.
+// call sends a sample. It is no error that ctx ended.
 func (c *caller) call(ctx context.Context, s sample) error {
 	a, err := c.ask(ctx, s)
-	switch {
-	case err == nil:
+	if err == nil {
 		c.tally.add(s.customer, a)
-		return nil
-	case ctx.Err() != nil:
-		return nil
-	default:
+	} else if ctx.Err() == nil {
 		return fmt.Errorf("%w: is it served? Start it in another terminal: make run", err)
 	}
+	return nil
 }
 
 // An answer is what became of a sample.
