@@ -86,45 +86,20 @@ type portion struct {
 // 117 of 100. Each also asks for more tokens than it has: at times too many at once,
 // and at times a single answer larger than its limit.
 func customers() []customer {
+	talk := []portion{{7, chat}, {5, stream}, {1, leftStream}}
+	forms := []portion{{2, responses}, {2, messages}, {1, completion}}
+	small := []portion{{3, embeddings}, {1, moderation}, {1, models}}
+	media := []portion{{2, images}, {1, speech}, {1, transcription}}
+	rare := []portion{{1, listFiles}, {1, upload}, {1, failing}, {1, long(200_000)}}
+	free := []portion{{4, chat}, {2, stream}, {1, leftStream}, {1, embeddings}, {1, models}, {3, long(25_000)}, {1, tooLong(60_000)}}
+	basic := slices.Concat(talk, small, []portion{{1, images}, {3, long(80_000)}, {1, tooLong(400_000)}})
+	pro := slices.Concat(talk, forms, media, rare, []portion{{2, long(200_000)}, {1, tooLong(2_000_000)}})
+	enterprise := slices.Concat(talk, talk, forms, small, media, rare)
 	return []customer{
-		{"sk-demo-free", "sk-demo-free", 5, []portion{
-			{4, chat}, {2, stream}, {1, leftStream}, {1, embeddings}, {1, moderation}, {1, models}, {3, long(25_000)}, {1, tooLong(60_000)},
-		}},
-		{"sk-demo-basic", "sk-demo-basic", 7, []portion{
-			{7, chat}, {5, stream}, {1, leftStream}, {2, embeddings}, {1, moderation}, {1, images}, {1, models}, {3, long(80_000)}, {1, tooLong(400_000)},
-		}},
-		{"sk-demo-pro", "sk-demo-pro", 13, []portion{
-			{7, chat},
-			{5, stream},
-			{1, leftStream},
-			{2, responses},
-			{1, messages},
-			{2, images},
-			{1, speech},
-			{1, transcription},
-			{1, listFiles},
-			{1, failing},
-			{2, long(200_000)},
-			{1, tooLong(2_000_000)},
-		}},
-		{"sk-demo-enterprise", "sk-demo-enterprise", 71, []portion{
-			{12, chat},
-			{8, stream},
-			{2, leftStream},
-			{3, messages},
-			{2, responses},
-			{1, completion},
-			{5, embeddings},
-			{2, moderation},
-			{2, images},
-			{2, speech},
-			{2, transcription},
-			{1, listFiles},
-			{1, upload},
-			{2, models},
-			{1, failing},
-			{1, long(200_000)},
-		}},
+		{"sk-demo-free", "sk-demo-free", 5, free},
+		{"sk-demo-basic", "sk-demo-basic", 7, basic},
+		{"sk-demo-pro", "sk-demo-pro", 13, pro},
+		{"sk-demo-enterprise", "sk-demo-enterprise", 71, enterprise},
 		{"(no key)", "", 2, []portion{{2, chat}, {1, models}}},
 		{"(unknown key)", "sk-demo-unknown", 2, []portion{{2, chat}, {1, embeddings}}},
 	}

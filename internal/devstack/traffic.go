@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -91,7 +92,7 @@ func (t Traffic) Check() error {
 	return nil
 }
 
-// wave returns by how much the rate differs from its average after this time. A
+// wave returns the rate at this time after the beginning, 1 being the average. A
 // short wave is for what is shown live, a long one for charts by the minute.
 func wave(after time.Duration) float64 {
 	turns := func(period time.Duration) float64 { return 2 * math.Pi * after.Seconds() / period.Seconds() }
@@ -149,7 +150,7 @@ func (c *caller) ask(ctx context.Context, s sample) (answer, error) {
 	if s.leave > 0 && a.status == http.StatusOK {
 		_, err = io.CopyN(io.Discard, response.Body, s.leave)
 		a.left = err == nil
-		if err == io.EOF { //nolint:errorlint // CopyN returns it as it is
+		if errors.Is(err, io.EOF) { // it was shorter
 			err = nil
 		}
 	} else {

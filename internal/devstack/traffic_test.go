@@ -1,13 +1,19 @@
 package devstack
 
 import (
+	"context"
 	"io"
 	"math"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/mockai"
 )
 
 // TestTrafficBounds: traffic that is out of bounds is refused, and nothing sent.
@@ -60,6 +66,41 @@ func TestNobodyAnswers(t *testing.T) {
 	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %s", took)
+	}
+}
+
+// TestTrafficEnds: when ctx is done, here after a hundred requests, sending ends
+// without an error and with a summary. Until then no more than twenty requests are
+// under way.
+func TestTrafficEnds(t *testing.T) {
+	t.Parallel()
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	var requests, underWay, most atomic.Int64
+	api := mockai.Handler()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for now, before := underWay.Add(1), most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
+		}
+		defer underWay.Add(-1)
+		if requests.Add(1) == 100 {
+			interrupt()
+		}
+		api.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	var out strings.Builder
+	traffic := Traffic{Address: server.Listener.Addr().String(), Rate: 1000, Duration: time.Minute, Out: &out}
+	if err := traffic.Send(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := requests.Load(); n < 100 || n > 100+20 {
+		t.Errorf("%d requests came, want few after the hundredth", n)
+	}
+	if n := most.Load(); n < 10 || n > 20 {
+		t.Errorf("%d requests were under way at once, want 10 to 20", n)
+	}
+	if !strings.Contains(out.String(), "sk-demo-enterprise") {
+		t.Errorf("no summary: %s", &out)
 	}
 }
 
