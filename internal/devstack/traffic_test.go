@@ -2,13 +2,16 @@ package devstack
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,7 +49,7 @@ func TestTrafficBounds(t *testing.T) {
 		bad := good
 		c.change(&bad)
 		if err := bad.Send(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%+v: %v, want %s", bad, err, c.want)
+			t.Errorf("%+v: %v: %s", bad, err, c.want)
 		}
 	}
 }
@@ -70,18 +73,14 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 // TestTrafficEnds: when ctx is done, here after a hundred requests, sending ends
-// without an error and with a summary. Until then no more than twenty requests are
-// under way.
+// without an error and with a summary.
 func TestTrafficEnds(t *testing.T) {
 	t.Parallel()
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	var requests, underWay, most atomic.Int64
+	var requests atomic.Int64
 	api := mockai.Handler()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for now, before := underWay.Add(1), most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
-		}
-		defer underWay.Add(-1)
 		if requests.Add(1) == 100 {
 			interrupt()
 		}
@@ -96,44 +95,82 @@ func TestTrafficEnds(t *testing.T) {
 	if n := requests.Load(); n < 100 || n > 100+20 {
 		t.Errorf("%d requests came, want few after the hundredth", n)
 	}
-	if n := most.Load(); n < 10 || n > 20 {
-		t.Errorf("%d requests were under way at once, want 10 to 20", n)
-	}
 	if !strings.Contains(out.String(), "sk-demo-enterprise") {
 		t.Errorf("no summary: %s", &out)
 	}
 }
 
-// TestSeed: the same seed makes the same requests, another one others.
+// TestTwentyUnderWay: an API that never answers gets twenty requests and no more.
+func TestTwentyUnderWay(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		_, _ = io.Copy(io.Discard, r.Body) // else the server does not see the client go
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	ctx, interrupt := context.WithTimeout(t.Context(), time.Second)
+	defer interrupt()
+	traffic := Traffic{Address: server.Listener.Addr().String(), Rate: 1000, Duration: time.Minute, Out: io.Discard}
+	if err := traffic.Send(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := requests.Load(); n != 20 {
+		t.Errorf("%d requests came, want 20", n)
+	}
+}
+
+// TestSeed: the same seed sends the same requests, another one others.
 func TestSeed(t *testing.T) {
 	t.Parallel()
-	samples := func(seed uint64) []sample {
-		c := newCrowd(rand.New(rand.NewPCG(seed, 0)))
-		var all []sample
-		for range 300 {
-			all = append(all, c.next())
-		}
-		return all
-	}
-	if first := samples(7); !reflect.DeepEqual(first, samples(7)) || reflect.DeepEqual(first, samples(8)) {
+	first := sent(t, 7)
+	if len(first) != 200 || !slices.Equal(first, sent(t, 7)) || slices.Equal(first, sent(t, 8)) {
 		t.Error("the seed does not decide what is sent")
 	}
 }
 
-// TestShares: each hundred requests are shared as the customers say.
+// sent returns what the seed sends, sorted, since it is sent side by side.
+func sent(t *testing.T, seed uint64) []string {
+	t.Helper()
+	var mu sync.Mutex
+	var requests []string
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		requests = append(requests, fmt.Sprintf("%s %s %v %s", r.Method, r.URL, r.Header, body))
+	}))
+	defer server.Close()
+	traffic := Traffic{Address: server.Listener.Addr().String(), Rate: 1000, Duration: time.Minute, Requests: 200, Seed: seed, Out: io.Discard}
+	if err := traffic.Send(t.Context()); err != nil {
+		t.Error(err)
+	}
+	slices.Sort(requests)
+	return requests
+}
+
+// TestShares: each hundred requests are shared as the customers say, in an order of
+// their own.
 func TestShares(t *testing.T) {
 	t.Parallel()
 	c := newCrowd(rand.New(rand.NewPCG(3, 0)))
+	var before []string
 	for range 3 {
+		var order []string
 		have, want := map[string]int{}, map[string]int{}
 		for range 100 {
-			have[c.next().customer]++
+			order = append(order, c.next().customer)
+		}
+		for _, name := range order {
+			have[name]++
 		}
 		for _, customer := range customers() {
 			want[customer.name] = customer.share
 		}
-		if !reflect.DeepEqual(have, want) {
+		if !maps.Equal(have, want) || slices.Equal(order, before) {
 			t.Errorf("shares %v, want %v", have, want)
 		}
+		before = order
 	}
 }
