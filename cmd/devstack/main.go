@@ -122,6 +122,6 @@ func sendTraffic(ctx context.Context, args []string, stdout, stderr io.Writer) e
 
 const lookAt = `
 Where to look:
-  %s   as a customer; sign in with sk-demo-basic
-  http://127.0.0.1:9002/            as an operator
+  %-32s   as a customer; sign in with sk-demo-basic
+  http://127.0.0.1:9002/             as an operator
 `

@@ -169,7 +169,7 @@ func TestShares(t *testing.T) {
 			want[customer.name] = customer.share
 		}
 		if !maps.Equal(have, want) || slices.Equal(order, before) {
-			t.Errorf("shares %v, want %v", have, want)
+			t.Errorf("shares %v, want %v, in another order than before", have, want)
 		}
 		before = order
 	}
