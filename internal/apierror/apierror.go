@@ -1,5 +1,5 @@
 // Package apierror has the errors that clients of the API get, in the shape and the
-// words of its contract.
+// words of its contract, and the texts of its headers that more than one part writes.
 //
 // It does not know HTTP, nor who answers with them.
 package apierror
@@ -28,6 +28,22 @@ type Error struct {
 //
 //nolint:gochecknoglobals // a constant in all but name
 var Unavailable = Error{"server_error", "Quotas cannot be checked at the moment. Please try again shortly.", "limiter_unavailable"}
+
+// UsageUnavailable is the error while nobody can be told what was used.
+//
+//nolint:gochecknoglobals // a constant in all but name
+var UsageUnavailable = Error{"server_error", "Usage cannot be read at the moment. Please try again shortly.", "usage_unavailable"}
+
+// SessionOver is what the dashboard's pages are told when nobody is signed in any more.
+//
+//nolint:gochecknoglobals // a constant in all but name
+var SessionOver = Error{"authentication_error", "You are not signed in, or your session is over. Sign in again.", "session_over"}
+
+// InvalidParameter is the refusal of a query's parameters. The error says which is wrong
+// and what it may be; it must not repeat what was sent, which may be a secret or read "rate_limit".
+func InvalidParameter(err error) Error {
+	return Error{"invalid_request_error", "Invalid query parameters: " + err.Error() + ".", "invalid_parameter"}
+}
 
 // OfKey returns what a caller is told whose key is refused by a reason of package
 // apikey: no more than the caller may know.

@@ -2,14 +2,13 @@ package web
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -26,36 +25,70 @@ type Accounts struct {
 	UnlimitedText string                 // what stands for a limit that there is not; empty: no header
 }
 
-// Customers is the API for the holders of keys, who each see what is theirs. Its
-// requests are not charged to the quotas and have a small limit of their own. It is
-// safe for concurrent use.
+// MinSessionSecret is the shortest secret for the sessions of a dashboard, in bytes.
+const MinSessionSecret = 32
+
+// CustomersOptions are what a Customers is made of.
+type CustomersOptions struct {
+	Accounts *Accounts
+	Limiter  *quota.Limiter // whose counts are shown
+	Usage    Usage
+	// SessionSecret signs the dashboard's sessions: MinSessionSecret bytes or more, the
+	// same in every instance. Another one ends all sessions.
+	SessionSecret []byte
+	Log           *slog.Logger
+	Now           func() time.Time
+}
+
+// Customers is the API and the dashboard for the holders of keys, who each see what is
+// theirs. Its requests are not charged to the quotas and have small limits of their own.
+// It is safe for concurrent use.
 type Customers struct {
 	accounts atomic.Pointer[Accounts]
 	limiter  *quota.Limiter
+	kept     Usage
+	log      *slog.Logger
 	now      func() time.Time
-	visits   visits
+	visits   *visits // of keys to the API
+
+	dashboard dashboard
 }
 
-// NewCustomers returns the API, which reads the counts of the limiter.
-func NewCustomers(a *Accounts, limiter *quota.Limiter, now func() time.Time) *Customers {
-	c := &Customers{limiter: limiter, now: now}
-	c.Use(a)
-	return c
+// NewCustomers returns the API. It is an error if the secret of the sessions is too short.
+func NewCustomers(o CustomersOptions) (*Customers, error) {
+	if len(o.SessionSecret) < MinSessionSecret {
+		return nil, fmt.Errorf("the secret of the dashboard's sessions has %d bytes: want at least %d", len(o.SessionSecret), MinSessionSecret)
+	}
+	d, err := newDashboard(o.SessionSecret)
+	if err != nil {
+		return nil, err
+	}
+	c := &Customers{limiter: o.Limiter, kept: o.Usage, log: o.Log, now: o.Now, visits: newVisits(visitsPerSecond, visitsAtOnce), dashboard: d}
+	c.Use(o.Accounts)
+	return c, nil
 }
 
 // Use makes the API know other accounts, from the next request on.
 func (c *Customers) Use(a *Accounts) { c.accounts.Store(a) }
 
-// Handler serves GET /v1/limits.
+// Handler serves GET /v1/limits and GET /v1/usage, and the dashboard: /dashboard and all
+// below it.
 func (c *Customers) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/limits", c.authenticated(c.limits))
+	mux.HandleFunc("GET /v1/usage", c.authenticated(c.series))
+	pages := c.pages()
+	mux.Handle(dashboardPath, pages)
+	mux.Handle(dashboardPath+"/", pages)
 	return mux
 }
 
+// An accountHandler answers a request of the holder of a key.
+type accountHandler func(http.ResponseWriter, *http.Request, *Accounts, *apikey.Record)
+
 // authenticated hands on the requests of keys that may be used, as often as visits
 // allows.
-func (c *Customers) authenticated(next func(http.ResponseWriter, *http.Request, *Accounts, *apikey.Record)) http.HandlerFunc {
+func (c *Customers) authenticated(next accountHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a, now := c.accounts.Load(), c.now()
 		var credentials []string
@@ -71,87 +104,19 @@ func (c *Customers) authenticated(next func(http.ResponseWriter, *http.Request, 
 			return
 		}
 		if wait := c.visits.wait(record.ID, now); wait > 0 {
-			w.Header().Set("Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10))
-			w.Header().Set("Retry-After-Ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10))
-			w.Header().Set("X-RateLimit-Limited-By", "limits_per_second")
-			refuse(w, http.StatusTooManyRequests, apierror.TooMany(wait))
+			refuseVisit(w, wait)
 			return
 		}
 		next(w, r, a, record)
 	}
 }
 
-// The customers' view of their limits, as JSON.
-type limitsView struct {
-	KeyID    string      `json:"key_id"`
-	Name     string      `json:"name"`
-	Tier     string      `json:"tier"`
-	Priority int         `json:"priority"`
-	Now      int64       `json:"now"` // Unix seconds
-	Limits   []limitView `json:"limits"`
-}
-
-type limitView struct {
-	Name      string `json:"name"`
-	Metric    string `json:"metric"`
-	Per       string `json:"per"`
-	Resource  string `json:"resource,omitempty"` // counts this one alone
-	Priority  int    `json:"priority,omitempty"` // the same
-	Limit     *int64 `json:"limit"`              // null: unlimited
-	Used      int64  `json:"used"`
-	Remaining *int64 `json:"remaining"` // null: unlimited
-	Reset     int64  `json:"reset"`     // Unix seconds
-}
-
-// limits answers with every limit of the caller's key, and what is used of it.
-func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, record *apikey.Record) {
-	plan := a.Plans[record.Tier]
-	states, now, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
-	if err != nil {
-		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
-		return
-	}
-	priority := record.Granted(plan.Tier.Priority)
-	view := limitsView{
-		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(priority), Now: now.Unix(), Limits: make([]limitView, len(states)),
-	}
-	for i, s := range states {
-		view.Limits[i] = viewOf(s)
-		if l := s.Limit; l.Metric == quota.Requests && l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
-			setHeaders(w.Header(), s, priority, a.UnlimitedText)
-		}
-	}
-	answer(w, http.StatusOK, view)
-}
-
-// setHeaders says the limit on requests per minute in the headers of the contract, as
-// every answer of the API does. Where there is none, Envoy fills in 0.
-func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited string) {
-	limit, remaining := strconv.FormatInt(s.Limit.Max, 10), strconv.FormatInt(s.Remaining(), 10)
-	if s.Limit.Max == quota.NoMax {
-		limit, remaining = unlimited, unlimited
-	}
-	if limit != "" {
-		h.Set("X-RateLimit-Limit", limit)
-		h.Set("X-RateLimit-Remaining", remaining)
-	}
-	h.Set("X-RateLimit-Used", strconv.FormatInt(s.Used, 10))
-	h.Set("X-RateLimit-Reset", strconv.FormatInt(s.Reset.Unix(), 10))
-	h.Set("X-RateLimit-Resource", quota.DefaultResource)
-	h.Set("X-Request-Priority", priority.Number())
-}
-
-func viewOf(s quota.State) limitView {
-	v := limitView{
-		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Resource: s.Limit.Resource,
-		Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
-	}
-	if s.Limit.Max != quota.NoMax {
-		most, remaining := s.Limit.Max, s.Remaining()
-		v.Limit, v.Remaining = &most, &remaining
-	}
-	return v
+// refuseVisit answers who comes too often.
+func refuseVisit(w http.ResponseWriter, wait time.Duration) {
+	w.Header().Set("Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10))
+	w.Header().Set("Retry-After-Ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10))
+	w.Header().Set("X-RateLimit-Limited-By", "limits_per_second")
+	refuse(w, http.StatusTooManyRequests, apierror.TooMany(wait))
 }
 
 func refuse(w http.ResponseWriter, status int, e apierror.Error) {
@@ -166,44 +131,4 @@ func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // nobody to tell if the caller is gone
-}
-
-const (
-	visitsPerSecond = 5
-	visitsAtOnce    = 20
-	// visitors is how many keys' visits are remembered; beyond that some are forgotten,
-	// who may then come at once again.
-	visitors = 10_000
-)
-
-// visits limits how often each key may ask.
-type visits struct {
-	mu   sync.Mutex
-	keys map[string]*rate.Limiter
-}
-
-// wait returns how long a key has to wait, or 0 and counts the visit.
-func (v *visits) wait(id string, now time.Time) time.Duration {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.keys == nil {
-		v.keys = map[string]*rate.Limiter{}
-	}
-	l := v.keys[id]
-	if l == nil {
-		for other := range v.keys {
-			if len(v.keys) < visitors {
-				break
-			}
-			delete(v.keys, other)
-		}
-		l = rate.NewLimiter(visitsPerSecond, visitsAtOnce)
-		v.keys[id] = l
-	}
-	reservation := l.ReserveN(now, 1)
-	wait := reservation.DelayFrom(now)
-	if wait > 0 {
-		reservation.CancelAt(now)
-	}
-	return wait
 }

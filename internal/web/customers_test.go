@@ -2,6 +2,7 @@ package web
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -48,7 +49,14 @@ func newCustomers(t *testing.T, clock func() time.Time) (*Customers, *quota.Limi
 	}
 	accounts := &Accounts{KeyHeaders: []string{"authorization", "x-api-key"}, Keys: apikey.Keyring{File: directory}, Plans: plans, UnlimitedText: "unlimited"}
 	limiter := quota.NewLimiter(store.NewMemory(clock, 1000))
-	return NewCustomers(accounts, limiter, clock), limiter, accounts
+	c, err := NewCustomers(CustomersOptions{
+		Accounts: accounts, Limiter: limiter, Usage: keptUsage{}, SessionSecret: []byte(strings.Repeat("s", MinSessionSecret)),
+		Log: slog.New(slog.DiscardHandler), Now: clock,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, limiter, accounts
 }
 
 func get(c *Customers, path string, headers ...string) *httptest.ResponseRecorder {
@@ -97,6 +105,41 @@ func TestLimits(t *testing.T) {
 	if w := get(c, "/v1/limits", "X-Api-Key", "sk-all"); !strings.Contains(w.Body.String(), `"limit":null,"used":0,"remaining":null`) ||
 		w.Header().Get("X-RateLimit-Limit") != "unlimited" || w.Header().Get("X-RateLimit-Remaining") != "unlimited" {
 		t.Errorf("unlimited: %s", w.Body)
+	}
+	if _, err := limiter.Decide(t.Context(), quota.Request{Account: "key_all", Tier: accounts.Plans["enterprise"], Cost: quota.Cost{Requests: 1}}, noon); err != nil {
+		t.Fatal(err)
+	}
+	for unlimited, want := range map[string][2]string{"1000": {"1000", "999"}, "": {"", ""}} {
+		changed := *accounts
+		changed.UnlimitedText = unlimited
+		c.Use(&changed)
+		h := get(c, "/v1/limits", "X-Api-Key", "sk-all").Header()
+		if have := [2]string{h.Get("X-RateLimit-Limit"), h.Get("X-RateLimit-Remaining")}; have != want || h.Get("X-RateLimit-Used") != "1" {
+			t.Errorf("unlimited said as %q: %v, want %v", unlimited, h, want)
+		}
+	}
+}
+
+// TestTierIsGone: a stored key may outlive its tier in the configuration.
+func TestTierIsGone(t *testing.T) {
+	t.Parallel()
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
+	changed := *accounts
+	changed.Plans = nil
+	c.Use(&changed)
+	for _, path := range []string{"/v1/limits", "/v1/usage"} {
+		if w := get(c, path, "X-Api-Key", "sk-a"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "limiter_unavailable") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+// TestShortSecret signs no sessions.
+func TestShortSecret(t *testing.T) {
+	t.Parallel()
+	_, err := NewCustomers(CustomersOptions{SessionSecret: []byte("geheim")})
+	if err == nil || !strings.Contains(err.Error(), "has 6 bytes: want at least 32") || strings.Contains(err.Error(), "geheim") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -155,8 +198,8 @@ func TestVisits(t *testing.T) {
 	for i := range 2 * visitors {
 		c.visits.wait(strconv.Itoa(i), now)
 	}
-	if len(c.visits.keys) != visitors {
-		t.Errorf("%d visitors are remembered, want %d", len(c.visits.keys), visitors)
+	if len(c.visits.who) != visitors {
+		t.Errorf("%d visitors are remembered, want %d", len(c.visits.who), visitors)
 	}
 	changed := *accounts
 	changed.AllowDemoKeys = true

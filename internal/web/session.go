@@ -43,13 +43,19 @@ func (s *sessions) read(r *http.Request, session any) bool {
 	return err == nil && s.codec.Decode(s.cookie, c.Value, session) == nil
 }
 
+// sent returns whether the request carries what may be a session, good or not.
+func (s *sessions) sent(r *http.Request) bool {
+	_, err := r.Cookie(s.cookie)
+	return err == nil
+}
+
 // end signs the browser out.
 func (s *sessions) end(w http.ResponseWriter, r *http.Request) {
 	http.SetCookie(w, s.make(r, "", -1))
 }
 
 func (s *sessions) make(r *http.Request, value string, maxAge int) *http.Cookie {
-	return &http.Cookie{
+	return &http.Cookie{ //nolint:gosec // Secure wherever the site has TLS; elsewhere browsers would not send it
 		Name: s.cookie, Value: value, Path: s.path, MaxAge: maxAge,
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https",
 	}

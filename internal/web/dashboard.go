@@ -1,0 +1,228 @@
+package web
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"html/template"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apierror"
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+const (
+	dashboardPath = "/dashboard"
+	signInPath    = dashboardPath + "/signin"
+	// maxForm is how long the form of a sign-in may be, in bytes.
+	maxForm = 4096
+
+	guessesPerMinute = 6
+	guessesAtOnce    = 10
+
+	viewsPerSecond = 10 // of a key's dashboards together
+	viewsAtOnce    = 60
+)
+
+// dashboard is what the pages for the holders of keys need beside the API.
+type dashboard struct {
+	sessions *sessions
+	secret   []byte
+	page     asset
+	signIn   *template.Template
+	assets   map[string]asset
+	views    *visits // of keys
+	guesses  *visits // of addresses: sign-ins that failed
+}
+
+func newDashboard(secret []byte) (dashboard, error) {
+	d := dashboard{
+		sessions: newSessions("tiergate_session", dashboardPath, secret), secret: secret,
+		views: newVisits(viewsPerSecond, viewsAtOnce), guesses: newVisits(guessesPerMinute/60.0, guessesAtOnce),
+	}
+	var err error
+	if d.assets, err = newAssets(append(sharedAssets(), "customer.css", "customer.js", "refused.js", "usage.js", "signin.js")...); err != nil {
+		return dashboard{}, err
+	}
+	if d.page, err = newAsset("customer.html"); err != nil {
+		return dashboard{}, err
+	}
+	if d.signIn, err = template.ParseFS(page, "page/signin.html"); err != nil {
+		return dashboard{}, fmt.Errorf("read the sign-in page: %w", err)
+	}
+	return d, nil
+}
+
+// pages serves all below /dashboard.
+func (c *Customers) pages() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+dashboardPath, c.home)
+	mux.Handle("GET "+dashboardPath+"/{$}", http.RedirectHandler(dashboardPath, http.StatusSeeOther))
+	mux.HandleFunc("GET "+signInPath, func(w http.ResponseWriter, r *http.Request) {
+		problem := ""
+		if r.URL.Query().Has("over") {
+			problem = "Your session is over. Please sign in again."
+		}
+		c.signInPage(w, http.StatusOK, problem)
+	})
+	mux.HandleFunc("POST "+dashboardPath+"/session", c.signIn)
+	mux.HandleFunc("POST "+dashboardPath+"/signout", func(w http.ResponseWriter, r *http.Request) {
+		c.dashboard.sessions.end(w, r)
+		http.Redirect(w, r, signInPath, http.StatusSeeOther)
+	})
+	mux.HandleFunc("GET "+dashboardPath+"/api/limits", c.signedIn(c.limits))
+	mux.HandleFunc("GET "+dashboardPath+"/api/usage", c.signedIn(c.series))
+	mux.HandleFunc("GET "+dashboardPath+"/api/refusals", c.signedIn(c.refusals))
+	mux.Handle("GET "+dashboardPath+"/assets/", http.StripPrefix(dashboardPath+"/assets/", serveAssets(c.dashboard.assets)))
+	own := http.NewCrossOriginProtection()
+	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c.signInPage(w, http.StatusForbidden, "That form was another site's. Please sign in here.")
+	}))
+	return secured(own.Handler(mux))
+}
+
+// home answers with the dashboard, or leads to the sign-in.
+func (c *Customers) home(w http.ResponseWriter, r *http.Request) {
+	if c.holder(r, c.accounts.Load()) != nil {
+		c.dashboard.page.write(w, http.StatusOK)
+		return
+	}
+	to := signInPath
+	if c.dashboard.sessions.sent(r) {
+		c.dashboard.sessions.end(w, r)
+		to += "?over"
+	}
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}
+
+// signInPage asks for a key. The problem is text for people.
+func (c *Customers) signInPage(w http.ResponseWriter, status int, problem string) {
+	w.Header().Set("Content-Type", htmlType)
+	w.WriteHeader(status)
+	_ = c.dashboard.signIn.Execute(w, problem) // nobody to tell if the caller is gone
+}
+
+// signIn begins a session for the key in the form. An address that guesses has to wait.
+func (c *Customers) signIn(w http.ResponseWriter, r *http.Request) {
+	a, now := c.accounts.Load(), c.now()
+	giveBack, wait := c.dashboard.guesses.take(clientAddress(r), now)
+	if wait > 0 {
+		seconds := strconv.FormatInt(apierror.Up(wait, time.Second), 10)
+		w.Header().Set("Retry-After", seconds)
+		c.signInPage(w, http.StatusTooManyRequests, "Too many attempts. Please try again in "+seconds+" seconds.")
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		c.signInPage(w, http.StatusBadRequest, "That form cannot be read. Please try again.")
+		return
+	}
+	var credentials []string
+	for _, text := range r.PostForm["key"] { // never from the URL
+		if text = strings.TrimSpace(text); text != "" {
+			credentials = append(credentials, text)
+		}
+	}
+	record, hash, err := a.Keys.Identify(credentials, a.AllowDemoKeys, now)
+	if errors.Is(err, apikey.ErrMissing) {
+		c.signInPage(w, http.StatusUnauthorized, "Please enter your API key.")
+		return
+	}
+	if err != nil {
+		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err).Message)
+		return
+	}
+	giveBack()
+	if err := c.dashboard.sessions.begin(w, r, keySession{record.ID, c.dashboard.fingerprint(hash)}); err != nil {
+		c.log.ErrorContext(r.Context(), "cannot begin a session", "error", err)
+		c.signInPage(w, http.StatusInternalServerError, "You could not be signed in. Please try again later.")
+		return
+	}
+	http.Redirect(w, r, dashboardPath, http.StatusSeeOther)
+}
+
+// A keySession is what a cookie says: which key signed in, and which of its secrets. It
+// tells neither the secret nor its hash.
+type keySession struct {
+	KeyID  string `json:"key_id"`
+	Opened string `json:"opened"`
+}
+
+// fingerprint stands for a hash.
+func (d *dashboard) fingerprint(h apikey.Hash) string {
+	mac := hmac.New(sha256.New, d.secret)
+	_, _ = mac.Write([]byte("opened by " + h.String())) // never fails, see hash.Hash
+	return hex.EncodeToString(mac.Sum(nil)[:16])
+}
+
+// holder returns the record of the key that is signed in and may still be used, with the
+// secret that it was signed in with, or nil.
+func (c *Customers) holder(r *http.Request, a *Accounts) *apikey.Record {
+	var s keySession
+	if !c.dashboard.sessions.read(r, &s) {
+		return nil
+	}
+	now := c.now()
+	record := a.Keys.ByID(s.KeyID)
+	if record == nil || record.Admissible(a.AllowDemoKeys, now) != nil {
+		return nil
+	}
+	for _, h := range record.Hashes() {
+		if !hmac.Equal([]byte(c.dashboard.fingerprint(h)), []byte(s.Opened)) || record.Opens(h, now) != nil {
+			continue
+		}
+		if found := a.Keys.ByHash(h); found != nil && found.ID == record.ID {
+			return record
+		}
+	}
+	return nil
+}
+
+// signedIn hands on the requests of those who are signed in, as often as views allows.
+func (c *Customers) signedIn(next accountHandler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		a := c.accounts.Load()
+		record := c.holder(r, a)
+		if record == nil {
+			if c.dashboard.sessions.sent(r) {
+				c.dashboard.sessions.end(w, r)
+			}
+			refuse(w, http.StatusUnauthorized, apierror.SessionOver)
+			return
+		}
+		if wait := c.dashboard.views.wait(record.ID, c.now()); wait > 0 {
+			refuseVisit(w, wait)
+			return
+		}
+		next(w, r, a, record)
+	}
+}
+
+// clientAddress names whoever sent a request: what Envoy appended to X-Forwarded-For,
+// else the connection's other end. Of IPv6 it is the network, of which one customer has
+// many addresses.
+func clientAddress(r *http.Request) string {
+	text, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		text = r.RemoteAddr
+	}
+	if values := r.Header.Values("X-Forwarded-For"); len(values) > 0 {
+		last := values[len(values)-1]
+		text = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+	}
+	ip, err := netip.ParseAddr(text)
+	if err != nil {
+		return "unknown"
+	}
+	if ip = ip.Unmap().WithZone(""); ip.Is4() {
+		return ip.String()
+	}
+	return netip.PrefixFrom(ip, 64).Masked().String()
+}

@@ -1,0 +1,406 @@
+package web
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+// post sends a form as a browser does, from an address.
+func post(c *Customers, path string, form url.Values, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(form.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	c.Handler().ServeHTTP(w, r)
+	return w
+}
+
+// signedIn returns the header Cookie of a browser that has signed in with a key.
+func signedIn(t *testing.T, c *Customers, secret string) string {
+	t.Helper()
+	w := post(c, "/dashboard/session", url.Values{"key": {secret}})
+	cookies := w.Result().Cookies()
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/dashboard" || len(cookies) != 1 {
+		t.Fatalf("sign in: %d %v %s", w.Code, w.Header(), w.Body)
+	}
+	return cookies[0].Name + "=" + cookies[0].Value
+}
+
+// TestSignIn begins a session for one key that may be used, and for nothing else.
+func TestSignIn(t *testing.T) {
+	t.Parallel()
+	now := noon
+	c, _, _ := newCustomers(t, func() time.Time { return now })
+	for name, want := range map[string]struct {
+		keys []string
+		code int
+		text string
+	}{
+		"right":          {[]string{"sk-a"}, 303, ""},
+		"pasted":         {[]string{" sk-a\r\n"}, 303, ""},
+		"twice the same": {[]string{"sk-a", "sk-a"}, 303, ""},
+		"none":           {nil, 401, "Please enter your API key."},
+		"empty":          {[]string{" "}, 401, "Please enter your API key."},
+		"wrong":          {[]string{"sk-nobody"}, 401, "Invalid API key."},
+		"no key at all":  {[]string{"<script>"}, 401, "Invalid API key."},
+		"malformed":      {[]string{"a b"}, 401, "Invalid API key."},
+		"two":            {[]string{"sk-a", "sk-b"}, 401, "carries more than one"},
+		"two in one":     {[]string{"sk-a,sk-b"}, 401, "Invalid API key."},
+		"demo":           {[]string{"sk-demo"}, 401, "Invalid API key."},
+		"expired":        {[]string{"sk-old"}, 401, "This API key has expired."},
+		"revoked":        {[]string{"sk-gone"}, 401, "This API key has been revoked."},
+		"far too long":   {[]string{strings.Repeat("k", maxForm)}, 400, "cannot be read"},
+	} {
+		now = now.Add(time.Minute)
+		w := post(c, "/dashboard/session", url.Values{"key": want.keys})
+		if w.Code != want.code || !strings.Contains(w.Body.String(), want.text) || (len(w.Result().Cookies()) == 1) != (want.code == 303) {
+			t.Errorf("%s: %d %v %s", name, w.Code, w.Header(), w.Body)
+		}
+		for _, secret := range append(want.keys, "<script>") {
+			if secret = strings.TrimSpace(secret); secret != "" && strings.Contains(w.Body.String()+w.Header().Get("Location"), secret) {
+				t.Errorf("%s: the answer repeats what was sent: %v %s", name, w.Header(), w.Body)
+			}
+		}
+	}
+	if w := post(c, "/dashboard/session?key=sk-a", nil); w.Code != http.StatusUnauthorized {
+		t.Errorf("a key in the URL: %d", w.Code)
+	}
+	if w := get(c, "/dashboard/session?key=sk-a"); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("GET: %d", w.Code)
+	}
+}
+
+// TestSessionCookie cannot be read by scripts, sent from other sites or over plain HTTP
+// where the site has TLS, and tells neither the key nor its hash.
+func TestSessionCookie(t *testing.T) {
+	t.Parallel()
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
+	for proto, secure := range map[string]bool{"https": true, "http": false} {
+		w := post(c, "/dashboard/session", url.Values{"key": {"sk-a"}}, "X-Forwarded-Proto", proto)
+		k := w.Result().Cookies()[0]
+		if k.Name != "tiergate_session" || k.Path != "/dashboard" || !k.HttpOnly || k.SameSite != http.SameSiteStrictMode || k.Secure != secure || k.MaxAge != 12*3600 {
+			t.Errorf("%s: %+v", proto, k)
+		}
+		var s keySession
+		r := httptest.NewRequest(http.MethodGet, "/dashboard", nil)
+		r.AddCookie(k)
+		hash := accounts.Keys.ByID("key_a").Hash.String()
+		if !c.dashboard.sessions.read(r, &s) || s.KeyID != "key_a" || len(s.Opened) != 32 || strings.Contains(hash, s.Opened) {
+			t.Errorf("%+v of %s", s, hash)
+		}
+	}
+}
+
+// TestSessions see what is their own key's, until they are signed out.
+func TestSessions(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	c.kept = someUsage()
+	cookie := signedIn(t, c, "sk-a")
+	if w := get(c, "/dashboard", "Cookie", cookie); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "customer.js") {
+		t.Errorf("the page: %d %s", w.Code, w.Body)
+	}
+	for path, want := range map[string]string{
+		"/dashboard/api/limits?key_id=key_b": `{"key_id":"key_a","name":"Ada"`,
+		"/dashboard/api/usage":               `{"key_id":"key_a","from":1772280000`,
+		"/dashboard/api/refusals": `{"key_id":"key_a","refusals":[` +
+			`{"at":1772366430,"status":429,"resource":"chat","limit":"requests_per_minute","used":10,"max":10,"asked":1,"fits_at":1772366460},` +
+			`{"at":1772362830,"status":413,"resource":"chat","limit":"tokens_per_minute","used":3,"max":1000,"asked":2000,"fits_at":null}]}`,
+	} {
+		// The key of a header is no matter here: the page belongs to the session.
+		w := get(c, path, "Cookie", cookie, "X-Api-Key", "sk-b")
+		if w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), want) || strings.Contains(w.Body.String(), "key_b") || strings.Contains(w.Body.String(), "7777") {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if w := get(c, "/dashboard/api/usage?key_id=key_b", "Cookie", cookie); w.Code != http.StatusBadRequest {
+		t.Errorf("asking for another key: %d %s", w.Code, w.Body)
+	}
+	if w := get(c, "/v1/limits", "Cookie", cookie); w.Code != http.StatusUnauthorized {
+		t.Errorf("a session at the API: %d", w.Code)
+	}
+	w := post(c, "/dashboard/signout", nil, "Cookie", cookie)
+	if k := w.Result().Cookies(); w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/dashboard/signin" || len(k) != 1 || k[0].MaxAge >= 0 || k[0].Value != "" || k[0].Path != "/dashboard" {
+		t.Errorf("sign out: %d %v", w.Code, w.Header())
+	}
+	if w := get(c, "/dashboard/signin?over"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "Your session is over.") {
+		t.Errorf("the sign-in: %d %s", w.Code, w.Body)
+	}
+}
+
+// wantOver checks that a cookie opens nothing, and is taken back.
+func wantOver(t *testing.T, c *Customers, what, cookie string) {
+	t.Helper()
+	for path, code := range map[string]int{
+		"/dashboard": http.StatusSeeOther, "/dashboard/api/limits": http.StatusUnauthorized, "/dashboard/api/usage": http.StatusUnauthorized, "/dashboard/api/refusals": http.StatusUnauthorized,
+	} {
+		w := get(c, path, "Cookie", cookie)
+		k := w.Result().Cookies()
+		if w.Code != code || strings.Contains(w.Body.String(), "key_") || len(k) != 1 || k[0].MaxAge >= 0 {
+			t.Errorf("%s: %s: %d %v %s", what, path, w.Code, w.Header(), w.Body)
+		}
+		if to := w.Header().Get("Location"); code == http.StatusSeeOther && to != "/dashboard/signin?over" {
+			t.Errorf("%s leads to %s", what, to)
+		}
+	}
+}
+
+// TestForgedSessions open nothing: unsigned, changed, of another secret, of another
+// cookie, and one that names a key but not what opens it.
+func TestForgedSessions(t *testing.T) {
+	t.Parallel()
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
+	good := signedIn(t, c, "sk-a")
+	sign := func(s *sessions, session keySession) string {
+		w := httptest.NewRecorder()
+		if err := s.begin(w, httptest.NewRequest(http.MethodPost, "/", nil), session); err != nil {
+			t.Fatal(err)
+		}
+		return "tiergate_session=" + w.Result().Cookies()[0].Value
+	}
+	ofA := keySession{"key_a", c.dashboard.fingerprint(accounts.Keys.ByID("key_a").Hash)}
+	own := c.dashboard.sessions
+	if w := get(c, "/dashboard", "Cookie", sign(own, ofA)); w.Code != http.StatusOK {
+		t.Fatalf("a good one: %d", w.Code)
+	}
+	for what, cookie := range map[string]string{
+		"empty":               "tiergate_session=",
+		"a key":               "tiergate_session=sk-a",
+		"changed":             good[:len(good)-6] + "AAAAAA",
+		"of another secret":   sign(newSessions("tiergate_session", "/dashboard", []byte(strings.Repeat("x", 32))), ofA),
+		"of another cookie":   sign(newSessions("tiergate_operator", "/dashboard", c.dashboard.secret), ofA),
+		"another key":         sign(own, keySession{"key_b", ofA.Opened}),
+		"without fingerprint": sign(own, keySession{"key_a", ""}),
+		"of no key":           sign(own, keySession{"key_nobody", ofA.Opened}),
+		"of the hash itself":  sign(own, keySession{"key_a", accounts.Keys.ByID("key_a").Hash.String()}),
+	} {
+		wantOver(t, c, what, cookie)
+	}
+	w := get(c, "/dashboard")
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/dashboard/signin" || len(w.Result().Cookies()) != 0 {
+		t.Errorf("nobody: %d %v", w.Code, w.Header())
+	}
+}
+
+// TestSessionsEndWithTheKey: at once when it is revoked, expires, is no demo key that
+// is allowed, or is gone, and when the secret that opened it is rotated out.
+func TestSessionsEndWithTheKey(t *testing.T) {
+	t.Parallel()
+	hash := func(secret string) apikey.Hash {
+		key, err := apikey.Parse(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.Hash()
+	}
+	grace := noon.Add(time.Hour)
+	plain := apikey.Record{ID: "key_x", Hash: hash("sk-x"), Tier: "free", Revision: 1}
+	for what, change := range map[string]func(*apikey.Record){
+		"revoked": func(r *apikey.Record) { r.Revoked = true },
+		"expired": func(r *apikey.Record) { r.Expires = noon },
+		"demo":    func(r *apikey.Record) { r.Demo = true },
+		"rotated": func(r *apikey.Record) { r.Hash = hash("sk-new") },
+		"rotated long ago": func(r *apikey.Record) {
+			r.Hash, r.Former = hash("sk-new"), &apikey.Former{Hash: hash("sk-x"), Until: noon}
+		},
+	} {
+		c, _, accounts := newCustomers(t, func() time.Time { return noon })
+		stored := apikey.NewStored(nil)
+		accounts.Keys.Stored = stored // before anyone asks
+		stored.Apply([]apikey.Record{plain})
+		cookie := signedIn(t, c, "sk-x")
+		if w := get(c, "/dashboard/api/limits", "Cookie", cookie); w.Code != http.StatusOK {
+			t.Errorf("before it is %s: %d", what, w.Code)
+		}
+		changed := plain
+		changed.Revision = 2
+		change(&changed)
+		stored.Apply([]apikey.Record{changed})
+		wantOver(t, c, what, cookie)
+		stored.Replace(nil)
+		wantOver(t, c, "gone", cookie)
+	}
+
+	now := noon
+	c, _, accounts := newCustomers(t, func() time.Time { return now })
+	accounts.Keys.Stored = apikey.NewStored(nil)
+	accounts.Keys.Stored.Apply([]apikey.Record{plain})
+	old := signedIn(t, c, "sk-x")
+	rotated := plain
+	rotated.Revision, rotated.Hash, rotated.Former = 2, hash("sk-new"), &apikey.Former{Hash: plain.Hash, Until: grace}
+	accounts.Keys.Stored.Apply([]apikey.Record{rotated})
+	fresh := signedIn(t, c, "sk-new")
+	for _, cookie := range []string{old, fresh} {
+		if w := get(c, "/dashboard/api/limits", "Cookie", cookie); w.Code != http.StatusOK {
+			t.Errorf("in the time of grace: %d %s", w.Code, w.Body)
+		}
+	}
+	now = grace
+	wantOver(t, c, "after the time of grace", old)
+	if w := get(c, "/dashboard/api/limits", "Cookie", fresh); w.Code != http.StatusOK {
+		t.Errorf("of the new secret: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestGuesses: an address that fails too often has to wait, whatever it tries, and
+// others do not. Who succeeds has not failed.
+func TestGuesses(t *testing.T) {
+	t.Parallel()
+	now := noon
+	c, _, _ := newCustomers(t, func() time.Time { return now })
+	try := func(from, key string) *httptest.ResponseRecorder {
+		return post(c, "/dashboard/session", url.Values{"key": {key}}, "X-Forwarded-For", "1.2.3.4, "+from)
+	}
+	for range 3 * guessesAtOnce {
+		if w := try("10.0.0.1", "sk-a"); w.Code != http.StatusSeeOther {
+			t.Fatalf("the right key: %d", w.Code)
+		}
+	}
+	for range guessesAtOnce {
+		if w := try("10.0.0.1", "sk-guess"); w.Code != http.StatusUnauthorized {
+			t.Fatalf("a guess: %d", w.Code)
+		}
+	}
+	for _, key := range []string{"sk-guess", "sk-a"} {
+		w := try("10.0.0.1", key)
+		if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "10" || !strings.Contains(w.Body.String(), "try again in 10 seconds") || len(w.Result().Cookies()) != 0 {
+			t.Errorf("one more: %d %v %s", w.Code, w.Header(), w.Body)
+		}
+	}
+	if w := try("10.0.0.2", "sk-a"); w.Code != http.StatusSeeOther {
+		t.Errorf("another address: %d", w.Code)
+	}
+	now = now.Add(10 * time.Second)
+	if w := try("10.0.0.1", "sk-a"); w.Code != http.StatusSeeOther {
+		t.Errorf("later: %d", w.Code)
+	}
+	for i := range 2 * visitors {
+		c.dashboard.guesses.wait(strconv.Itoa(i), now)
+	}
+	if n := len(c.dashboard.guesses.who); n != visitors {
+		t.Errorf("%d addresses are remembered, want %d", n, visitors)
+	}
+}
+
+// TestClientAddress is what the nearest proxy has appended.
+func TestClientAddress(t *testing.T) {
+	t.Parallel()
+	for want, from := range map[string][]string{ // the connection, then X-Forwarded-For
+		"192.0.2.1":         {"192.0.2.1:1234"},
+		"10.0.0.1":          {"192.0.2.1:1234", "10.0.0.1"},
+		"10.0.0.2":          {"192.0.2.1:1234", "10.0.0.9, 10.0.0.2"},
+		"10.0.0.3":          {"192.0.2.1:1234", "10.0.0.9", "10.0.0.8,10.0.0.3"},
+		"10.0.0.4":          {"192.0.2.1:1234", "::ffff:10.0.0.4"},
+		"2001:db8:1:2::/64": {"[2001:db8:1:2:3:4:5:6]:1234"},
+		"2001:db8:1:3::/64": {"192.0.2.1:1234", "2001:db8:1:3::1%eth0"},
+		"unknown":           {"@"},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "/dashboard/session", nil)
+		r.RemoteAddr = from[0]
+		r.Header["X-Forwarded-For"] = from[1:]
+		if have := clientAddress(r); have != want {
+			t.Errorf("%v: %s, want %s", from, have, want)
+		}
+	}
+}
+
+// TestOtherSites cannot sign anyone in or out.
+func TestOtherSites(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	for _, path := range []string{"/dashboard/session", "/dashboard/signout"} {
+		for _, headers := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://evil.example"}, {"Origin", "null"}} {
+			w := post(c, path, url.Values{"key": {"sk-a"}}, headers...)
+			if w.Code != http.StatusForbidden || len(w.Result().Cookies()) != 0 {
+				t.Errorf("%s %v: %d %v", path, headers, w.Code, w.Header())
+			}
+		}
+		for _, headers := range [][]string{{"Sec-Fetch-Site", "same-origin"}, {"Origin", "http://example.com"}} {
+			if w := post(c, path, url.Values{"key": {"sk-a"}}, headers...); w.Code != http.StatusSeeOther {
+				t.Errorf("%s %v: %d %v", path, headers, w.Code, w.Header())
+			}
+		}
+	}
+}
+
+// TestPagesAreSecured: every answer below /dashboard tells browsers to take nothing from
+// elsewhere or from within the page, pages are not kept, and files only by their content.
+func TestPagesAreSecured(t *testing.T) {
+	t.Parallel()
+	now := noon
+	c, _, _ := newCustomers(t, func() time.Time { return now })
+	cookie := signedIn(t, c, "sk-a")
+	paths := []string{"/dashboard", "/dashboard/", "/dashboard/signin", "/dashboard/api/limits", "/dashboard/api/usage", "/dashboard/api/refusals", "/dashboard/nothing", "/dashboard/assets/nothing", "/dashboard/assets/signin.html"}
+	for name := range c.dashboard.assets {
+		paths = append(paths, "/dashboard/assets/"+name)
+	}
+	for _, path := range paths {
+		for _, headers := range [][]string{nil, {"Cookie", cookie}} {
+			now = now.Add(time.Second)
+			w := get(c, path, headers...)
+			h := w.Header()
+			policy := strings.Split(h.Get("Content-Security-Policy"), "; ")
+			for _, part := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
+				if !slices.Contains(policy, part) {
+					t.Errorf("%s: %d: no %s in %v", path, w.Code, part, policy)
+				}
+			}
+			asset := strings.HasPrefix(path, "/dashboard/assets/") && w.Code == http.StatusOK
+			caching := map[bool]string{true: "no-cache", false: "no-store"}[asset]
+			if strings.Contains(h.Get("Content-Security-Policy"), "unsafe") || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Referrer-Policy") != "same-origin" || h.Get("Cache-Control") != caching {
+				t.Errorf("%s: %d %v", path, w.Code, h)
+			}
+			if asset && get(c, path, "If-None-Match", h.Get("ETag")).Code != http.StatusNotModified {
+				t.Errorf("%s: the same content is sent again", path)
+			}
+			if strings.Contains(w.Body.String(), "sk-") {
+				t.Errorf("%s has a secret: %s", path, w.Body)
+			}
+		}
+	}
+}
+
+// TestPagesAreWhole: what they refer to is there, and there is no script or style in
+// them, which the browser would refuse.
+func TestPagesAreWhole(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	cookie := signedIn(t, c, "sk-a")
+	for path, kind := range map[string]string{
+		"shared.js": "text/javascript; charset=utf-8", "shared.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml", "uplot/LICENSE": "text/plain; charset=utf-8",
+	} {
+		if w := get(c, "/dashboard/assets/"+path); w.Code != http.StatusOK || w.Header().Get("Content-Type") != kind || w.Body.Len() == 0 {
+			t.Errorf("%s: %d %v", path, w.Code, w.Header())
+		}
+	}
+	for _, path := range []string{"/dashboard", "/dashboard/signin", "/dashboard/signin?over"} {
+		text := get(c, path, "Cookie", cookie).Body.String()
+		for _, never := range []string{"<style", " style=", "<script>", " onclick=", "http://", "https://", "//"} {
+			if strings.Contains(strings.ReplaceAll(text, "w3.org", ""), never) {
+				t.Errorf("%s has %s", path, never)
+			}
+		}
+		for part := range strings.SplitSeq(text, `"`) {
+			if strings.HasPrefix(part, "/dashboard/assets/") && get(c, part).Code != http.StatusOK {
+				t.Errorf("%s: there is no %s", path, part)
+			}
+		}
+	}
+	for name, a := range c.dashboard.assets {
+		for line := range strings.SplitSeq(string(a.content), "\n") {
+			if _, from, ok := strings.Cut(line, ` from "./`); ok && c.dashboard.assets[strings.TrimSuffix(from, `";`)].content == nil {
+				t.Errorf("%s: there is no %s", name, from)
+			}
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package web
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apierror"
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// The customers' view of their limits, as JSON.
+type limitsView struct {
+	KeyID    string      `json:"key_id"`
+	Name     string      `json:"name"`
+	Tier     string      `json:"tier"`
+	Priority int         `json:"priority"`
+	Now      int64       `json:"now"` // Unix seconds
+	Limits   []limitView `json:"limits"`
+}
+
+type limitView struct {
+	Name      string `json:"name"`
+	Metric    string `json:"metric"`
+	Per       string `json:"per"`
+	Resource  string `json:"resource,omitempty"` // counts this one alone
+	Priority  int    `json:"priority,omitempty"` // the same
+	Limit     *int64 `json:"limit"`              // null: unlimited
+	Used      int64  `json:"used"`
+	Remaining *int64 `json:"remaining"` // null: unlimited
+	Reset     int64  `json:"reset"`     // Unix seconds
+}
+
+// limits answers with every limit of the caller's key, and what is used of it.
+func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, record *apikey.Record) {
+	s, ok := c.standing(w, r, a, record)
+	if !ok {
+		return
+	}
+	view := limitsView{
+		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.now.Unix(), Limits: make([]limitView, len(s.states)),
+	}
+	for i, state := range s.states {
+		view.Limits[i] = viewOf(state)
+	}
+	answer(w, http.StatusOK, view)
+}
+
+// A standing is how a key stands with its limits.
+type standing struct {
+	states   []quota.State
+	now      time.Time // when that was so
+	priority quota.Priority
+}
+
+// standing looks up how the caller's key stands, and says the limit on requests per
+// minute in the headers of the contract, as every answer of the API does. Where it
+// cannot, it refuses the request and returns false.
+func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts, record *apikey.Record) (standing, bool) {
+	plan := a.Plans[record.Tier]
+	if plan == nil { // the tier of a stored key is not configured any more
+		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
+		return standing{}, false
+	}
+	states, now, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
+	if err != nil {
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
+		return standing{}, false
+	}
+	s := standing{states, now, record.Granted(plan.Tier.Priority)}
+	for _, state := range states {
+		if l := state.Limit; l.Metric == quota.Requests && l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
+			setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
+		}
+	}
+	return s, true
+}
+
+// setHeaders sets the six headers. Where there is no such limit, Envoy fills in 0.
+func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited string) {
+	if limit, remaining := apierror.LimitHeaders(s, unlimited); limit != "" {
+		h.Set("X-RateLimit-Limit", limit)
+		h.Set("X-RateLimit-Remaining", remaining)
+	}
+	h.Set("X-RateLimit-Used", strconv.FormatInt(s.Used, 10))
+	h.Set("X-RateLimit-Reset", strconv.FormatInt(s.Reset.Unix(), 10))
+	h.Set("X-RateLimit-Resource", quota.DefaultResource)
+	h.Set("X-Request-Priority", priority.Number())
+}
+
+func viewOf(s quota.State) limitView {
+	v := limitView{
+		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Resource: s.Limit.Resource,
+		Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
+	}
+	if s.Limit.Max != quota.NoMax {
+		most, remaining := s.Limit.Max, s.Remaining()
+		v.Limit, v.Remaining = &most, &remaining
+	}
+	return v
+}

@@ -1,0 +1,165 @@
+// What every dashboard does: write numbers and times, ask the server, refresh itself,
+// and show one view at a time.
+
+const grouped = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+export const number = (n) => grouped.format(n);
+export const compact = (n) => short.format(n);
+
+/** many names a number of things: "1 request", "2,000 requests". */
+export const many = (n, one, more = one + "s") => `${number(n)} ${n === 1 ? one : more}`;
+
+/** element makes an HTML element of properties and children. */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+/** facts fills a description list: pairs of a term and what it is, perhaps with a note. */
+export function facts(list, rows) {
+  list.replaceChildren(...rows.map(([term, text, note]) =>
+    element("div", {}, element("dt", {}, term), element("dd", {}, text, ...(note ? [element("small", {}, note)] : [])))));
+}
+
+/** A limit's name for people: "Requests per minute". */
+export function title(name) {
+  const words = name.replaceAll("_", " ");
+  return words[0].toUpperCase() + words.slice(1);
+}
+
+/** Times, of Unix seconds, in UTC or as the reader's clock shows them. */
+export const times = {
+  local: false,
+  format(seconds, options) {
+    return new Intl.DateTimeFormat("en-GB", { ...options, ...(this.local ? {} : { timeZone: "UTC" }) }).format(seconds * 1000);
+  },
+  clock(seconds) { return this.format(seconds, { hour: "2-digit", minute: "2-digit", second: "2-digit" }); },
+  minute(seconds) { return this.format(seconds, { hour: "2-digit", minute: "2-digit" }); },
+  date(seconds) { return this.format(seconds, { day: "numeric", month: "short" }); },
+  day(seconds) { return this.format(seconds, { day: "numeric", month: "short", year: "numeric" }); },
+  both(seconds) { return `${this.date(seconds)}, ${this.clock(seconds)}`; },
+  /** The name of the zone that times are in. */
+  zone() {
+    if (!this.local) return "UTC";
+    return new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" }).formatToParts(new Date()).find((p) => p.type === "timeZoneName").value;
+  },
+};
+
+/** zoneSwitch lets a select choose the zone, remembers it, and tells when it changes. */
+export function zoneSwitch(select, changed) {
+  times.local = localStorage.getItem("zone") === "local";
+  select.value = times.local ? "local" : "utc";
+  select.addEventListener("change", () => {
+    times.local = select.value === "local";
+    localStorage.setItem("zone", select.value);
+    changed();
+  });
+}
+
+/** wait writes how long some seconds are: "42 s", "3 min 5 s", "2 h 10 min". */
+export function wait(seconds) {
+  const s = Math.max(0, Math.ceil(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 48 * 3600) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} days`;
+}
+
+/** Trouble is why the server has not answered as it should. */
+export class Trouble extends Error {
+  constructor(text, { signedOut = false } = {}) {
+    super(text);
+    this.signedOut = signedOut;
+  }
+}
+
+/** ask gets JSON, or throws a Trouble whose text is for people. */
+export async function ask(address) {
+  let answer;
+  try {
+    answer = await fetch(address, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(10_000) });
+  } catch {
+    throw new Trouble("The server cannot be reached.");
+  }
+  if (answer.ok) return answer.json();
+  switch (answer.status) {
+    case 401: throw new Trouble("You are signed out.", { signedOut: true });
+    case 429: throw new Trouble("Too many pages are open at once.");
+    case 503: throw new Trouble("The counts cannot be read at the moment.");
+    default: throw new Trouble(`The server has answered with status ${answer.status}.`);
+  }
+}
+
+/**
+ * Live runs a task again and again while it is started and the page is seen. After
+ * trouble it waits longer each time, up to 30 seconds.
+ */
+export class Live {
+  /** told gets null when the task has worked, else the trouble and the seconds until the next try. */
+  constructor(task, seconds, told) {
+    Object.assign(this, { task, seconds, told, started: false, failures: 0, turn: 0 });
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#pause() : this.started && this.now()));
+  }
+
+  start() {
+    this.started = true;
+    this.now();
+  }
+
+  stop() {
+    this.started = false;
+    this.#pause();
+  }
+
+  #pause() {
+    this.turn++;
+    clearTimeout(this.timer);
+  }
+
+  async now() {
+    this.#pause();
+    const turn = this.turn;
+    let trouble = null;
+    try {
+      await this.task(() => turn === this.turn);
+    } catch (error) {
+      trouble = error;
+      if (!(error instanceof Trouble)) {
+        console.error(error);
+        trouble = new Trouble("Something is wrong with this page.");
+      }
+    }
+    if (turn !== this.turn) return;
+    this.failures = trouble ? this.failures + 1 : 0;
+    const seconds = trouble ? Math.min(30, this.seconds * 2 ** this.failures) : this.seconds;
+    this.told(trouble, seconds);
+    this.timer = setTimeout(() => this.now(), seconds * 1000);
+  }
+}
+
+/**
+ * views shows the section "view-x" of the address's "#x", keeps the navigation true, and
+ * runs the Live of what is seen and no other.
+ */
+export function views(lives) {
+  const names = Object.keys(lives);
+  const show = () => {
+    const name = names.includes(location.hash.slice(1)) ? location.hash.slice(1) : names[0];
+    for (const other of names) {
+      document.getElementById("view-" + other).hidden = other !== name;
+      const link = document.querySelector(`.views a[href="#${other}"]`);
+      if (other === name) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+      if (other !== name) lives[other].stop();
+    }
+    lives[name].start();
+  };
+  window.addEventListener("hashchange", show);
+  show();
+}
