@@ -97,18 +97,11 @@ func (v *Verdict) counted() bool { return v.Decision.Shown != (quota.Limit{}) }
 
 func (v *Verdict) appendLimit(hs []header, s *Settings) []header {
 	limit, remaining := "0", "0"
-	switch {
-	case v.counted() && v.Decision.Unlimited():
-		if s.OmitUnlimited {
+	if v.counted() {
+		if v.Decision.Unlimited() && s.OmitUnlimited {
 			return hs
 		}
-		limit, remaining = s.UnlimitedText, s.UnlimitedText
-		if n, err := strconv.ParseInt(limit, 10, 64); err == nil {
-			remaining = strconv.FormatInt(max(n-v.Decision.Used, 0), 10)
-		}
-	case v.counted():
-		limit = strconv.FormatInt(v.Decision.Shown.Max, 10)
-		remaining = strconv.FormatInt(v.Decision.Remaining, 10)
+		limit, remaining = apierror.LimitHeaders(quota.State{Limit: v.Decision.Shown, Used: v.Decision.Used}, s.UnlimitedText)
 	}
 	return append(hs, header{"X-RateLimit-Limit", limit}, header{"X-RateLimit-Remaining", remaining})
 }
