@@ -13,6 +13,7 @@ import (
 
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/usage"
 )
 
 // metrics are what the program tells of itself. Every label value comes from
@@ -26,23 +27,30 @@ type metrics struct {
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
 	lastReload    prometheus.Gauge
-	keys          prometheus.Gauge
+	keys          *prometheus.GaugeVec
+	keysInStep    prometheus.Gauge
 	needsRestart  prometheus.Gauge
 	demoKeysInUse prometheus.Gauge
 	settlements   *prometheus.CounterVec
 	accuracy      *prometheus.HistogramVec
 }
 
+// The metrics that a pulse reads too.
+const (
+	decisionsName    = "tiergate_decisions_total"
+	decisionTimeName = "tiergate_decision_duration_seconds"
+)
+
 func newMetrics() *metrics {
 	fast := []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1}
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tiergate_decisions_total",
+			Name: decisionsName,
 			Help: "Decided requests by outcome (allowed, limited, too_large, unauthenticated, forbidden, failed, unrecognised), by the limit that refused, tier, resource and priority.",
 		}, []string{"outcome", "limit", "tier", "resource", "priority"}),
 		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "tiergate_decision_duration_seconds", Help: "Time to decide a request, the store included.", Buckets: fast,
+			Name: decisionTimeName, Help: "Time to decide a request, the store included.", Buckets: fast,
 		}),
 		storeTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "tiergate_store_duration_seconds", Help: "Time of a call to the store (take, settle).", Buckets: fast,
@@ -59,7 +67,12 @@ func newMetrics() *metrics {
 		lastReload: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tiergate_config_last_reload_success_timestamp_seconds", Help: "When the configuration in use was loaded, Unix seconds.",
 		}),
-		keys: prometheus.NewGauge(prometheus.GaugeOpts{Name: "tiergate_keys", Help: "API keys on record."}),
+		keys: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tiergate_keys", Help: "API keys on record by source (file, store).",
+		}, []string{"source"}),
+		keysInStep: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tiergate_keys_in_step", Help: "1 if the store's directory of keys is followed, 0 if keys stay as they were known.",
+		}),
 		needsRestart: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tiergate_config_restart_needed", Help: "1 if the files hold changes that only a restart takes up.",
 		}),
@@ -74,16 +87,31 @@ func newMetrics() *metrics {
 	for _, call := range []string{"take", "settle"} {
 		m.storeTime.WithLabelValues(call)
 	}
+	for _, source := range []string{"file", "store"} {
+		m.keys.WithLabelValues(source)
+	}
 	for _, result := range []string{"success", "failure"} {
 		m.reloads.WithLabelValues(result)
 	}
 	m.registry.MustRegister(
-		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys,
+		m.decisions, m.decisionTime, m.storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
 		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
 	return m
+}
+
+// addUsage makes the metrics of the counting for dashboards.
+func (m *metrics) addUsage(r *usage.Recorder) {
+	m.registry.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "tiergate_usage_overflowed_total", Help: "Requests counted as those of other keys, because usage.max_series was reached.",
+		}, func() float64 { return float64(r.Overflowed()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "tiergate_usage_dropped_total", Help: "Requests missing in usage, because the store was away for too long.",
+		}, func() float64 { return float64(r.Dropped()) }),
+	)
 }
 
 // addSettlements makes the metrics of settlements, all series at 0.
@@ -112,9 +140,10 @@ func estimated() []quota.Source {
 	return []quota.Source{quota.ByDeclaration, quota.ByHistory, quota.ByDefault, quota.ByMaximum}
 }
 
-// observer tells metrics and the decision log of verdicts.
+// observer tells metrics, usage and the decision log of verdicts.
 type observer struct {
 	metrics *metrics
+	usage   *usage.Recorder
 	log     *slog.Logger
 }
 
@@ -122,6 +151,7 @@ type observer struct {
 func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.WithLabelValues(string(v.Outcome), v.Label(), v.Tier, v.Resource, v.Priority.Number()).Inc()
+	o.count(v)
 	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
@@ -135,9 +165,34 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 		slog.Duration("wait", v.Decision.Wait))
 }
 
+// count counts a request of a known key for its usage.
+func (o observer) count(v envoyapi.Verdict) {
+	if v.Key == nil || v.Requests == 0 {
+		return
+	}
+	d := usage.Decided{
+		Account: v.Key.ID, Tier: v.Tier, Resource: v.Resource, Priority: v.Priority, At: v.At, Requests: v.Requests, Decision: &v.Decision,
+	}
+	switch v.Outcome {
+	case envoyapi.Limited, envoyapi.TooLarge:
+		d.Reason, d.Asked = v.Label(), v.Decision.Asked
+	case envoyapi.Forbidden:
+		d.Reason = usage.Forbidden
+	case envoyapi.Failed:
+		d.Reason = usage.Failed
+	case envoyapi.Allowed, envoyapi.Unauthenticated, envoyapi.Unrecognised:
+	}
+	o.usage.Decided(d)
+}
+
 // Settled implements envoyapi.Observer.
 func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	o.metrics.settlements.WithLabelValues(r.By, r.Result).Inc()
+	if r.Account != "" {
+		o.usage.Settled(usage.Settled{
+			Account: r.Account, Tier: r.Tier, Resource: r.Resource, Priority: r.Priority, At: r.At, Input: r.InputTokens, Output: r.OutputTokens,
+		})
+	}
 	// A ticket comes back from Envoy, so its source is checked before it is a label.
 	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
 		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Reserved) / float64(r.Used))

@@ -82,7 +82,7 @@ func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	r.metrics.reloadOK.Set(1)
 	r.metrics.needsRestart.Set(0)
 	r.metrics.lastReload.SetToCurrentTime()
-	r.metrics.keys.Set(float64(c.Reload.Directory.Len()))
+	r.metrics.keys.WithLabelValues("file").Set(float64(c.Reload.Directory.Len()))
 	r.metrics.demoKeysInUse.Set(0)
 	if c.Reload.AllowDemoKeys {
 		r.metrics.demoKeysInUse.Set(1)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"time"
 
@@ -28,7 +30,6 @@ import (
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
-	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
 	"github.com/tiergate/tiergate/internal/web"
 )
@@ -45,7 +46,10 @@ func serve(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return fmt.Errorf("the configuration cannot be used:\n%w", err)
 	}
-	s := newServer(loaded, newLogger(env.stderr, loaded.Start))
+	s, err := newServer(loaded, newLogger(env.stderr, loaded.Start))
+	if err != nil {
+		return err
+	}
 	return s.run(ctx, &reloader{options: options, use: s.use, metrics: s.metrics, log: s.log, start: loaded.Start}, loaded, sources)
 }
 
@@ -57,20 +61,18 @@ func newLogger(w io.Writer, c config.Start) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// counts is what the program needs of a store.
-type counts interface {
-	quota.Counts
-	Ping(context.Context) error
-}
-
 // A server is the program's parts, wired.
 type server struct {
 	start     config.Start
 	log       *slog.Logger
 	metrics   *metrics
-	store     counts
+	stores    stores
+	directory *directory
+	recorder  *usage.Recorder
+	pulse     *pulse
 	gate      *envoyapi.Gate
 	customers *web.Customers
+	admin     *web.Admin
 	grpc      *grpc.Server
 	health    *grpchealth.Server
 
@@ -81,12 +83,75 @@ type server struct {
 // bytes each.
 const historySize = 50_000
 
-func newServer(c *config.Config, log *slog.Logger) *server {
+func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
-	s.store = newStore(c.Start.Store)
-	limiter := quota.NewLimiter(&watchedCounts{Counts: s.store, metrics: s.metrics, log: log})
-	s.gate = envoyapi.NewGate(settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, log})
-	s.customers = web.NewCustomers(accounts(c.Reload), limiter, time.Now)
+	s.directory = newDirectory(c.Reload.Peppers, s.metrics, log)
+	var err error
+	if s.stores, err = openStores(c.Start.Store, s.directory.notices()); err != nil {
+		return nil, err
+	}
+	s.addUsage()
+	limiter := quota.NewLimiter(&watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: log})
+	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, s.recorder, log})
+	if err := s.addWeb(c, limiter); err != nil {
+		return nil, errors.Join(err, s.stores.close())
+	}
+	s.addGRPC()
+	return s, nil
+}
+
+// addUsage makes what counts for the dashboards.
+func (s *server) addUsage() {
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = "unknown"
+	}
+	id := newInstanceID(hostname)
+	s.recorder = usage.NewRecorder(usage.RecorderOptions{
+		Instance: id, Now: time.Now, Interval: s.start.UsageInterval, MaxCells: s.start.UsageMaxSeries,
+		OnError: func(err error) {
+			if err != nil {
+				s.log.Warn("usage cannot be written: it is kept until it can", "error", err)
+				return
+			}
+			s.log.Info("usage is written again")
+		},
+	})
+	s.metrics.addUsage(s.recorder)
+	s.pulse = &pulse{
+		id: id, started: time.Now(), keys: func() int { return s.gate.Keys().Len() }, ping: s.stores.counts.Ping, tell: s.stores.usage.Tell,
+		metrics: s.metrics, log: s.log,
+	}
+}
+
+// addWeb makes what serves HTTP.
+func (s *server) addWeb(c *config.Config, limiter *quota.Limiter) error {
+	secret := []byte(c.Start.SessionSecret.Reveal())
+	if len(secret) == 0 {
+		secret = []byte(rand.Text() + rand.Text())
+		if c.Start.Store.Redis {
+			s.log.Warn("sign-ins to the dashboard hold for this instance only: set customer.session_secret_file, the same for all")
+		}
+	}
+	var err error
+	s.customers, err = web.NewCustomers(web.CustomersOptions{
+		Accounts: s.accounts(c.Reload), Limiter: limiter, Usage: s.stores.usage, SessionSecret: secret, Log: s.log, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	tokens := make([]web.AdminToken, len(c.Reload.AdminTokens))
+	for i, t := range c.Reload.AdminTokens {
+		tokens[i] = web.AdminToken{Name: t.Name, Hash: t.Hash}
+	}
+	s.admin = web.NewAdmin(web.AdminOptions{Tokens: tokens,
+		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Limiter: limiter, Now: time.Now,
+	})
+	return nil
+}
+
+// addGRPC makes what serves Envoy.
+func (s *server) addGRPC() {
 	s.grpc = grpc.NewServer(
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
@@ -102,38 +167,45 @@ func newServer(c *config.Config, log *slog.Logger) *server {
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}
-	return s
-}
-
-func newStore(c config.Store) counts {
-	if !c.Redis {
-		return store.NewMemory(time.Now, c.MaxKeys)
-	}
-	return store.NewRedis(store.RedisOptions{
-		Address: c.Address, Username: c.Username, Password: c.Password.Reveal(), Database: c.Database,
-		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
-	})
 }
 
 // use takes up a changed configuration.
 func (s *server) use(c config.Reload) {
-	s.gate.Use(settings(c))
-	s.customers.Use(accounts(c))
+	for _, fault := range s.directory.stored.UsePeppers(c.Peppers) {
+		s.log.Warn("a key of the store does not work", "error", fault.Err)
+	}
+	s.gate.Use(s.settings(c))
+	s.customers.Use(s.accounts(c))
+	s.admin.Use(s.adminAccounts(c))
+}
+
+// keyring is the file's keys before the store's.
+func (s *server) keyring(c config.Reload) apikey.Keyring {
+	return apikey.Keyring{File: c.Directory, Stored: s.directory.stored}
 }
 
 // accounts hands the configuration on to the customers' API.
-func accounts(c config.Reload) *web.Accounts {
-	return &web.Accounts{KeyHeaders: c.KeyHeaders, Keys: apikey.Keyring{File: c.Directory}, AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans, UnlimitedText: c.Unlimited.Text}
+func (s *server) accounts(c config.Reload) *web.Accounts {
+	return &web.Accounts{
+		KeyHeaders: c.KeyHeaders, Keys: s.keyring(c), AllowDemoKeys: c.AllowDemoKeys, Plans: c.Plans, UnlimitedText: c.Unlimited.Text,
+	}
+}
+
+// adminAccounts hands it on to the admin API.
+func (s *server) adminAccounts(c config.Reload) *web.AdminAccounts {
+	return &web.AdminAccounts{
+		Keys: s.keyring(c), Plans: c.Plans, Resources: c.Resources, Peppers: c.Peppers, AllowDemoKeys: c.AllowDemoKeys,
+	}
 }
 
 // settings hands the configuration on to the gate.
-func settings(c config.Reload) *envoyapi.Settings {
+func (s *server) settings(c config.Reload) *envoyapi.Settings {
 	return &envoyapi.Settings{
 		KeyHeaders:         c.KeyHeaders,
 		ForwardCredentials: c.ForwardCredentials,
 		Resources:          envoyapi.NewClassifier(c.Resources),
 		Plans:              c.Plans,
-		Keys:               apikey.Keyring{File: c.Directory},
+		Keys:               s.keyring(c),
 		AllowDemoKeys:      c.AllowDemoKeys,
 		OmitUnlimited:      c.Unlimited.Omit,
 		UnlimitedText:      c.Unlimited.Text,
@@ -182,26 +254,48 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	if err != nil {
 		return err
 	}
-	operator := &http.Server{Handler: web.Operator(s.metrics.registry, s.store.Ping), ReadHeaderTimeout: 5 * time.Second}
+	mux := http.NewServeMux()
+	mux.Handle("/", web.Operator(s.metrics.registry, s.stores.counts.Ping))
+	mux.Handle(web.AdminPath+"/", s.admin.Handler())
+	operator := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+	}
 	customer := &http.Server{Handler: s.customers.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
 	r.loaded(c, sources)
-	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(), "customer", s.start.Customer.String(),
-		"redis", s.start.Store.Redis, "keys", c.Reload.Directory.Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
 
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.stores.keys.Watch(ctx, s.directory.apply) })
+	s.directory.await(ctx)
+	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(), "customer", s.start.Customer.String(),
+		"redis", s.start.Store.Redis, "keys", s.keyring(c.Reload).Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
+
+	if len(c.Reload.AdminTokens) == 0 {
+		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API answers callers on this machine only")
+	}
 	group.Go(func() error { return s.serveGRPC(l.grpc) })
 	group.Go(func() error { return serveHTTP(operator, l.operator, "operators") })
 	group.Go(func() error { return serveHTTP(customer, l.customer, "customers") })
 	group.Go(func() error { return r.run(ctx) })
-	if memory, ok := s.store.(*store.Memory); ok {
-		group.Go(func() error { return memory.Run(ctx) })
+	if s.stores.sweep != nil {
+		group.Go(func() error { return s.stores.sweep(ctx) })
 	}
+	group.Go(func() error { return s.pulse.run(ctx) })
+	// Usage is written until the last request has been answered.
+	counting, enough := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error {
+		if err := s.recorder.Run(counting, s.stores.usage); err != nil {
+			s.log.WarnContext(ctx, "not all usage was written", "error", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer enough()
 		<-ctx.Done()
 		s.drain(context.WithoutCancel(ctx), operator, customer)
 		return nil
 	})
-	if err := group.Wait(); err != nil {
+	if err := errors.Join(group.Wait(), s.stores.close()); err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "stopped")
@@ -236,11 +330,6 @@ func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	defer cancel()
 	if err := customer.Shutdown(inTime); err != nil {
 		s.log.WarnContext(ctx, "customers' requests were cut off", "error", err)
-	}
-	if redis, ok := s.store.(*store.Redis); ok {
-		if err := redis.Close(); err != nil {
-			s.log.WarnContext(ctx, "the store did not close", "error", err)
-		}
 	}
 	if err := operator.Close(); err != nil {
 		s.log.WarnContext(ctx, "the operators' listener did not close", "error", err)

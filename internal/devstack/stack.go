@@ -223,8 +223,8 @@ func (s *Stack) secretFile(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make a secret: %w", err)
 	}
-	defer file.Close()
-	if _, err := file.WriteString(cryptorand.Text() + cryptorand.Text()); err != nil {
+	_, err = file.WriteString(cryptorand.Text() + cryptorand.Text())
+	if err := errors.Join(err, file.Close()); err != nil {
 		return "", fmt.Errorf("make a secret: %w", err)
 	}
 	return path, nil

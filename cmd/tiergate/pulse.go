@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/tiergate/tiergate/internal/usage"
+)
+
+// pulseInterval is how often an instance tells of itself.
+const pulseInterval = 2 * time.Second
+
+// A pulse tells the store how this instance does, for the operators' dashboard.
+type pulse struct {
+	id      string
+	started time.Time
+	keys    func() int
+	ping    func(context.Context) error
+	tell    func(context.Context, usage.Instance) error
+	metrics *metrics
+	log     *slog.Logger
+
+	outcomes map[string]int64 // counted until the last time
+	buckets  map[float64]uint64
+	failed   bool
+}
+
+// newInstanceID names a process.
+func newInstanceID(hostname string) string { return hostname + "-" + rand.Text()[:6] }
+
+// run tells in every interval until ctx is done.
+func (p *pulse) run(ctx context.Context) error {
+	tick := time.NewTicker(pulseInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			instance, err := p.take(ctx, now)
+			if err == nil {
+				err = p.tell(ctx, instance)
+			}
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // what failed was stopped
+			}
+			if failed := err != nil; failed != p.failed {
+				p.failed = failed
+				p.log.InfoContext(ctx, "whether this instance can tell of itself has changed", "error", err)
+			}
+		}
+	}
+}
+
+// take measures what has happened since the last time.
+func (p *pulse) take(ctx context.Context, now time.Time) (usage.Instance, error) {
+	outcomes, buckets := map[string]int64{}, map[float64]uint64{}
+	families, err := p.metrics.registry.Gather()
+	if err != nil {
+		return usage.Instance{}, fmt.Errorf("read the metrics: %w", err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			switch f.GetName() {
+			case decisionsName:
+				outcomes[labelOf(m, "outcome")] += int64(m.GetCounter().GetValue())
+			case decisionTimeName:
+				for _, b := range m.GetHistogram().GetBucket() {
+					buckets[b.GetUpperBound()] = b.GetCumulativeCount()
+				}
+				buckets[math.Inf(1)] = m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	i := usage.Instance{ID: p.id, Version: buildVersion()["version"], Started: p.started, Seen: now, Rates: map[string]int64{}, Interval: pulseInterval, Keys: p.keys()}
+	for outcome, n := range outcomes {
+		i.Rates[outcome] = n - p.outcomes[outcome]
+	}
+	lately := map[float64]uint64{}
+	for bound, n := range buckets {
+		lately[bound] = n - p.buckets[bound]
+	}
+	i.P50, i.P99 = quantile(lately, 0.5), quantile(lately, 0.99)
+	p.outcomes, p.buckets = outcomes, buckets
+	if err := p.ping(ctx); err != nil {
+		i.Store = err.Error()
+	}
+	return i, nil
+}
+
+func labelOf(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+// quantile returns what a share of the observations does not exceed, from cumulative
+// counts by upper bound in seconds, linear within a bucket as Prometheus does it; 0
+// where there are none.
+func quantile(cumulative map[float64]uint64, share float64) time.Duration {
+	rank := share * float64(cumulative[math.Inf(1)])
+	if rank == 0 {
+		return 0
+	}
+	lower, below := 0.0, uint64(0)
+	for _, bound := range slices.Sorted(maps.Keys(cumulative)) {
+		n := cumulative[bound]
+		if float64(n) >= rank {
+			if math.IsInf(bound, 1) {
+				return time.Duration(lower * float64(time.Second))
+			}
+			within := (rank - float64(below)) / float64(n-below)
+			return time.Duration((lower + (bound-lower)*within) * float64(time.Second))
+		}
+		lower, below = bound, n
+	}
+	return 0
+}
