@@ -18,7 +18,7 @@ import (
 	"github.com/tiergate/tiergate/internal/mockai"
 )
 
-// StartRedis starts a Redis server that keeps nothing on disk.
+// StartRedis starts a Redis server, which keeps on disk what it is to keep.
 func (s *Stack) StartRedis(ctx context.Context) error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return fmt.Errorf("find redis-server: %w: install it (Debian: apt-get install redis-server; macOS: brew install redis)", err)
@@ -27,7 +27,11 @@ func (s *Stack) StartRedis(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start Redis at %q: %w", s.Options.RedisAddress, err)
 	}
-	words := []string{"redis-server", "--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", s.Options.Dir}
+	appendOnly := "no"
+	if s.Options.Keep {
+		appendOnly = "yes"
+	}
+	words := []string{"redis-server", "--bind", host, "--port", port, "--save", "", "--appendonly", appendOnly, "--dir", s.Options.Dir}
 	if s.Redis, err = s.start("redis", words, nil); err != nil {
 		return err
 	}

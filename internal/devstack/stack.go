@@ -27,7 +27,7 @@ type Options struct {
 	Envoy    Envoy
 	Chain    string // ext_authz (default), ratelimit or ai-protocol
 	Store    string // memory (default) or redis
-	Keep     bool   // whether keys and usage outlive the stack, in Dir; memory only
+	Keep     bool   // whether keys and usage outlive the programs, in Dir
 	Config   string // default: the shipped config/tiergate.yaml
 	Sets     []string
 	Log      io.Writer // of TierGate; default: a file in Dir
