@@ -1,165 +1,254 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
+	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
-	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/web"
 )
 
-// keysCreate makes an API key. It prints the secret, which is kept nowhere, and
-// the entry for the file of hashed keys.
-func keysCreate(_ context.Context, args []string, env environment) error {
+// keyFlags say what a key is to be.
+type keyFlags struct {
+	adminFlags
+
+	tier, name, owner, priority, resources, expires, pepper string
+	labels                                                  sets
+}
+
+func (f *keyFlags) add(flags *flag.FlagSet, env environment) {
+	f.adminFlags.add(flags, env)
+	flags.StringVar(&f.tier, "tier", "", "the key's `tier`, one of the configuration's")
+	flags.StringVar(&f.name, "name", "", "whose key it is, for people")
+	flags.StringVar(&f.owner, "owner", "", "whom it belongs to, for people")
+	flags.StringVar(&f.priority, "priority", "", "instead of the tier's priority: 1 to 4, or low, normal, high, critical")
+	flags.StringVar(&f.resources, "resources", "", "the only `resources` the key has leave for, as in chat,images")
+	flags.StringVar(&f.expires, "expires", "", "the end of the key's life, as in 2027-01-31T00:00:00Z")
+	flags.Var(&f.labels, "label", "a label of yours, as in `team=search`; may be repeated")
+}
+
+// body is what to ask of the admin API: what was given. An empty value takes away.
+func (f *keyFlags) body(flags *flag.FlagSet) (map[string]any, error) {
+	body := map[string]any{}
+	orNull := func(field, value string) {
+		if body[field] = value; value == "" {
+			body[field] = nil
+		}
+	}
+	var fault error
+	flags.Visit(func(given *flag.Flag) {
+		value := given.Value.String()
+		switch given.Name {
+		case "tier", "name", "owner", "expires", "pepper", "id", "grace", "reason":
+			orNull(given.Name, value)
+		case "resources":
+			if body["resources"] = strings.Split(value, ","); value == "" {
+				body["resources"] = nil
+			}
+		case "priority":
+			fault = setPriority(body, value)
+		}
+	})
+	labels := map[string]any{}
+	for _, label := range f.labels {
+		name, value, ok := strings.Cut(label, "=")
+		if !ok {
+			return nil, usagef("--label %q: want name=value", label)
+		}
+		if labels[name] = value; value == "" {
+			labels[name] = nil
+		}
+	}
+	if len(labels) > 0 {
+		body["labels"] = labels
+	}
+	return body, fault
+}
+
+func setPriority(body map[string]any, value string) error {
+	if value == "" {
+		body["priority"] = nil
+		return nil
+	}
+	p, err := quota.ParsePriority(value)
+	if err != nil {
+		return usagef("--priority: %v", err)
+	}
+	body["priority"] = int(p)
+	return nil
+}
+
+// keysCreate makes an API key at a server, or without one for the file of keys.
+func keysCreate(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("keys create", flag.ContinueOnError)
+	var f keyFlags
+	f.add(flags, env)
+	flags.String("id", "", "the key's public `ID`; without, one is made")
+	flags.StringVar(&f.pepper, "pepper", "", "hash with this pepper of the configuration")
+	offline := flags.Bool("offline", false, "ask no server: print the key and the entry to add to the file of keys for it")
 	var options config.Options
 	configFlags(flags, &options)
-	tier := flags.String("tier", "", "the key's `tier`, one of the configuration's")
-	name := flags.String("name", "", "whose key it is, for people")
-	priority := flags.String("priority", "", "instead of the tier's priority: 1 to 4, or low, normal, high, critical")
-	resources := flags.String("resources", "", "the only `resources` the key has leave for, as in chat,images")
-	expires := flags.String("expires", "", "the end of the key's life, as in 2027-01-31T00:00:00Z")
-	pepper := flags.String("pepper", "", "hash with this pepper of the configuration")
-	asJSON := flags.Bool("json", false, "print JSON")
 	if err := parse(flags, args, env); err != nil {
 		return err
 	}
-	options.Getenv = env.getenv
-	loaded, err := load(options)
+	if err := offlineFlags(flags, *offline); err != nil {
+		return err
+	}
+	if *offline {
+		return createOffline(&f, options, env)
+	}
+	body, err := f.body(flags)
 	if err != nil {
 		return err
 	}
-	record := apikey.Record{Name: *name, Tier: *tier}
-	if *resources != "" {
-		record.Resources = strings.Split(*resources, ",")
-	}
-	if err := describe(&record, *priority, *expires, loaded.Reload); err != nil {
-		return err
-	}
-	key := apikey.New()
-	record.ID = apikey.NewID()
-	if record.Hash, err = hashFor(key, *pepper, loaded.Reload.Peppers); err != nil {
-		return err
-	}
-	return printKey(env.stdout, key, record, *asJSON)
+	return askFor(ctx, f.adminFlags, env, request{http.MethodPost, "/keys", nil, body}, printNewKey)
 }
 
-// describe checks what was asked for against the configuration, so that the
-// entry will be accepted, and completes the record.
-func describe(r *apikey.Record, priority, expires string, c config.Reload) error {
-	var faults []error
-	if _, ok := c.Plans[r.Tier]; !ok {
-		faults = append(faults, fmt.Errorf("--tier %q: want one of %s", r.Tier, strings.Join(tierNames(c), ", ")))
-	}
-	for _, name := range r.Resources {
-		if name != quota.DefaultResource && !slices.ContainsFunc(c.Resources, func(q quota.Resource) bool { return q.Name == name }) {
-			faults = append(faults, fmt.Errorf("--resources: %q is no resource of the configuration", name))
-		}
-	}
+// offlineFlags refuses flags that would be ignored.
+func offlineFlags(flags *flag.FlagSet, offline bool) error {
+	wrong := map[bool][]string{true: {"server", "token-file", "id", "owner", "label"}, false: {"config", "set"}}[offline]
 	var err error
-	if priority != "" {
-		if r.Priority, err = quota.ParsePriority(priority); err != nil {
-			faults = append(faults, fmt.Errorf("--priority: %w", err))
+	flags.Visit(func(given *flag.Flag) {
+		switch {
+		case !slices.Contains(wrong, given.Name) || err != nil:
+		case offline:
+			err = usagef("--%s does not go with --offline", given.Name)
+		default:
+			err = usagef("--%s goes with --offline only: the server has its configuration", given.Name)
 		}
-	}
-	if expires != "" {
-		if r.Expires, err = time.Parse(time.RFC3339, expires); err != nil {
-			faults = append(faults, fmt.Errorf("--expires %q: want a point in time such as 2027-01-31T00:00:00Z", expires))
-		}
-	}
-	if len(faults) > 0 {
-		return usageError(errors.Join(faults...).Error())
-	}
-	return nil
+	})
+	return err
 }
 
-func tierNames(c config.Reload) []string {
-	names := make([]string, 0, len(c.Plans))
-	for name := range c.Plans {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+// A request is what to ask of the admin API.
+type request struct {
+	method, path string
+	query        url.Values
+	body         any
 }
 
-func printKey(w io.Writer, key apikey.Key, record apikey.Record, asJSON bool) error {
-	entry, err := config.FormatKey(record)
+// askFor asks and prints the answer.
+func askFor[T any](ctx context.Context, f adminFlags, env environment, r request, layOut func(io.Writer, T)) error {
+	c, err := f.client(env)
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		return printJSON(w, map[string]string{
-			"key": key.Reveal(), "id": record.ID, "hash": record.Hash.String(), "tier": record.Tier, "yaml": entry,
-		})
-	}
-	fmt.Fprintf(w, "The API key, shown this once and kept nowhere:\n\n  %s\n\nAdd under \"keys:\" in the file of hashed keys:\n\n%s", key.Reveal(), entry)
-	return nil
-}
-
-// keysHash prints the hash of a key made elsewhere. The key comes from standard
-// input, so that it is in no shell history and no list of processes.
-func keysHash(_ context.Context, args []string, env environment) error {
-	flags := flag.NewFlagSet("keys hash", flag.ContinueOnError)
-	var options config.Options
-	configFlags(flags, &options)
-	pepper := flags.String("pepper", "", "hash with this pepper of the configuration")
-	asJSON := flags.Bool("json", false, "print JSON")
-	if err := parse(flags, args, env); err != nil {
+	answer, err := c.ask(ctx, r.method, r.path, r.query, r.body)
+	if err != nil {
 		return err
 	}
-	line, err := bufio.NewReader(io.LimitReader(env.stdin, 2*apikey.MaxLen)).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read the key from standard input: %w", err)
-	}
-	key, err := apikey.Parse(strings.TrimRight(line, "\r\n"))
+	return printAnswer(f, env, answer, layOut)
+}
+
+func printNewKey(w io.Writer, k web.NewKey) {
+	fmt.Fprintf(w, "The API key, shown this once and kept nowhere:\n\n  %s\n\n", k.Key)
+	printKeyView(w, k.Record)
+}
+
+// keysShow shows one key.
+func keysShow(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys show", flag.ContinueOnError)
+	var f adminFlags
+	f.add(flags, env)
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
 	if err != nil {
-		return fmt.Errorf("the text on standard input cannot be a key: want 1 to %d visible ASCII characters "+
-			"without a comma and, after %s, a right checksum: %w", apikey.MaxLen, apikey.Prefix, err)
+		return err
 	}
-	var peppers []apikey.Pepper
-	if *pepper != "" {
-		options.Getenv = env.getenv
-		loaded, err := load(options)
-		if err != nil {
-			return err
+	path, err := keyPath(ids[0], "")
+	if err != nil {
+		return err
+	}
+	return askFor(ctx, f, env, request{http.MethodGet, path, nil, nil}, printKeyView)
+}
+
+func printKeyView(w io.Writer, k web.KeyView) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(field, value string) {
+		if value != "" {
+			fmt.Fprintf(table, "%s\t%s\n", field, value)
 		}
-		peppers = loaded.Reload.Peppers
 	}
-	hash, err := hashFor(key, *pepper, peppers)
-	if err != nil {
-		return err
+	source := map[bool]string{true: ", hidden by the file's"}[k.Hidden]
+	line("id", k.ID)
+	line("name", k.Name)
+	line("owner", k.Owner)
+	line("state", string(k.State))
+	line("source", k.Source+source)
+	line("tier", k.Tier)
+	line("priority", priorityName(k.Priority))
+	line("resources", orText(strings.Join(k.Resources, ", "), "all"))
+	for _, o := range k.Overrides {
+		line("override", overrideText(o))
 	}
-	if *asJSON {
-		return printJSON(env.stdout, map[string]string{"hash": hash.String()})
+	for _, name := range slices.Sorted(maps.Keys(k.Labels)) {
+		line("label", name+"="+k.Labels[name])
 	}
-	fmt.Fprintln(env.stdout, hash)
-	return nil
+	line("pepper", k.Pepper)
+	line("created", timeText(k.Created, ""))
+	line("expires", timeText(k.Expires, "never"))
+	line("former key", timeText(k.Former, ""))
+	line("last used", lastUsed(k))
+	if k.Revision > 0 {
+		line("revision", strconv.FormatInt(k.Revision, 10))
+	}
+	_ = table.Flush() // as with any printing
 }
 
-func hashFor(key apikey.Key, pepper string, peppers []apikey.Pepper) (apikey.Hash, error) {
-	if pepper == "" {
-		return key.Hash(), nil
+func orText(text, otherwise string) string {
+	if text == "" {
+		return otherwise
 	}
-	i := slices.IndexFunc(peppers, func(p apikey.Pepper) bool { return p.Name() == pepper })
-	if i < 0 {
-		return apikey.Hash{}, usagef("--pepper %q: the configuration has no pepper of this name under keys.peppers", pepper)
-	}
-	return key.HashWith(peppers[i]), nil
+	return text
 }
 
-// load reads a configuration for a command that needs a good one.
-func load(o config.Options) (*config.Config, error) {
-	c, _, err := config.Load(o)
-	if err != nil {
-		return nil, fmt.Errorf("the configuration cannot be used:\n%w", err)
+func priorityName(p int) string {
+	if p == 0 {
+		return "the tier's"
 	}
-	return c, nil
+	return quota.Priority(p).String() //nolint:gosec // 1 to 4, and printed only
+}
+
+func timeText(t time.Time, otherwise string) string {
+	if t.IsZero() {
+		return otherwise
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func lastUsed(k web.KeyView) string {
+	var at *time.Time
+	switch {
+	case k.LastUsed == nil || json.Unmarshal(k.LastUsed, &at) != nil:
+		return "unknown"
+	case at == nil:
+		return "never"
+	default:
+		return timeText(*at, "")
+	}
+}
+
+func overrideText(o web.OverrideView) string {
+	text := fmt.Sprintf("%d %s per %s", o.Max, o.Metric, o.Per)
+	if o.Resource != "" {
+		text += " of " + o.Resource
+	}
+	if o.Priority != 0 {
+		text += " at priority " + priorityName(o.Priority)
+	}
+	if !o.Until.IsZero() {
+		text += ", until " + timeText(o.Until, "")
+	}
+	return text
 }

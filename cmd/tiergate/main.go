@@ -59,8 +59,18 @@ func commands() []command {
 	return []command{
 		{"serve", "serve Envoy until interrupted", serve},
 		{"config check", "report every fault of a configuration", configCheck},
-		{"keys create", "make an API key and the entry to add for it", keysCreate},
+		{"keys create", "make an API key; --offline: and the entry to add to the file for it", keysCreate},
+		{"keys list", "list the API keys", keysList},
+		{"keys show", "show what is known of a key", keysShow},
+		{"keys change", "change what is known of a key", keysChange},
+		{"keys override", "give a key a limit of its own, or take it away", keysOverride},
+		{"keys rotate", "give a key another secret", keysRotate},
+		{"keys revoke", "end a key for good", keysRevoke},
+		{"keys import", "take up keys made elsewhere, or exported", keysImport},
+		{"keys export", "print all keys of the store, as hashes", keysExport},
 		{"keys hash", "print the hash of a key read from standard input", keysHash},
+		{"audit", "list what was done to keys", audit},
+		{"usage", "show what a key has used", keyUsage},
 		{"health", "ask a running server whether it serves", health},
 		{"version", "print the version", version},
 	}
@@ -90,22 +100,46 @@ func printUsage(w io.Writer) {
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-13s %s\n", c.name, c.summary)
 	}
-	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n")
+	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n"+
+		"keys, audit and usage ask a running server, named by --server or "+serverVariable+".\n")
 }
 
 // parse reads the flags of a command and refuses other arguments.
 func parse(flags *flag.FlagSet, args []string, env environment) error {
+	_, err := parseArgs(flags, args, env)
+	return err
+}
+
+// parseArgs reads the flags of a command and its other arguments, which have these
+// names, in any order. Those in brackets may be left out.
+func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
 	flags.SetOutput(env.stderr)
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return flag.ErrHelp
+	flags.Usage = func() {
+		fmt.Fprintf(env.stderr, "Usage: %s\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
+		flags.PrintDefaults()
+	}
+	var others []string
+	for {
+		if err := flags.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, flag.ErrHelp
+			}
+			return nil, usageError(err.Error())
 		}
-		return usageError(err.Error())
+		if flags.NArg() == 0 {
+			break
+		}
+		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
 	}
-	if flags.NArg() > 0 {
-		return usagef("unexpected argument %q: %s takes flags only", flags.Arg(0), flags.Name())
+	switch {
+	case len(others) > len(names) && len(names) == 0:
+		return nil, usagef("unexpected argument %q: %s takes flags only", others[0], flags.Name())
+	case len(others) > len(names):
+		return nil, usagef("unexpected argument %q: %s takes flags and %s", others[len(names)], flags.Name(), strings.Join(names, " "))
+	case len(others) < len(names) && !strings.HasPrefix(names[len(others)], "["):
+		return nil, usagef("no %s: want tiergate %s %s", names[len(others)], flags.Name(), strings.Join(names, " "))
 	}
-	return nil
+	return others, nil
 }
 
 // sets collects repeated --set flags.

@@ -25,11 +25,13 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Setup:               setUp,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"await": await, "fill": fill},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile,
+		},
 	})
 }
 
-// setUp copies the shipped configuration and finds two free addresses.
+// setUp copies the shipped configuration and finds three free addresses.
 func setUp(env *testscript.Env) error {
 	if err := os.Mkdir(filepath.Join(env.WorkDir, "config"), 0o700); err != nil {
 		return err
@@ -44,7 +46,7 @@ func setUp(env *testscript.Env) error {
 		}
 	}
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second
-	for _, name := range []string{"GRPC", "OPERATOR"} {
+	for _, name := range []string{"GRPC", "OPERATOR", "CUSTOMER"} {
 		address, err := devstack.FreeAddress()
 		if err != nil {
 			return err

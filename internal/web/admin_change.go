@@ -89,7 +89,11 @@ func (a *Admin) setOverride(c *call) (any, error) {
 		default:
 			r.Overrides = append(r.Overrides, override)
 		}
-		return fmt.Sprintf("override %s: %d, until %s", override.Limit.Name(), override.Limit.Max, timeText(override.Until)), nil
+		detail := fmt.Sprintf("override %s: %d", override.Limit.Name(), override.Limit.Max)
+		if !override.Until.IsZero() {
+			detail += ", until " + timeText(override.Until)
+		}
+		return detail, nil
 	})
 	if err != nil {
 		return nil, err

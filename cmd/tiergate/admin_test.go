@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"sync/atomic"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
+	"github.com/tiergate/tiergate/internal/usage"
+	"github.com/tiergate/tiergate/internal/web"
+)
+
+// kept is the usage of key_ada: at noon of a day of March, and a request refused then.
+type kept struct{}
+
+func (kept) Series(context.Context, string, usage.Query) ([]usage.Point, error) {
+	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	c := usage.Counts{Admitted: 60, Refused: map[string]int64{"requests_per_minute": 4, "forbidden": 1}, InputTokens: 900, OutputTokens: 1100}
+	return []usage.Point{
+		{Start: noon, Counts: c, PeakRequests: 60, PeakTokens: 2000, LimitRequests: 60}, {Start: noon, Resource: "chat", Counts: c, PeakRequests: 60, PeakTokens: 2000},
+	}, nil
+}
+
+func (kept) Refusals(context.Context, string) ([]usage.Refusal, error) {
+	at := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
+	return []usage.Refusal{
+		{At: at, Resource: "chat", Limit: "requests_per_minute", Used: 60, Max: 60, Asked: 1, Wait: 30 * time.Second},
+		{At: at, Resource: "chat", Limit: "tokens_per_minute", Max: 1000, Asked: 2000, TooLarge: true},
+	}, nil
+}
+
+func (kept) LastUsed(context.Context, []string) (map[string]time.Time, error) {
+	return map[string]time.Time{"key_ada": time.Date(2026, 3, 1, 12, 59, 0, 0, time.UTC)}, nil
+}
+
+// admin serves the admin API of the shipped configuration, with a store of its own, and
+// says where in TIERGATE_SERVER: admin [TOKEN] [-fail N], which gives 502 to all imports
+// that write but the first N.
+func admin(ts *testscript.TestScript, neg bool, args []string) {
+	var options web.AdminOptions
+	imports := int64(1 << 60)
+	for i := 0; i < len(args); i++ {
+		if args[i] == "-fail" {
+			_, err := fmt.Sscan(args[i+1], &imports)
+			ts.Check(err)
+			i++
+			continue
+		}
+		options.Tokens = append(options.Tokens, web.AdminToken{Name: "ops", Hash: sha256.Sum256([]byte(args[i]))})
+	}
+	if neg {
+		ts.Fatalf("usage: admin [TOKEN] [-fail N]")
+	}
+	c, _, err := config.Load(config.Options{File: ts.MkAbs("config/tiergate.yaml")})
+	ts.Check(err)
+	file, err := store.OpenFile("")
+	ts.Check(err)
+	ts.Defer(func() { file.Close() })
+	options.Stored = apikey.NewStored(nil)
+	options.Accounts = &web.AdminAccounts{Keys: apikey.Keyring{File: c.Reload.Directory, Stored: options.Stored}, Plans: c.Reload.Plans, Resources: c.Reload.Resources}
+	options.Keys = store.NewFileKeys(file, store.KeyNotices{})
+	options.Usage, options.Limiter, options.Now = kept{}, quota.NewLimiter(store.NewMemory(time.Now, 1000)), time.Now
+	api := web.NewAdmin(options).Handler()
+	var written atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if bytes.Contains(body, []byte(`"dry_run":false`)) && written.Add(1) > imports {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		api.ServeHTTP(w, r)
+	}))
+	ts.Defer(server.Close)
+	ts.Setenv("TIERGATE_SERVER", server.URL)
+}
+
+// keyOf sets a variable to the key in the latest output: keyof NAME.
+func keyOf(ts *testscript.TestScript, neg bool, args []string) {
+	key := regexp.MustCompile(`tg_live_\w+`).FindString(ts.ReadFile("stdout"))
+	if neg || len(args) != 1 || key == "" {
+		ts.Fatalf("usage: keyof NAME, after a key was printed")
+	}
+	ts.Setenv(args[0], key)
+}
+
+// many writes a file of keys to import: many FILE FIRST LAST.
+func many(ts *testscript.TestScript, neg bool, args []string) {
+	var first, last int
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: many FILE FIRST LAST")
+	}
+	_, err := fmt.Sscan(args[1], &first)
+	ts.Check(err)
+	_, err = fmt.Sscan(args[2], &last)
+	ts.Check(err)
+	file, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer file.Close()
+	for i := first; i <= last; i++ {
+		ts.Check(json.NewEncoder(file).Encode(map[string]string{"id": fmt.Sprintf("key_%05d", i), "secret": fmt.Sprintf("sk-of-number-%05d", i), "tier": "free"}))
+	}
+}
+
+// appendFile appends a file to another: append FILE OTHER.
+func appendFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: append FILE OTHER")
+	}
+	file, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY, 0)
+	ts.Check(err)
+	defer file.Close()
+	_, err = file.WriteString(ts.ReadFile(args[1]))
+	ts.Check(err)
+}

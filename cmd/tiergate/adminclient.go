@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/web"
+)
+
+const (
+	defaultServer  = "http://127.0.0.1:9002"
+	serverVariable = "TIERGATE_SERVER"
+	tokenVariable  = "TIERGATE_ADMIN_TOKEN" //nolint:gosec // its name
+	answerTimeout  = 30 * time.Second
+	maxAnswer      = 64 << 20 // bytes
+)
+
+// adminFlags say which server to ask, and how to print what it answers.
+type adminFlags struct {
+	server, tokenFile string
+	asJSON            bool
+}
+
+func (f *adminFlags) add(flags *flag.FlagSet, env environment) {
+	server := env.getenv(serverVariable)
+	if server == "" {
+		server = defaultServer
+	}
+	flags.StringVar(&f.server, "server", server, "the `URL` of a server's operators' listener; or "+serverVariable)
+	flags.StringVar(&f.tokenFile, "token-file", "", "a `file` that holds the token to show; or "+tokenVariable+" holds it")
+	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
+}
+
+// An adminClient asks a server's admin API.
+type adminClient struct {
+	server string
+	token  apikey.Key // redacts itself
+	http   *http.Client
+}
+
+// client checks the flags.
+func (f *adminFlags) client(env environment) (*adminClient, error) {
+	u, err := url.Parse(f.server)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+		return nil, usagef("--server: want a URL such as %s", defaultServer)
+	}
+	token := env.getenv(tokenVariable)
+	if f.tokenFile != "" {
+		content, err := os.ReadFile(f.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the token: %w: name its file with --token-file", err)
+		}
+		if token = strings.TrimSpace(string(content)); token == "" {
+			return nil, fmt.Errorf("the file %s is empty: write the token into it", f.tokenFile)
+		}
+	}
+	c := &adminClient{server: strings.TrimRight(f.server, "/"), http: &http.Client{
+		Timeout: answerTimeout,
+		// The token is for the server that was named.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	if token != "" {
+		c.token = apikey.Redacting(token)
+	}
+	return c, nil
+}
+
+// A serverError is a problem that the server answered with.
+type serverError web.Problem
+
+// Error returns the title, the detail and every fault on a line of its own.
+func (e *serverError) Error() string {
+	p := web.Problem(*e)
+	if len(e.Errors) == 0 {
+		return p.Error()
+	}
+	lines := []string{e.Title + ":"}
+	for _, fault := range e.Errors {
+		lines = append(lines, strings.TrimPrefix("  "+fault.Field+": "+fault.Problem, "  : "))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// ask sends a request, with a body unless it is nil, and returns the JSON of the answer.
+func (c *adminClient) ask(ctx context.Context, method, path string, query url.Values, body any) (json.RawMessage, error) {
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("write the request as JSON: %w", err)
+		}
+		content = bytes.NewReader(text)
+	}
+	target := c.server + web.AdminPath + path
+	if len(query) > 0 {
+		target += "?" + query.Encode()
+	}
+	request, err := http.NewRequestWithContext(ctx, method, target, content)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", c.server, err)
+	}
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if !c.token.IsZero() {
+		request.Header.Set("Authorization", "Bearer "+c.token.Reveal())
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		if failed, ok := errors.AsType[*url.Error](err); ok {
+			err = failed.Err
+		}
+		return nil, fmt.Errorf("cannot reach the server at %s: %w: start it, or name it with --server", c.server, err)
+	}
+	defer response.Body.Close()
+	return c.read(response)
+}
+
+// read returns a good answer, or what is wrong.
+func (c *adminClient) read(response *http.Response) (json.RawMessage, error) {
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read the answer of %s: %w: look whether it was done before you ask again", c.server, err)
+	}
+	media, _, err := mime.ParseMediaType(response.Header.Get("Content-Type"))
+	var problem serverError
+	switch {
+	case err == nil && media == "application/json" && response.StatusCode < http.StatusMultipleChoices && json.Valid(text):
+		return text, nil
+	case err == nil && media == "application/problem+json" && json.Unmarshal(text, &problem) == nil:
+		return nil, &problem
+	}
+	return nil, fmt.Errorf("%s answers %s, and not as the admin API does: name the operators' listener of a server with --server", c.server, response.Status)
+}
+
+// into decodes an answer.
+func into[T any](answer json.RawMessage) (T, error) {
+	var v T
+	if err := json.Unmarshal(answer, &v); err != nil {
+		return v, fmt.Errorf("read the answer: %w: is the server of another version?", err)
+	}
+	return v, nil
+}
+
+// printAnswer prints an answer: as it is, or laid out for people.
+func printAnswer[T any](f adminFlags, env environment, answer json.RawMessage, layOut func(io.Writer, T)) error {
+	if f.asJSON {
+		return printJSON(env.stdout, answer)
+	}
+	v, err := into[T](answer)
+	if err != nil {
+		return err
+	}
+	layOut(env.stdout, v)
+	return nil
+}
+
+// keyPath is the path of a key, or of something below it. What cannot be an ID may be a
+// secret, and is not repeated.
+func keyPath(id, below string) (string, error) {
+	if strings.HasPrefix(id, apikey.Prefix) {
+		return "", usagef("KEY-ID is the key itself: want its ID, which keys list shows; whoever reads your terminal may know the key now")
+	}
+	if !apikey.ValidID(id) {
+		return "", usagef("KEY-ID: want 1 to 64 letters, digits, - and _, as keys list shows them")
+	}
+	return "/keys/" + id + below, nil
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"net/http"
+	"net/url"
+	"strconv"
+)
+
+// keysChange changes what is known of a key: what is given. An empty value takes away.
+func keysChange(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys change", flag.ContinueOnError)
+	var f keyFlags
+	f.add(flags, env)
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return err
+	}
+	body, err := f.body(flags)
+	if err != nil {
+		return err
+	}
+	if len(body) == 0 {
+		return usagef("nothing to change: want --tier, --name, --owner, --priority, --resources, --expires or --label; an empty value takes away")
+	}
+	path, err := keyPath(ids[0], "")
+	if err != nil {
+		return err
+	}
+	return askFor(ctx, f.adminFlags, env, request{http.MethodPatch, path, nil, body}, printKeyView)
+}
+
+// keysOverride gives a key a limit of its own, or takes it away.
+func keysOverride(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys override", flag.ContinueOnError)
+	var f adminFlags
+	f.add(flags, env)
+	metric := flags.String("metric", "requests", "what is counted: requests, tokens, input_tokens or output_tokens")
+	per := flags.String("per", "minute", "the `window`: second, minute, hour, day, week, month or a duration such as 90s")
+	resource := flags.String("resource", "", "count requests for this `resource` alone")
+	priority := flags.String("priority", "", "count requests of this `priority` alone")
+	limit := flags.String("max", "", "the most that is admitted in a window; 0 refuses everything")
+	until := flags.String("until", "", "the end of the override, as in 2027-01-31T00:00:00Z")
+	remove := flags.Bool("remove", false, "take the limit away")
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return err
+	}
+	path, err := keyPath(ids[0], "/overrides")
+	if err != nil {
+		return err
+	}
+	if *remove {
+		if *limit != "" || *until != "" {
+			return usagef("--remove takes neither --max nor --until")
+		}
+		query := given(flags, "metric", "per", "resource", "priority")
+		return askFor(ctx, f, env, request{http.MethodDelete, path, query, nil}, printKeyView)
+	}
+	most, err := strconv.ParseInt(*limit, 10, 64)
+	if err != nil {
+		return usagef("--max %q: want a whole number, or --remove", *limit)
+	}
+	body := map[string]any{"metric": *metric, "per": *per, "max": most}
+	if err := setPriority(body, *priority); err != nil {
+		return err
+	}
+	if *resource != "" {
+		body["resource"] = *resource
+	}
+	if *until != "" {
+		body["until"] = *until
+	}
+	return askFor(ctx, f, env, request{http.MethodPost, path, url.Values{}, body}, printKeyView)
+}
+
+// keysRotate gives a key another secret.
+func keysRotate(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys rotate", flag.ContinueOnError)
+	var f adminFlags
+	f.add(flags, env)
+	grace := flags.Duration("grace", 0, "how long the former key works; 0s ends it at once (default 24h)")
+	pepper := flags.String("pepper", "", "hash with this pepper of the configuration, or with none where it is empty (default that of the former key)")
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return err
+	}
+	path, err := keyPath(ids[0], "/rotate")
+	if err != nil {
+		return err
+	}
+	body := map[string]any{}
+	flags.Visit(func(given *flag.Flag) {
+		switch given.Name {
+		case "grace":
+			body["grace"] = grace.String()
+		case "pepper":
+			body["pepper"] = *pepper
+		}
+	})
+	return askFor(ctx, f, env, request{http.MethodPost, path, nil, body}, printNewKey)
+}
+
+// keysRevoke ends a key for good.
+func keysRevoke(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys revoke", flag.ContinueOnError)
+	var f adminFlags
+	f.add(flags, env)
+	reason := flags.String("reason", "", "why, for the audit log")
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return err
+	}
+	path, err := keyPath(ids[0], "/revoke")
+	if err != nil {
+		return err
+	}
+	body := map[string]any{}
+	if *reason != "" {
+		body["reason"] = *reason
+	}
+	return askFor(ctx, f, env, request{http.MethodPost, path, nil, body}, printKeyView)
+}

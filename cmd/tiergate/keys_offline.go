@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// createOffline makes an API key without a server. It prints the secret, which is kept
+// nowhere, and the entry for the file of hashed keys.
+func createOffline(f *keyFlags, options config.Options, env environment) error {
+	options.Getenv = env.getenv
+	loaded, err := load(options)
+	if err != nil {
+		return err
+	}
+	record := apikey.Record{Name: f.name, Tier: f.tier}
+	if f.resources != "" {
+		record.Resources = strings.Split(f.resources, ",")
+	}
+	if err := describe(&record, f.priority, f.expires, loaded.Reload); err != nil {
+		return err
+	}
+	key := apikey.New()
+	record.ID = apikey.NewID()
+	if record.Hash, err = hashFor(key, f.pepper, loaded.Reload.Peppers); err != nil {
+		return err
+	}
+	return printKey(env.stdout, key, record, f.asJSON)
+}
+
+// describe checks what was asked for against the configuration, so that the
+// entry will be accepted, and completes the record.
+func describe(r *apikey.Record, priority, expires string, c config.Reload) error {
+	var faults []error
+	if _, ok := c.Plans[r.Tier]; !ok {
+		faults = append(faults, fmt.Errorf("--tier %q: want one of %s", r.Tier, strings.Join(tierNames(c), ", ")))
+	}
+	for _, name := range r.Resources {
+		if name != quota.DefaultResource && !slices.ContainsFunc(c.Resources, func(q quota.Resource) bool { return q.Name == name }) {
+			faults = append(faults, fmt.Errorf("--resources: %q is no resource of the configuration", name))
+		}
+	}
+	var err error
+	if priority != "" {
+		if r.Priority, err = quota.ParsePriority(priority); err != nil {
+			faults = append(faults, fmt.Errorf("--priority: %w", err))
+		}
+	}
+	if expires != "" {
+		if r.Expires, err = time.Parse(time.RFC3339, expires); err != nil {
+			faults = append(faults, fmt.Errorf("--expires %q: want a point in time such as 2027-01-31T00:00:00Z", expires))
+		}
+	}
+	if len(faults) > 0 {
+		return usageError(errors.Join(faults...).Error())
+	}
+	return nil
+}
+
+func tierNames(c config.Reload) []string {
+	names := make([]string, 0, len(c.Plans))
+	for name := range c.Plans {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func printKey(w io.Writer, key apikey.Key, record apikey.Record, asJSON bool) error {
+	entry, err := config.FormatKey(record)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, map[string]string{
+			"key": key.Reveal(), "id": record.ID, "hash": record.Hash.String(), "tier": record.Tier, "yaml": entry,
+		})
+	}
+	fmt.Fprintf(w, "The API key, shown this once and kept nowhere:\n\n  %s\n\nAdd under \"keys:\" in the file of hashed keys:\n\n%s", key.Reveal(), entry)
+	return nil
+}
+
+// keysHash prints the hash of a key made elsewhere. The key comes from standard
+// input, so that it is in no shell history and no list of processes.
+func keysHash(_ context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("keys hash", flag.ContinueOnError)
+	var options config.Options
+	configFlags(flags, &options)
+	pepper := flags.String("pepper", "", "hash with this pepper of the configuration")
+	asJSON := flags.Bool("json", false, "print JSON")
+	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(io.LimitReader(env.stdin, 2*apikey.MaxLen)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read the key from standard input: %w", err)
+	}
+	key, err := apikey.Parse(strings.TrimRight(line, "\r\n"))
+	if err != nil {
+		return fmt.Errorf("the text on standard input cannot be a key: want 1 to %d visible ASCII characters "+
+			"without a comma and, after %s, a right checksum: %w", apikey.MaxLen, apikey.Prefix, err)
+	}
+	var peppers []apikey.Pepper
+	if *pepper != "" {
+		options.Getenv = env.getenv
+		loaded, err := load(options)
+		if err != nil {
+			return err
+		}
+		peppers = loaded.Reload.Peppers
+	}
+	hash, err := hashFor(key, *pepper, peppers)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return printJSON(env.stdout, map[string]string{"hash": hash.String()})
+	}
+	fmt.Fprintln(env.stdout, hash)
+	return nil
+}
+
+func hashFor(key apikey.Key, pepper string, peppers []apikey.Pepper) (apikey.Hash, error) {
+	if pepper == "" {
+		return key.Hash(), nil
+	}
+	i := slices.IndexFunc(peppers, func(p apikey.Pepper) bool { return p.Name() == pepper })
+	if i < 0 {
+		return apikey.Hash{}, usagef("--pepper %q: the configuration has no pepper of this name under keys.peppers", pepper)
+	}
+	return key.HashWith(peppers[i]), nil
+}
+
+// load reads a configuration for a command that needs a good one.
+func load(o config.Options) (*config.Config, error) {
+	c, _, err := config.Load(o)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration cannot be used:\n%w", err)
+	}
+	return c, nil
+}

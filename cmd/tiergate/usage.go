@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// keyUsage shows what a key has used, what is used of its limits, or what was refused.
+func keyUsage(ctx context.Context, args []string, env environment) error {
+	flags := flag.NewFlagSet("usage", flag.ContinueOnError)
+	var f adminFlags
+	f.add(flags, env)
+	flags.String("step", "hour", "minute, hour or day")
+	flags.String("from", "", "the beginning, as in 2027-01-31T00:00:00Z (default an hour, a day or 30 days before the end)")
+	flags.String("to", "", "the end (default now)")
+	flags.String("by", "", "resource: each resource on its own")
+	limits := flags.Bool("limits", false, "show instead what is used of the key's limits now")
+	refused := flags.Bool("refused", false, "show instead the latest requests that were refused")
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return err
+	}
+	if *limits && *refused {
+		return usagef("--limits and --refused: want one of the two")
+	}
+	if *limits || *refused {
+		if more := givenFlags(flags, "step", "from", "to", "by"); more != "" {
+			return usagef("--%s goes with neither --limits nor --refused", more)
+		}
+	}
+	path, err := keyPath(ids[0], "")
+	if err != nil {
+		return err
+	}
+	switch {
+	case *limits:
+		return askFor(ctx, f, env, request{http.MethodGet, path + "/limits", nil, nil}, printLimits)
+	case *refused:
+		return askFor(ctx, f, env, request{http.MethodGet, path + "/refusals", nil, nil}, printRefusals)
+	default:
+		query := given(flags, "step", "from", "to", "by")
+		return askFor(ctx, f, env, request{http.MethodGet, path + "/usage", query, nil}, printSeries)
+	}
+}
+
+// givenFlags returns the first of some flags that was given, or "".
+func givenFlags(flags *flag.FlagSet, names ...string) (first string) {
+	flags.Visit(func(f *flag.Flag) {
+		if first == "" && slices.Contains(names, f.Name) {
+			first = f.Name
+		}
+	})
+	return first
+}
+
+// What the server says of usage, as far as it is printed for people.
+type (
+	usageCounts struct {
+		Requests     int64            `json:"requests"`
+		Admitted     int64            `json:"admitted"`
+		Refused      map[string]int64 `json:"refused"`
+		InputTokens  int64            `json:"input_tokens"`
+		OutputTokens int64            `json:"output_tokens"`
+	}
+	series struct {
+		Step   string      `json:"step"`
+		Totals usageCounts `json:"totals"`
+		Points []struct {
+			Start    int64  `json:"start"`
+			Resource string `json:"resource"`
+			usageCounts
+
+			Peak struct {
+				Requests int64 `json:"requests"`
+				Tokens   int64 `json:"tokens"`
+			} `json:"peak"`
+		} `json:"points"`
+	}
+	limitStates struct {
+		Limits []struct {
+			Name  string `json:"name"`
+			Limit *int64 `json:"limit"`
+			Used  int64  `json:"used"`
+			Reset int64  `json:"reset"`
+		} `json:"limits"`
+	}
+	refusals struct {
+		Refusals []struct {
+			At       int64  `json:"at"`
+			Status   int    `json:"status"`
+			Resource string `json:"resource"`
+			Limit    string `json:"limit"`
+			Used     int64  `json:"used"`
+			Max      int64  `json:"max"`
+			Asked    int64  `json:"asked"`
+			FitsAt   *int64 `json:"fits_at"`
+		} `json:"refusals"`
+	}
+)
+
+func printSeries(w io.Writer, s series) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, strings.ToUpper(s.Step)+" (UTC)\tRESOURCE\tADMITTED\tREFUSED\tINPUT TOKENS\tOUTPUT TOKENS\tBUSIEST MINUTE")
+	row := func(at, resource string, c usageCounts, peak string) {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", at, resource, c.Admitted, refusedText(c.Refused), c.InputTokens, c.OutputTokens, peak)
+	}
+	for _, p := range s.Points {
+		row(clock(p.Start), orText(p.Resource, "all"), p.usageCounts, fmt.Sprintf("%d requests, %d tokens", p.Peak.Requests, p.Peak.Tokens))
+	}
+	row("total", "", s.Totals, "")
+	_ = table.Flush() // as with any printing
+}
+
+func refusedText(refused map[string]int64) string {
+	var n int64
+	var reasons []string
+	for _, reason := range slices.Sorted(maps.Keys(refused)) {
+		n += refused[reason]
+		reasons = append(reasons, fmt.Sprintf("%s %d", reason, refused[reason]))
+	}
+	if n == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d: %s", n, strings.Join(reasons, ", "))
+}
+
+// clock is a time in whole minutes, UTC.
+func clock(seconds int64) string { return time.Unix(seconds, 0).UTC().Format("2006-01-02 15:04") }
+
+func printLimits(w io.Writer, s limitStates) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET")
+	for _, l := range s.Limits {
+		most := "unlimited"
+		if l.Limit != nil {
+			most = strconv.FormatInt(*l.Limit, 10)
+		}
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", l.Name, l.Used, most, timeText(time.Unix(l.Reset, 0), ""))
+	}
+	_ = table.Flush() // as with any printing
+}
+
+func printRefusals(w io.Writer, s refusals) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "AT\tSTATUS\tRESOURCE\tLIMIT\tUSED\tMAX\tASKED\tFITS AT")
+	for _, r := range s.Refusals {
+		fits := "never"
+		if r.FitsAt != nil {
+			fits = timeText(time.Unix(*r.FitsAt, 0), "")
+		}
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%s\n", timeText(time.Unix(r.At, 0), ""), r.Status, r.Resource, r.Limit, r.Used, r.Max, r.Asked, fits)
+	}
+	_ = table.Flush() // as with any printing
+}
