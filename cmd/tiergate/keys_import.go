@@ -72,7 +72,7 @@ func keysImport(ctx context.Context, args []string, env environment) error {
 func readEntries(files []string, env environment) ([]json.RawMessage, error) {
 	from, name := env.stdin, "standard input"
 	if len(files) > 0 && files[0] != "-" {
-		content, err := os.ReadFile(files[0])
+		content, err := os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
 		if err != nil {
 			return nil, fmt.Errorf("read the keys: %w", err)
 		}

@@ -143,7 +143,7 @@ func TestReload(t *testing.T) {
 	}
 	withinASecond(t, "SIGHUP reloads", func() bool { return reloads("success") == 4 })
 
-	out, err := tiergate(t, "keys", "create", "--config", config, "--tier", "free", "--name", "new")
+	out, err := tiergate(t, "keys", "create", "--offline", "--config", config, "--tier", "free", "--name", "new")
 	if err != nil {
 		t.Fatal(out)
 	}
