@@ -210,6 +210,9 @@ func (s *Stack) start(name string, words []string, out io.Writer) (*Process, err
 // user.
 func (s *Stack) AdminTokenFile() string { return filepath.Join(s.Options.Dir, "admin-token") }
 
+// SessionSecretFile holds the secret by which sign-ins to the dashboard are signed.
+func (s *Stack) SessionSecretFile() string { return filepath.Join(s.Options.Dir, "session-secret") }
+
 // secretFile returns a file with a secret of its own, which it makes once.
 func (s *Stack) secretFile(name string) (string, error) {
 	path, err := filepath.Abs(filepath.Join(s.Options.Dir, name))

@@ -122,7 +122,7 @@ func TestRotation(t *testing.T) {
 	old, id := createKey(t, one, "--tier", "pro")
 	inForce(t, two, old, http.StatusOK)
 	freshMinute(t, 30*time.Second)
-	used := func() int { return int(admin(t, one, "keys", "show", id)["limits"].([]any)[0].(map[string]any)["used"].(float64)) }
+	used := func() int { return int(admin(t, one, "usage", id, "--limits")["limits"].([]any)[0].(map[string]any)["used"].(float64)) }
 	before := used()
 
 	var fresh atomic.Value
@@ -142,7 +142,6 @@ func TestRotation(t *testing.T) {
 		asked.Add(1)
 		fresh.Store(secret)
 	}()
-	extra := 0
 	together(callers, func(i int) {
 		for n := range calls {
 			if n == calls/2 {
@@ -160,7 +159,6 @@ func TestRotation(t *testing.T) {
 			asked.Add(1)
 		}
 	})
-	_ = extra
 	if have := used() - before; refused.Load() != 0 || have != int(asked.Load()) {
 		t.Errorf("%d asked, %d refused, %d counted", asked.Load(), refused.Load(), have)
 	}
