@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,8 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // browserPatience is how long a page may take to show what a test waits for, on a busy
@@ -139,6 +142,27 @@ func (b *tab) awaitText(selector, text string) {
 		b.save("failed")
 		b.t.Fatalf("%s does not show %q:\n%s", selector, text, b.text("body"))
 	}
+}
+
+// signIn signs in to a stack's dashboard with a key, as a person does.
+func (b *tab) signIn(s *devstack.Stack, key string) {
+	b.t.Helper()
+	b.do("sign in", chromedp.Navigate("http://"+s.API+"/dashboard"), chromedp.WaitVisible("input[name=key]"),
+		chromedp.SendKeys("input[name=key]", key), chromedp.Submit("input[name=key]"), chromedp.WaitVisible("#view-now .body"))
+}
+
+// facts reads a list of terms and numbers.
+func (b *tab) facts(selector string) map[string]int64 {
+	texts := evaluate[map[string]string](b, `Object.fromEntries([...document.querySelectorAll("`+selector+` dt")].map((d) => [d.innerText, d.parentElement.querySelector("dd").firstChild.textContent]))`)
+	facts := map[string]int64{}
+	for name, text := range texts {
+		n, err := strconv.ParseInt(strings.ReplaceAll(text, ",", ""), 10, 64)
+		if err != nil {
+			n = -1
+		}
+		facts[name] = n
+	}
+	return facts
 }
 
 // save keeps a picture of the page, in the directory that TIERGATE_SCREENSHOTS names,

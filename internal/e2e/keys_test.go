@@ -122,7 +122,9 @@ func TestRotation(t *testing.T) {
 	old, id := createKey(t, one, "--tier", "pro")
 	inForce(t, two, old, http.StatusOK)
 	freshMinute(t, 30*time.Second)
-	used := func() int { return int(admin(t, one, "usage", id, "--limits")["limits"].([]any)[0].(map[string]any)["used"].(float64)) }
+	used := func() int {
+		return int(admin(t, one, "usage", id, "--limits")["limits"].([]any)[0].(map[string]any)["used"].(float64))
+	}
 	before := used()
 
 	var fresh atomic.Value

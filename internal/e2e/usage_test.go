@@ -1,0 +1,184 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// sums is what requests came to, by resource and outcome, and in tokens.
+type sums map[string]int64
+
+// known is a kind of call whose outcome is known from its answer.
+type known struct {
+	path, body, resource string
+}
+
+func knownCalls() []known {
+	return []known{
+		{"/v1/chat/completions", `{"model": "mock-1", "max_tokens": 50, "messages": []}`, "chat"},
+		{"/v1/responses", `{"model": "mock-1", "max_output_tokens": 50, "input": ""}`, "chat"},
+		{"/v1/embeddings", `{"model": "mock-1", "input": "x"}`, "embeddings"},
+		{"/v1/chat/completions", `{"model": "mock-1", "max_tokens": 999999999, "messages": []}`, "chat"}, // 413
+		{"/v1/completions", `{"model": "mock-1", "max_tokens": 50, "prompt": "x"}`, "chat"},
+		{"/v1/images/generations", `{"model": "mock-1", "prompt": "x"}`, "images"}, // 403
+	}
+}
+
+// direct counts an answer.
+func (s sums) direct(t *testing.T, resource string, r reply) {
+	t.Helper()
+	switch r.StatusCode {
+	case http.StatusOK:
+		var body struct {
+			Usage struct {
+				PromptTokens     int64 `json:"prompt_tokens"`
+				CompletionTokens int64 `json:"completion_tokens"`
+				InputTokens      int64 `json:"input_tokens"`
+				OutputTokens     int64 `json:"output_tokens"`
+			} `json:"usage"`
+		}
+		if err := json.Unmarshal([]byte(r.body), &body); err != nil {
+			t.Errorf("%s: %v", r.body, err)
+		}
+		s[resource+" admitted"]++
+		s[resource+" input"] += body.Usage.PromptTokens + body.Usage.InputTokens
+		s[resource+" output"] += body.Usage.CompletionTokens + body.Usage.OutputTokens
+	case http.StatusTooManyRequests:
+		s[resource+" "+r.Header.Get("X-Ratelimit-Limited-By")]++
+	case http.StatusRequestEntityTooLarge:
+		s[resource+" "+r.Header.Get("X-Ratelimit-Limited-By")]++
+	case http.StatusForbidden:
+		s[resource+" forbidden"]++
+	default:
+		t.Errorf("%s %s", r.Status, r.body)
+	}
+	s["requests"]++
+}
+
+// told sums up what the usage API says.
+func told(t *testing.T, body string) sums {
+	t.Helper()
+	var answer struct {
+		Totals struct {
+			Requests int64
+		}
+		Points []struct {
+			Resource     string
+			Admitted     int64
+			Refused      map[string]int64
+			InputTokens  int64 `json:"input_tokens"`
+			OutputTokens int64 `json:"output_tokens"`
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil {
+		t.Fatalf("%s: %v", body, err)
+	}
+	s := sums{"requests": answer.Totals.Requests}
+	for _, p := range answer.Points {
+		s[p.Resource+" admitted"] += p.Admitted
+		s[p.Resource+" input"] += p.InputTokens
+		s[p.Resource+" output"] += p.OutputTokens
+		for reason, n := range p.Refused {
+			s[p.Resource+" "+reason] += n
+		}
+	}
+	maps.DeleteFunc(s, func(_ string, n int64) bool { return n == 0 })
+	return s
+}
+
+// TestUsageAgrees: after 1,000 known calls through two instances, what the customers'
+// API, the admin API and the command line say is what was counted from the answers, by
+// resource and outcome, in every step; and so is what the dashboard shows.
+func TestUsageAgrees(t *testing.T) {
+	t.Parallel()
+	config, _ := ownConfig(t)
+	edit(t, config, "per: minute, max: 100}", "per: minute, max: 400}")
+	one, two := fleet(t, devstack.Options{Config: config})
+	secret, id := createKey(t, one, "--tier", "pro", "--resources", "chat,embeddings")
+	eventually(t, "the other instance knows the key", func() bool {
+		return do(t, two, call{method: http.MethodGet, path: "/v1/limits", key: secret}).StatusCode == http.StatusOK // not charged
+	})
+	counted, mu := sums{}, sync.Mutex{}
+	calls := knownCalls()
+	const callers, each = 20, 50
+	freshMinute(t, 40*time.Second) // so that some are refused
+	together(callers, func(i int) {
+		for n := range each {
+			c := calls[(i+n)%len(calls)]
+			s := []*devstack.Stack{one, two}[n%2]
+			r := do(t, s, call{path: c.path, body: c.body, key: secret, header: http.Header{"X-Mock-Usage": {fmt.Sprintf("%d,%d", 10+i, 20+n)}}})
+			mu.Lock()
+			counted.direct(t, c.resource, r)
+			mu.Unlock()
+		}
+	})
+	maps.DeleteFunc(counted, func(_ string, n int64) bool { return n == 0 })
+	ask := func(step string) sums {
+		r := do(t, two, call{method: http.MethodGet, path: "/v1/usage?by=resource&step=" + step, key: secret})
+		waitUntil(t, time.Now().Add(250*time.Millisecond)) // a key may ask 5 times a second
+		return told(t, r.body)
+	}
+	agreed := trueWithin(15*time.Second, func() bool { return reflect.DeepEqual(ask("day"), counted) })
+	t.Logf("counted: %v", counted)
+	for _, step := range []string{"minute", "hour", "day"} {
+		if have := ask(step); !agreed || !reflect.DeepEqual(have, counted) {
+			t.Errorf("by %s: %v, want %v", step, have, counted)
+		}
+	}
+	out, err := tryAdmin(t, one, "usage", id, "--step", "day", "--by", "resource")
+	if err != nil || !reflect.DeepEqual(told(t, out), counted) {
+		t.Errorf("command line: %s: %v", out, err)
+	}
+	if counted["chat requests_per_minute"] == 0 || counted["chat tokens_per_minute"] == 0 || counted["images forbidden"] == 0 || counted["requests"] != 1000 {
+		t.Errorf("not every outcome: %v", counted)
+	}
+	checkDashboard(t, one, secret, counted)
+}
+
+// checkDashboard signs in and compares what is shown, all together and by resource.
+func checkDashboard(t *testing.T, s *devstack.Stack, secret string, counted sums) {
+	t.Helper()
+	b := browse(t)
+	b.signIn(s, secret)
+	b.do("see the usage", chromedp.Navigate("http://"+s.API+"/dashboard#usage"), chromedp.WaitVisible("#totals"))
+	for _, resource := range []string{"", "chat", "embeddings", "images"} {
+		want := map[string]int64{"Requests": 0, "Admitted": 0, "Over a limit (429)": 0, "Refused otherwise": 0, "Input tokens": 0, "Output tokens": 0}
+		for name, n := range counted {
+			of, outcome, several := strings.Cut(name, " ")
+			if !several || (resource != "" && of != resource) {
+				continue
+			}
+			switch outcome {
+			case "admitted":
+				want["Admitted"] += n
+				want["Requests"] += n
+			case "input":
+				want["Input tokens"] += n
+			case "output":
+				want["Output tokens"] += n
+			case "forbidden":
+				want["Refused otherwise"] += n
+				want["Requests"] += n
+			default:
+				want["Over a limit (429)"] += n
+				want["Requests"] += n
+			}
+		}
+		evaluate[bool](b, `(() => { const s = document.getElementById("resource"); s.value = "`+resource+`"; s.dispatchEvent(new Event("change", {bubbles: true})); return true })()`)
+		var have map[string]int64
+		if !trueWithin(browserPatience, func() bool { have = b.facts("#totals"); return reflect.DeepEqual(have, want) }) {
+			t.Errorf("the dashboard shows of %q: %v, want %v", resource, have, want)
+		}
+	}
+}
