@@ -103,7 +103,9 @@ func (u *RedisUsage) Series(ctx context.Context, account string, q usage.Query) 
 // Refusals returns the latest refusals of an account, the newest first: at most 50, of
 // the last 8 days. Two that are alike in all, to the nanosecond, are one.
 func (u *RedisUsage) Refusals(ctx context.Context, account string) ([]usage.Refusal, error) {
-	texts, err := u.client.ZRevRange(ctx, u.usageKey(account, "refused"), 0, mostRefusals-1).Result()
+	texts, err := u.client.ZRangeArgs(ctx, redis.ZRangeArgs{
+		Key: u.usageKey(account, "refused"), Start: 0, Stop: mostRefusals - 1, Rev: true,
+	}).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read the refusals of %s from Redis: %w", account, err)
 	}
@@ -232,8 +234,9 @@ func (u *RedisUsage) Tell(ctx context.Context, i usage.Instance) error {
 // 30 s by its own clock.
 func (u *RedisUsage) Instances(ctx context.Context) ([]usage.Instance, error) {
 	now := u.now()
-	old := strconv.FormatInt(now.Add(-instanceKept).UnixMilli(), 10)
-	texts, err := u.client.ZRangeByScore(ctx, u.fleetKey("instances"), &redis.ZRangeBy{Min: "(" + old, Max: "+inf"}).Result()
+	texts, err := u.client.ZRangeArgs(ctx, redis.ZRangeArgs{
+		Key: u.fleetKey("instances"), Start: now.Add(-instanceKept).UnixMilli(), Stop: "+inf", ByScore: true,
+	}).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read the instances from Redis: %w", err)
 	}

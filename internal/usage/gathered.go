@@ -1,8 +1,9 @@
 package usage
 
 import (
-	"github.com/tiergate/tiergate/internal/quota"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
 )
 
 // gathered is what is known of one account since the last batch. The lock of its

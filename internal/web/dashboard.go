@@ -221,7 +221,7 @@ func clientAddress(r *http.Request) string {
 	if err != nil {
 		return "unknown"
 	}
-	if ip = ip.Unmap().WithZone(""); ip.Is4() {
+	if ip = ip.Unmap(); ip.Is4() {
 		return ip.String()
 	}
 	return netip.PrefixFrom(ip, 64).Masked().String()
