@@ -14,7 +14,6 @@ import (
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
-	"github.com/tiergate/tiergate/internal/usage"
 )
 
 // AdminPath is where the admin API is, without a slash at the end.
@@ -44,8 +43,7 @@ type KeyStore interface {
 
 // KeyUsage is what the admin API shows of the usage of keys.
 type KeyUsage interface {
-	Series(ctx context.Context, account string, q usage.Query) ([]usage.Point, error)
-	Refusals(ctx context.Context, account string) ([]usage.Refusal, error)
+	Usage
 	// LastUsed returns when each of at most 1,000 accounts was last used; those that
 	// were not are not in it.
 	LastUsed(ctx context.Context, accounts []string) (map[string]time.Time, error)

@@ -15,7 +15,7 @@ import (
 // TestImport takes up keys by secret and by hash, all or none.
 func TestImport(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	other := hashOf(t, "sk-by-hash").String()
 	keys := `[{"id":"key_a","secret":"sk-imported","tier":"pro","expires":"2020-01-01T00:00:00Z"},{"secret":"sk-peppered","pepper":"p1","tier":"free"},{"hash":"` + other + `","tier":"free"}]`
 	if dry := ok[Imported](f, "POST", "/keys/import", `{"dry_run":true,"keys":`+keys+`}`); dry.Count != 3 || !dry.DryRun || dry.IDs != nil {
@@ -75,7 +75,7 @@ func TestImport(t *testing.T) {
 // TestExport: an import of it into an empty store makes the same keys.
 func TestExport(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	var secrets []string
 	for i := range 5 {
 		secrets = append(secrets, ok[NewKey](f, "POST", "/keys", fmt.Sprintf(`{"id":"key_%d","tier":"pro","name":"N","owner":"O","priority":1,"resources":["chat"],`+
@@ -106,7 +106,7 @@ func TestExport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newAdmin(t, nil)
+	g := newAdmin(t)
 	ok[Imported](g, "POST", "/keys/import", string(text))
 	if have := g.do("GET", "/keys/export?limit=1000", "").Body.String(); have != whole {
 		t.Errorf("%s\nwant\n%s", have, whole)
@@ -121,7 +121,7 @@ func TestExport(t *testing.T) {
 // TestAuditLog is read in parts.
 func TestAuditLog(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	for i := range 5 {
 		ok[NewKey](f, "POST", "/keys", fmt.Sprintf(`{"id":"key_%d","tier":"free"}`, i))
 	}
@@ -143,7 +143,7 @@ func TestAuditLog(t *testing.T) {
 // TestTiers are those of the configuration in use.
 func TestTiers(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	want := `{"tiers":[{"name":"enterprise","priority":4,"unlimited":true,"limits":[]},` +
 		`{"name":"free","priority":1,"unlimited":false,"limits":[{"metric":"requests","per":"minute","max":10},{"metric":"requests","per":"minute","max":5,"resource":"images"}]},` +
 		`{"name":"pro","priority":3,"unlimited":false,"limits":[{"metric":"requests","per":"minute","max":100}]}],"resources":["chat","default","images"],"peppers":["p1"]}` + "\n"
@@ -155,17 +155,13 @@ func TestTiers(t *testing.T) {
 // TestUsageOfAKey: its series, its limits as they are now, and what was refused.
 func TestUsageOfAKey(t *testing.T) {
 	t.Parallel()
-	all := usage.Point{
-		Start: noon.Truncate(time.Hour), Counts: usage.Counts{Admitted: 3, Refused: map[string]int64{"requests_per_minute": 2}, InputTokens: 10, OutputTokens: 20},
-		PeakRequests: 3, PeakTokens: 30, LimitRequests: 10,
-	}
-	chat := all
-	chat.Resource = "chat"
-	f := newAdmin(t, &used{
-		points: []usage.Point{all, chat},
-		refusals: []usage.Refusal{
-			{At: noon, Resource: "chat", Limit: "requests_per_minute", Used: 10, Max: 10, Asked: 1, Wait: 30 * time.Second},
+	f := newAdmin(t)
+	counted := usage.Counts{Admitted: 3, Refused: map[string]int64{"requests_per_minute": 2}, InputTokens: 10, OutputTokens: 20}
+	f.used(usage.Account{
+		ID: "key_file", LimitRequests: 10, Cells: []usage.Cell{{Minute: noon.Unix() / 60, Label: "chat", Counts: counted}},
+		Refusals: []usage.Refusal{
 			{At: noon.Add(-time.Second), Resource: "chat", Limit: "tokens_per_minute", Max: 10, Asked: 11, TooLarge: true},
+			{At: noon, Resource: "chat", Limit: "requests_per_minute", Used: 10, Max: 10, Asked: 1, Wait: 30 * time.Second},
 		},
 	})
 	counts := `"requests":5,"admitted":3,"refused":{"requests_per_minute":2},"input_tokens":10,"output_tokens":20`
@@ -179,9 +175,10 @@ func TestUsageOfAKey(t *testing.T) {
 			t.Errorf("%s: %s\nwant\n%s", query, have, want)
 		}
 	}
-	f.faults("GET", "/keys/key_file/usage?step=week&from=yesterday&to=-1&by=tier", "", "step: want minute, hour or day",
-		"to: want a point in time such as 2027-01-31T00:00:00Z, or Unix seconds", "from: want a point in time such as 2027-01-31T00:00:00Z, or Unix seconds", "by: want resource")
-	f.faults("GET", "/keys/key_file/usage?from=2026-03-01T12:00:00Z&to=2026-03-01T12:00:00Z", "", "from: is not before to")
+	f.faults("GET", "/keys/key_file/usage?step=week", "", "step: want minute, hour or day")
+	f.faults("GET", "/keys/key_file/usage?to=-1", "", "to: want RFC 3339, such as 2026-03-01T12:00:00Z, or Unix seconds")
+	f.faults("GET", "/keys/key_file/usage?by=tier", "", "by: want resource")
+	f.faults("GET", "/keys/key_file/usage?colour=red", "", ": want from, to, step or by")
 	f.refused("GET", "/keys/nobody/usage", "", kindNoKey, "")
 	f.refused("GET", "/keys/~tier/usage", "", kindNoKey, "")
 

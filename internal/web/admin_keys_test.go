@@ -12,13 +12,15 @@ import (
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/usage"
 )
 
 // TestLifeOfAKey from its making to its end, as the edge, the list and the audit log see
 // it; its secrets are shown once each and are nowhere else.
 func TestLifeOfAKey(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, &used{at: map[string]time.Time{"key_ada": noon.Add(-time.Hour)}})
+	f := newAdmin(t)
+	f.used(usage.Account{ID: "key_ada", Last: noon.Add(-time.Hour)})
 	created := ok[NewKey](f, "POST", "/keys", `{"id":"key_ada","name":"Ada","owner":"ACME","tier":"free","priority":2,"resources":["chat"],`+
 		`"overrides":[{"metric":"requests","per":"day","max":500,"until":"2026-04-01T00:00:00+02:00"}],"labels":{"team":"a"},"expires":"2027-01-31T00:00:00Z"}`)
 	if id, err := f.opens(created.Key); id != "key_ada" {
@@ -110,7 +112,7 @@ func TestLifeOfAKey(t *testing.T) {
 // TestFaultsOfAKey are all told at once, each with its field, and nothing is written.
 func TestFaultsOfAKey(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	f.faults("POST", "/keys", `{}`, "tier: missing: want one of enterprise, free, pro")
 	f.faults("POST", "/keys", `{"id":"key_file","pepper":"p9","tier":"gold","name":7,"owner":"a\nb","priority":5,"resources":["chat","chatt","chat"],`+
 		`"labels":{"":"x","long":"`+strings.Repeat("x", 257)+`"},"expires":"2026-03-01T12:00:00Z","overrides":[{"metric":"wishes","per":"fortnight","max":1.5,"colour":1},`+
@@ -164,7 +166,7 @@ func TestFaultsOfAKey(t *testing.T) {
 // TestKeysOfTheFile are shown and not changed, and hide those of the store.
 func TestKeysOfTheFile(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	f.stored.Apply([]apikey.Record{
 		{ID: "key_file", Hash: hashOf(t, "sk-other"), Tier: "pro", Revision: 1},
 		{ID: "key_twin", Hash: hashOf(t, "sk-in-file"), Tier: "pro", Revision: 1},
@@ -199,7 +201,7 @@ func TestKeysOfTheFile(t *testing.T) {
 // whatever their size.
 func TestListOfKeys(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	var records []apikey.Record
 	for i := range 50 {
 		r := apikey.Record{ID: fmt.Sprintf("key_%02d", i), Hash: apikey.New().Hash(), Tier: "free", Owner: "ACME", Revision: 1}
@@ -238,7 +240,7 @@ func TestListOfKeys(t *testing.T) {
 // TestOverrides are set and removed one by one.
 func TestOverrides(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	ok[NewKey](f, "POST", "/keys", `{"tier":"free","id":"key_ada"}`)
 	set := func(body string) string {
 		text, _ := json.Marshal(ok[KeyView](f, "POST", "/keys/key_ada/overrides", body).Overrides)
@@ -299,7 +301,7 @@ func (m *meddlesome) Read(ctx context.Context, id string) (apikey.Record, error)
 // it was not made.
 func TestChangesAtOnce(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	ok[NewKey](f, "POST", "/keys", `{"tier":"free","id":"key_ada"}`)
 	store := &meddlesome{f.keys, changeTries - 1}
 	f.keys = store

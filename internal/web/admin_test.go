@@ -1,10 +1,8 @@
 package web
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -30,27 +28,11 @@ type fixture struct {
 	limits   *quota.Limiter
 }
 
-// used is usage that is what it is.
-type used struct {
-	points   []usage.Point
-	refusals []usage.Refusal
-	at       map[string]time.Time
-	err      error
-}
-
-func (u *used) Series(context.Context, string, usage.Query) ([]usage.Point, error) {
-	return u.points, u.err
-}
-func (u *used) Refusals(context.Context, string) ([]usage.Refusal, error) { return u.refusals, u.err }
-func (u *used) LastUsed(context.Context, []string) (map[string]time.Time, error) {
-	return u.at, u.err
-}
-
 const pepperSecret = "a pepper of thirty bytes or so"
 
 // newAdmin returns an API: the file of keys has key_file, with the secret sk-in-file,
 // and a demo key; the store has none.
-func newAdmin(t *testing.T, u *used, tokens ...AdminToken) *fixture {
+func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 	t.Helper()
 	pepper, err := apikey.NewPepper("p1", pepperSecret)
 	if err != nil {
@@ -74,13 +56,19 @@ func newAdmin(t *testing.T, u *used, tokens ...AdminToken) *fixture {
 		Keys: apikey.Keyring{File: directory, Stored: stored}, Plans: plans(), Peppers: []apikey.Pepper{pepper}, Resources: []quota.Resource{{Name: "chat"}, {Name: "images"}},
 	}
 	f.limits = quota.NewLimiter(store.NewMemory(f.now, 1000))
-	if u == nil {
-		u = &used{}
-	}
 	f.Admin = NewAdmin(AdminOptions{
-		Tokens: tokens, Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: u, Limiter: f.limits, Now: f.now,
+		Tokens: tokens, Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: store.NewFileUsage(file, f.now), Limiter: f.limits, Now: f.now,
 	})
 	return f
+}
+
+// used puts usage into the store.
+func (f *fixture) used(accounts ...usage.Account) {
+	f.t.Helper()
+	err := store.NewFileUsage(f.file, f.now).Add(f.t.Context(), usage.Batch{ID: "batch", Instance: "one", Made: f.clock, Accounts: accounts})
+	if err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 func (f *fixture) now() time.Time { return f.clock }
@@ -193,7 +181,7 @@ func token(name, secret string) AdminToken { return AdminToken{name, sha256.Sum2
 // told so, whatever they ask for, and only the description is for all.
 func TestAdminTokens(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil, token("ada", "token of ada"), token("ci", "token of ci"))
+	f := newAdmin(t, token("ada", "token of ada"), token("ci", "token of ci"))
 	for header, want := range map[string]int{
 		"Bearer token of ada": 200, "bearer  token of ci ": 200, "Bearer token of eve": 401, "Basic token of ada": 401, "token of ada": 401,
 		"Bearer ": 401, "": 401,
@@ -229,7 +217,7 @@ func TestAdminTokens(t *testing.T) {
 // name or from another site's page is refused.
 func TestAdminIsLocalWithoutTokens(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	for name, c := range map[string]struct {
 		change func(*http.Request)
 		want   int
@@ -264,7 +252,7 @@ func TestAdminIsLocalWithoutTokens(t *testing.T) {
 // one.
 func TestWrongTokensAreLimited(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil, token("ada", "right"))
+	f := newAdmin(t, token("ada", "right"))
 	ask := func(from, secret string) *httptest.ResponseRecorder {
 		t.Helper()
 		r := local("GET", "/keys", "", "Authorization", "Bearer "+secret)
@@ -314,7 +302,7 @@ func TestWrongTokensAreLimited(t *testing.T) {
 // TestAdminRefusesWhatItCannotRead in one shape, whatever it is.
 func TestAdminRefusesWhatItCannotRead(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, nil)
+	f := newAdmin(t)
 	f.refused("GET", "/nothing", "", kindNoPage, "openapi.yaml")
 	f.refused("GET", "/", "", kindNoPage, "")
 	f.refused("PUT", "/keys/key_file", "{}", kindMethod, "it knows GET, HEAD, PATCH")
@@ -346,7 +334,7 @@ func TestAdminRefusesWhatItCannotRead(t *testing.T) {
 // was not, or may not have been, made.
 func TestStoreAway(t *testing.T) {
 	t.Parallel()
-	f := newAdmin(t, &used{err: errors.New("usage cannot be read")})
+	f := newAdmin(t)
 	created := ok[NewKey](f, "POST", "/keys", `{"tier":"free"}`)
 	f.file.Close()
 	w := f.do("POST", "/keys/"+created.Record.ID+"/rotate", "")
@@ -355,7 +343,7 @@ func TestStoreAway(t *testing.T) {
 	}
 	f.refused("POST", "/keys", `{"tier":"free"}`, kindStoreAway, "write keys to the file")
 	f.refused("GET", "/audit", "", kindStoreAway, "")
-	f.refused("GET", "/keys/key_file/usage", "", kindStoreAway, "usage cannot be read")
+	f.refused("GET", "/keys/key_file/usage", "", kindStoreAway, "")
 	if list := ok[KeyList](f, "GET", "/keys", ""); len(list.Keys) != 3 || list.Keys[0].LastUsed != nil {
 		t.Errorf("%+v", list)
 	}
