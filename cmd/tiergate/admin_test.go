@@ -24,27 +24,22 @@ import (
 	"github.com/tiergate/tiergate/internal/web"
 )
 
-// kept is the usage of key_ada: at noon of a day of March, and a request refused then.
-type kept struct{}
+// afternoon is the time by which the admin API of scripts goes.
+func afternoon() time.Time { return time.Date(2026, 3, 1, 13, 0, 0, 0, time.UTC) }
 
-func (kept) Series(context.Context, string, usage.Query) ([]usage.Point, error) {
-	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	c := usage.Counts{Admitted: 60, Refused: map[string]int64{"requests_per_minute": 4, "forbidden": 1}, InputTokens: 900, OutputTokens: 1100}
-	return []usage.Point{
-		{Start: noon, Counts: c, PeakRequests: 60, PeakTokens: 2000, LimitRequests: 60}, {Start: noon, Resource: "chat", Counts: c, PeakRequests: 60, PeakTokens: 2000},
-	}, nil
-}
-
-func (kept) Refusals(context.Context, string) ([]usage.Refusal, error) {
-	at := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
-	return []usage.Refusal{
-		{At: at, Resource: "chat", Limit: "requests_per_minute", Used: 60, Max: 60, Asked: 1, Wait: 30 * time.Second},
-		{At: at, Resource: "chat", Limit: "tokens_per_minute", Max: 1000, Asked: 2000, TooLarge: true},
-	}, nil
-}
-
-func (kept) LastUsed(context.Context, []string) (map[string]time.Time, error) {
-	return map[string]time.Time{"key_ada": time.Date(2026, 3, 1, 12, 59, 0, 0, time.UTC)}, nil
+// kept is the usage of key_ada: an hour ago.
+func kept() usage.Batch {
+	noon := afternoon().Add(-time.Hour)
+	return usage.Batch{ID: "batch", Instance: "one", Made: noon, Accounts: []usage.Account{{
+		ID: "key_ada", LimitRequests: 60, Last: afternoon().Add(-time.Minute),
+		Cells: []usage.Cell{{Minute: noon.Unix() / 60, Label: "chat", Counts: usage.Counts{
+			Admitted: 60, Refused: map[string]int64{"requests_per_minute": 4, "forbidden": 1}, InputTokens: 900, OutputTokens: 1100,
+		}}},
+		Refusals: []usage.Refusal{
+			{At: noon.Add(29 * time.Second), Resource: "chat", Limit: "tokens_per_minute", Max: 1000, Asked: 2000, TooLarge: true},
+			{At: noon.Add(30 * time.Second), Resource: "chat", Limit: "requests_per_minute", Used: 60, Max: 60, Asked: 1, Wait: 30 * time.Second},
+		},
+	}}}
 }
 
 // admin serves the admin API of the shipped configuration, with a store of its own, and
@@ -73,7 +68,9 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	options.Stored = apikey.NewStored(nil)
 	options.Accounts = &web.AdminAccounts{Keys: apikey.Keyring{File: c.Reload.Directory, Stored: options.Stored}, Plans: c.Reload.Plans, Resources: c.Reload.Resources}
 	options.Keys = store.NewFileKeys(file, store.KeyNotices{})
-	options.Usage, options.Limiter, options.Now = kept{}, quota.NewLimiter(store.NewMemory(time.Now, 1000)), time.Now
+	read := store.NewFileUsage(file, afternoon)
+	ts.Check(read.Add(context.Background(), kept()))
+	options.Usage, options.Limiter, options.Now = read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
 	api := web.NewAdmin(options).Handler()
 	var written atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
