@@ -342,6 +342,7 @@ func TestStoreAway(t *testing.T) {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
 	f.refused("POST", "/keys", `{"tier":"free"}`, kindStoreAway, "write keys to the file")
+	f.refused("POST", "/keys/"+created.Key+"/revoke", "", kindNoKey, "") // the store has not seen it
 	f.refused("GET", "/audit", "", kindStoreAway, "")
 	f.refused("GET", "/keys/key_file/usage", "", kindStoreAway, "")
 	if list := ok[KeyList](f, "GET", "/keys", ""); len(list.Keys) != 3 || list.Keys[0].LastUsed != nil {
