@@ -143,7 +143,7 @@ func estimated() []quota.Source {
 // observer tells metrics, usage and the decision log of verdicts.
 type observer struct {
 	metrics *metrics
-	usage   *usage.Recorder
+	usage   *usage.Recorder // nil: nobody counts
 	log     *slog.Logger
 }
 
@@ -167,7 +167,7 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 
 // count counts a request of a known key for its usage.
 func (o observer) count(v envoyapi.Verdict) {
-	if v.Key == nil || v.Requests == 0 {
+	if o.usage == nil || v.Key == nil || v.Requests == 0 {
 		return
 	}
 	d := usage.Decided{
@@ -188,7 +188,7 @@ func (o observer) count(v envoyapi.Verdict) {
 // Settled implements envoyapi.Observer.
 func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	o.metrics.settlements.WithLabelValues(r.By, r.Result).Inc()
-	if r.Account != "" {
+	if o.usage != nil && r.Account != "" {
 		o.usage.Settled(usage.Settled{
 			Account: r.Account, Tier: r.Tier, Resource: r.Resource, Priority: r.Priority, At: r.At, Input: r.InputTokens, Output: r.OutputTokens,
 		})
