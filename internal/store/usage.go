@@ -15,6 +15,8 @@ import (
 // The points of a step are kept in blocks, each of so many slots, that end as a whole.
 // A block has two kinds of fields: "<slot> <label>" says what the requests of a label
 // came to, and "<slot>" what the busiest minute of all together was, and the limits.
+// Blocks are so short that, up to three labels, Redis keeps them in its compact form,
+// which ends at 128 fields.
 
 // A block is one stretch of time of which something is kept.
 type block struct {
@@ -26,7 +28,7 @@ type block struct {
 
 // Blocks of points, the shortest step first.
 func minuteBlock() block {
-	return block{"minutes", time.Hour, 60, usage.Minute.Keep()}
+	return block{"minutes", 30 * time.Minute, 30, usage.Minute.Keep()}
 }
 
 func hourBlock() block {

@@ -1,4 +1,4 @@
--- Adds a part of what a batch says of one account. The same as add in usage_file.go.
+-- Adds a part of what a batch says of one account. The same as adding.account in usage_file.go.
 --
 -- KEYS[2]  when the account was last used, Unix seconds
 -- KEYS[3]  its latest refusals, by time

@@ -20,8 +20,8 @@ type Store interface {
 }
 
 // Run hands a batch to the store in every interval, until ctx is done, and then once
-// more. A batch that fails is handed over again, before anything later. The error says
-// how many requests were lost in the end.
+// more; what is told later is lost, so end it last. A batch that fails is handed over
+// again, before anything later. The error says how many requests were lost in the end.
 func (r *Recorder) Run(ctx context.Context, store Store) error {
 	tick := time.NewTicker(r.options.Interval)
 	defer tick.Stop()
