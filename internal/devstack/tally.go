@@ -74,7 +74,7 @@ func (t *tally) summarize(w io.Writer, now time.Time) {
 	for _, status := range columns() {
 		delete(all, status)
 	}
-	fmt.Fprintf(w, "\nOther:%s. 401: no key that works; 404: the mock keeps no files; 500: the mock was asked to fail.\n", listed(all))
+	fmt.Fprintf(w, "\nOther:%s. 401: no key that works; 500: the mock was asked to fail.\n", listed(all))
 	fmt.Fprintf(w, "Streams that the client left before their end: %d.\n", t.left)
 }
 

@@ -32,6 +32,8 @@ func shapes() map[string]shape {
 		"POST /v1/audio/speech":         {media: "audio/mpeg"},
 		"POST /v1/audio/transcriptions": {answer: transcription},
 		"GET /v1/models":                {answer: models},
+		"POST /v1/files":                {answer: file},
+		"GET /v1/files":                 {answer: files},
 	}
 }
 
@@ -168,6 +170,13 @@ func image(q request) any {
 func transcription(q request) any {
 	return q.with(object{"text": q.text}, "input_tokens", "output_tokens", "total_tokens")
 }
+
+func file(request) any {
+	return object{"id": "file-mock", "object": "file", "bytes": 0, "created_at": 0, "filename": "mock", "purpose": "user_data"}
+}
+
+// files are none: what is uploaded is not kept.
+func files(request) any { return object{"object": "list", "data": []object{}} }
 
 func models(request) any {
 	return object{"object": "list", "data": []object{{"id": "mock-1", "object": "model", "created": 0, "owned_by": "mock"}}}

@@ -51,6 +51,16 @@ func (d Decision) Limits(yield func(s State) bool) {
 	}
 }
 
+// Counted yields the same without working out windows, for whoever reads every
+// decision. The limit is not to be changed.
+func (d *Decision) Counted(yield func(l *Limit, used int64) bool) {
+	for i := range d.charges {
+		if !yield(&d.charges[i].Limit, d.used[i]) {
+			return
+		}
+	}
+}
+
 // Unlimited reports whether no limit on requests per minute applies.
 func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
 

@@ -11,7 +11,6 @@ import (
 type gathered struct {
 	one       gatheredCell   // most have no more between two batches
 	more      []gatheredCell // the latest last, but for settlements of other minutes
-	decisions int
 	last      int64 // when the last was made, Unix ns
 	standing  standing
 	overflow  bool      // it is Other
@@ -107,10 +106,9 @@ func (a *gathered) decided(d *Decided) {
 	if at := d.At.UnixNano(); at > a.last {
 		a.last = at
 	}
-	if d.Decision != nil && (a.decisions%readEvery == 0 || d.Reason != "") {
+	if d.Decision != nil {
 		a.standing.follow(d.Decision)
 	}
-	a.decisions++
 	if d.byLimit() {
 		a.refuse(d)
 	}
@@ -135,12 +133,11 @@ func (a *gathered) refuse(d *Decided) {
 
 // follow reads the limits of a decision.
 func (s *standing) follow(d *quota.Decision) {
-	for state := range d.Limits {
-		l := &state.Limit
+	for l, used := range d.Counted {
 		if l.Max == quota.NoMax || l.Max <= 0 {
 			continue
 		}
-		if share := float64(state.Used) / float64(l.Max); share > s.share {
+		if share := float64(used) / float64(l.Max); share > s.share {
 			s.near, s.share = *l, share
 		}
 		if l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {

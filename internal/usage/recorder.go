@@ -16,9 +16,6 @@ const (
 	mostReasons = 16
 	// mostRefusals is how many refusals of an account an interval tells of.
 	mostRefusals = 20
-	// readEvery spares most decisions of a busy account the reading of their limits.
-	// The first in an interval is read, and every refusal is.
-	readEvery = 4
 )
 
 // RecorderOptions say how a Recorder works.
