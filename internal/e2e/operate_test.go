@@ -294,6 +294,7 @@ func TestNoSecretAnywhere(t *testing.T) {
 				}
 			}
 		}
+		secrets := append([]string{canary}, keyLife(t, s, &seen)...)
 		_, metrics := operator(t, s, "/metrics")
 		seen.WriteString(metrics)
 		edit(t, config, "max: 10}", "max: x}")
@@ -309,10 +310,57 @@ func TestNoSecretAnywhere(t *testing.T) {
 		if !strings.Contains(seen.String(), "key_canary") {
 			t.Error("the key's ID is nowhere: the search is no proof")
 		}
-		if i := strings.Index(seen.String(), canary); i >= 0 {
-			t.Errorf("the key is in the output: …%s…", seen.String()[max(0, i-200):i+40])
+		for n, secret := range secrets {
+			if i := strings.Index(seen.String(), secret); i >= 0 {
+				t.Errorf("secret %d is in the output: …%s…", n, seen.String()[max(0, i-200):i+40])
+			}
 		}
 	})
+}
+
+// keyLife has keys made, imported, rotated, used and revoked, and adds every answer to
+// seen but those that show a secret once. It returns all secrets.
+func keyLife(t *testing.T, s *devstack.Stack, seen *strings.Builder) []string {
+	t.Helper()
+	const imported = "sk-canary-imported-77"
+	file := filepath.Join(t.TempDir(), "import.json")
+	if err := os.WriteFile(file, []byte(`{"id": "key_imported", "secret": "`+imported+`", "tier": "pro"}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	made, id := createKey(t, s, "--tier", "pro")
+	session := cookie(t, s, made)
+	rotated, _ := admin(t, s, "keys", "rotate", id)["key"].(string)
+	secrets := []string{imported, made, rotated, session.Value}
+	for _, name := range []string{s.AdminTokenFile(), s.SessionSecretFile()} {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secrets = append(secrets, string(content))
+	}
+	for _, args := range [][]string{
+		{"keys", "import", file}, {"keys", "import", file}, {"keys", "show", imported}, {"keys", "show", id}, {"keys", "list"}, {"keys", "export"},
+		{"keys", "rotate", made}, {"audit"}, {"usage", id}, {"usage", id, "--limits"}, {"usage", id, "--refused"}, {"keys", "create", "--tier", rotated},
+	} {
+		out, err := tryAdmin(t, s, args...)
+		fmt.Fprintln(seen, strings.ReplaceAll(out, strings.Join(args, " "), ""), err)
+	}
+	for _, secret := range []string{imported, made, rotated} {
+		inForce(t, s, secret, http.StatusOK)
+		for _, path := range []string{"/v1/limits", "/v1/usage", "/v1/usage?from=" + secret, "/dashboard?key=" + secret, "/dashboard/api/limits"} {
+			r := do(t, s, call{
+				method: http.MethodGet, path: path, key: secret, header: http.Header{"Cookie": {session.Name + "=" + session.Value}},
+			})
+			fmt.Fprintln(seen, r.Status, r.Header, r.body)
+		}
+		for _, path := range []string{"/admin/v1/keys/" + secret, "/admin/v1/keys?q=" + secret} {
+			_, body := operator(t, s, path)
+			seen.WriteString(body)
+		}
+	}
+	admin(t, s, "keys", "revoke", id)
+	inForce(t, s, rotated, http.StatusUnauthorized)
+	return secrets
 }
 
 // dump returns every key and value of Redis.
@@ -321,8 +369,10 @@ func dump(t *testing.T, s *devstack.Stack) string {
 	client := redis.NewClient(&redis.Options{Addr: s.Options.RedisAddress})
 	defer client.Close()
 	var b strings.Builder
-	for _, key := range client.Keys(t.Context(), "*").Val() {
-		fmt.Fprintln(&b, key, client.HGetAll(t.Context(), key).Val())
+	ctx := t.Context()
+	for _, key := range client.Keys(ctx, "*").Val() {
+		fmt.Fprintln(&b, key, client.Get(ctx, key).Val(), client.HGetAll(ctx, key).Val(), client.LRange(ctx, key, 0, -1).Val(),
+			client.SMembers(ctx, key).Val(), client.ZRange(ctx, key, 0, -1).Val(), client.XRange(ctx, key, "-", "+").Val())
 	}
 	return b.String()
 }

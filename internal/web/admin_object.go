@@ -7,7 +7,10 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
+
+	"github.com/tiergate/tiergate/internal/apikey"
 )
 
 // An object is a JSON object of a request. Whoever reads it takes fields out; all that
@@ -84,9 +87,13 @@ func (o *object) err() error {
 	return nil
 }
 
-// short is a name of another's, fit to be repeated.
+// short is a name of another's, fit to be repeated: not what is a secret in the wrong
+// place.
 func short(name string) string {
 	const most = 64
+	if strings.HasPrefix(name, apikey.Prefix) {
+		return apikey.Prefix + "…"
+	}
 	if len(name) > most {
 		return name[:most] + "…"
 	}
