@@ -17,6 +17,7 @@ import (
 type FileKeys struct {
 	db      *bbolt.DB
 	notices KeyNotices
+	kept    uint64 // events
 
 	mu       sync.Mutex // of writers, from the file to the watchers
 	watchers []*fileWatcher
@@ -30,7 +31,7 @@ type fileWatcher struct {
 // NewFileKeys returns the directory of keys in a file, which stays the caller's to
 // close.
 func NewFileKeys(f *File, notices KeyNotices) *FileKeys {
-	return &FileKeys{db: f.db, notices: notices}
+	return &FileKeys{db: f.db, notices: notices, kept: maxEvents}
 }
 
 // keyBuckets are the parts of the file that the directory is in. They are nil as long
@@ -109,7 +110,7 @@ func (k *FileKeys) Write(_ context.Context, changes []apikey.Change) ([]apikey.R
 				return err
 			}
 		}
-		return b.trim()
+		return b.trim(k.kept)
 	})
 	if fault, ok := errors.AsType[*apikey.KeyError](err); ok {
 		return nil, fault

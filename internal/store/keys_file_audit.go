@@ -33,12 +33,12 @@ func (b keyBuckets) log(id, event []byte) error {
 // ofKey is before the numbers of a key's events.
 func ofKey(id []byte) []byte { return append(slices.Clone(id), 0) }
 
-// trim removes the oldest entries of the audit log beyond its bound.
-func (b keyBuckets) trim() error {
-	if b.audit.Sequence() <= maxEvents {
+// trim removes the oldest entries of the audit log beyond those that are kept.
+func (b keyBuckets) trim(kept uint64) error {
+	if b.audit.Sequence() <= kept {
 		return nil
 	}
-	end := binary.BigEndian.AppendUint64(nil, b.audit.Sequence()-maxEvents)
+	end := binary.BigEndian.AppendUint64(nil, b.audit.Sequence()-kept)
 	var numbers [][]byte
 	cursor := b.audit.Cursor()
 	for number, text := cursor.First(); number != nil && bytes.Compare(number, end) <= 0; number, text = cursor.Next() {

@@ -42,6 +42,7 @@ type RedisKeys struct {
 	options redis.Options // of the clients that watch
 	write   *redis.Script
 	notices KeyNotices
+	kept    int          // events
 	epoch   atomic.Value // string: that of the directory that this process knows
 
 	records, hashes, epochKey, audit string // names of Redis keys
@@ -52,7 +53,7 @@ type RedisKeys struct {
 func NewRedisKeys(r *Redis, notices KeyNotices) *RedisKeys {
 	name := func(last string) string { return r.prefix + ":{keys}:" + last }
 	k := &RedisKeys{
-		client: r.client.WithTimeout(keysTimeout), options: watchOptions(r.client.Options()), notices: notices,
+		client: r.client.WithTimeout(keysTimeout), options: watchOptions(r.client.Options()), notices: notices, kept: maxEvents,
 		write:   redis.NewScript(keysSource),
 		records: name("records"), hashes: name("hashes"), epochKey: name("epoch"), audit: name("audit"),
 	}
@@ -94,7 +95,7 @@ func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apike
 	}
 	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
 	defer cancel()
-	args := []any{k.epoch.Load(), rand.Text(), maxEvents}
+	args := []any{k.epoch.Load(), rand.Text(), k.kept}
 	for _, c := range written {
 		args = append(args, c.id, c.revision, c.record, strings.Join(c.hashes, " "), c.event)
 	}

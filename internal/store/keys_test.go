@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -290,6 +292,9 @@ func TestEvents(t *testing.T) {
 			var paged []apikey.Event
 			for before := ""; ; before = paged[len(paged)-1].ID {
 				page := events(t, k, keyID, before, 2)
+				if len(page) > 2 {
+					t.Fatalf("%d events on a page of 2", len(page))
+				}
 				if paged = append(paged, page...); len(page) < 2 {
 					break
 				}
@@ -373,6 +378,10 @@ func TestFileKeysSurviveReopening(t *testing.T) {
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil || bytes.Contains(raw, []byte(apikey.Prefix)) || !bytes.Contains(raw, []byte(a.Hash.String())) {
+		t.Errorf("want the hash of the key in the file, and not the key: %v", err)
 	}
 	k := NewFileKeys(openFile(t, path), KeyNotices{})
 	wantRecord(t, k, a)

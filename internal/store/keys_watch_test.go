@@ -53,7 +53,7 @@ func (w *watched) stop(t *testing.T) {
 			t.Errorf("the watch ended with %v", err)
 		}
 		w.ended <- nil
-	case <-time.After(3 * time.Second):
+	case <-time.After(time.Second):
 		t.Error("the watch does not end")
 	}
 }
