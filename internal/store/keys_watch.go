@@ -165,7 +165,10 @@ func (w *keysWatcher) position(ctx context.Context, last, first string) (string,
 		entries = p.XRevRangeN(ctx, w.keys.audit, last, first, 1)
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if errors.Is(err, redis.Nil) { // there is no epoch
+		err = entries.Err()
+	}
+	if err != nil {
 		return "", nil, fmt.Errorf("watch keys in Redis: %w", err)
 	}
 	return epoch.Val(), entries.Val(), nil
