@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"regexp"
 	"slices"
@@ -309,7 +310,7 @@ func TestDirectoryIsUnderOneTag(t *testing.T) {
 	}
 }
 
-// TestRedisAway: calls say what was tried.
+// TestRedisAway: calls say what was tried, and a watcher goes on trying.
 func TestRedisAway(t *testing.T) {
 	t.Parallel()
 	address, err := devstack.FreeAddress()
@@ -317,7 +318,13 @@ func TestRedisAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &devstack.Stack{Options: devstack.Options{RedisAddress: address}}
-	k := instance(t, s)
+	k, outages := noticing(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- k.Watch(ctx, func([]apikey.Record, bool) { t.Error("something was applied") }) }()
+	if err := told(t, outages, errAway); err == nil || !strings.HasPrefix(err.Error(), "connect to Redis: ") {
+		t.Errorf("told of %v", err)
+	}
 	_, readErr := k.Read(t.Context(), "a")
 	_, writeErr := k.Write(t.Context(), []apikey.Change{changing(plainRecord("a"))})
 	_, eventsErr := k.Events(t.Context(), "", "", 1)
@@ -325,5 +332,9 @@ func TestRedisAway(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%v: want %q", err, want)
 		}
+	}
+	cancel()
+	if err := <-ended; err != nil || len(outages) > 0 {
+		t.Errorf("the watch ended with %v and %d more notices", err, len(outages))
 	}
 }

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 )
@@ -21,25 +19,11 @@ const (
 	watchGrace = time.Second
 	// watchAgain is how long a watcher waits before it connects anew.
 	watchAgain = 100 * time.Millisecond
-	// watchDial is how long it may take to connect.
-	watchDial = time.Second
 	// watchChunk is how many records or changes are fetched at once.
 	watchChunk = 1000
 	// streamStart is before every entry of a stream.
 	streamStart = "0-0"
 )
-
-// watchOptions are those of a client that watches: like another client's, but with time
-// to read much, and never waiting long to connect again.
-func watchOptions(o *redis.Options) redis.Options {
-	options := *o
-	options.PushNotificationProcessor = nil // made anew
-	options.DialTimeout, options.DialerRetries = watchDial, 1
-	options.ReadTimeout, options.WriteTimeout, options.PoolTimeout = keysTimeout, keysTimeout, keysTimeout
-	options.PoolSize, options.MinIdleConns, options.MaxRetries = 2, 0, -1
-	options.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	return options
-}
 
 // Watch calls apply with every record there is (whole is true) and then, within moments
 // of each write by whatever instance, with the records that were written, until ctx is
@@ -92,11 +76,14 @@ func (w *keysWatcher) tell(err error) {
 // the pool of one that has often failed to connect tries again only once a second.
 func (w *keysWatcher) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	options := w.keys.options
-	options.Dialer = closingDialer(ctx, redis.NewDialer(&w.keys.options))
+	var err error
+	if options.Dialer, err = connected(ctx, &w.keys.options); err != nil {
+		return err
+	}
 	w.client = redis.NewClient(&options)
 	defer func() { _ = w.client.Close() }() // nothing of use is on its way
-	defer cancel()
 	var news []redis.XMessage
 	for {
 		current, err := w.isCurrent(ctx)
@@ -119,21 +106,6 @@ func (w *keysWatcher) follow(ctx context.Context) error {
 		}
 	}
 }
-
-// closingDialer returns a dialer whose connections end with a context. Nothing else ends
-// a read that waits for news.
-func closingDialer(ctx context.Context, dial dialer) dialer {
-	return func(dialing context.Context, network, address string) (net.Conn, error) {
-		conn, err := dial(dialing, network, address)
-		if err == nil {
-			context.AfterFunc(ctx, func() { _ = conn.Close() })
-		}
-		return conn, err
-	}
-}
-
-// A dialer connects to Redis.
-type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // isCurrent reports whether the directory in Redis is what is known or has grown from
 // it. If not it is to be loaded: it is another, or an older state of it was restored, or
