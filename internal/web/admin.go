@@ -52,6 +52,7 @@ type KeyUsage interface {
 // AdminAccounts is what the admin API knows of the configuration in use. It is swapped
 // whole and never changed.
 type AdminAccounts struct {
+	Tokens        []AdminToken // none: only callers on this machine may ask
 	Keys          apikey.Keyring
 	Plans         map[string]*quota.Plan // by tier name
 	Resources     []quota.Resource
@@ -59,28 +60,29 @@ type AdminAccounts struct {
 	AllowDemoKeys bool
 }
 
-// AdminOptions are the parts of an Admin. All are needed but the tokens.
+// AdminOptions are the parts of an Admin. All are needed.
 type AdminOptions struct {
-	Tokens   []AdminToken // none: only callers on this machine may ask
 	Accounts *AdminAccounts
 	Keys     KeyStore
 	Stored   *apikey.Stored // takes up at once what is written to Keys
 	Usage    KeyUsage
+	Fleet    Fleet
 	Limiter  *quota.Limiter
 	Now      func() time.Time
 }
 
 // Admin is the API for operators: it makes, changes and revokes the keys of the store,
-// and shows all keys and what they use. Keys of the file it only shows. It is safe for
-// concurrent use.
+// and shows all keys, what they use, and how the fleet does. Keys of the file it only
+// shows. It is safe for concurrent use.
 type Admin struct {
-	tokens      []AdminToken
 	failures    failures
+	sessions    operatorSessions
 	crossOrigin *http.CrossOriginProtection
 	accounts    atomic.Pointer[AdminAccounts]
 	keys        KeyStore
 	stored      *apikey.Stored
 	usage       KeyUsage
+	fleet       Fleet
 	limiter     *quota.Limiter
 	now         func() time.Time
 	listing     listing
@@ -89,8 +91,8 @@ type Admin struct {
 // NewAdmin returns the API.
 func NewAdmin(o AdminOptions) *Admin {
 	a := &Admin{
-		tokens: o.Tokens, crossOrigin: http.NewCrossOriginProtection(), keys: o.Keys, stored: o.Stored,
-		usage: o.Usage, limiter: o.Limiter, now: o.Now,
+		sessions: newOperatorSessions(), crossOrigin: http.NewCrossOriginProtection(), keys: o.Keys, stored: o.Stored,
+		usage: o.Usage, fleet: o.Fleet, limiter: o.Limiter, now: o.Now,
 	}
 	a.Use(o.Accounts)
 	return a
@@ -131,6 +133,10 @@ func (a *Admin) endpoints() []endpoint {
 		{http.MethodGet, "/keys/{id}/refusals", http.StatusOK, a.refusals},
 		{http.MethodPost, "/keys/import", http.StatusOK, a.importKeys},
 		{http.MethodGet, "/keys/export", http.StatusOK, a.exportKeys},
+		{http.MethodGet, "/instances", http.StatusOK, a.instances},
+		{http.MethodGet, "/fleet/usage", http.StatusOK, a.fleetSeries},
+		{http.MethodGet, "/top", http.StatusOK, a.top},
+		{http.MethodGet, "/near", http.StatusOK, a.near},
 		{http.MethodGet, "/audit", http.StatusOK, a.audit},
 		{http.MethodGet, "/tiers", http.StatusOK, a.tiers},
 	}
@@ -161,7 +167,7 @@ func (a *Admin) handle(e endpoint) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c := &call{Request: r, now: a.now().UTC(), accounts: a.accounts.Load()}
 		var p *Problem
-		if c.who, p = a.who(r, c.now); p == nil {
+		if c.who, p = a.who(r, c.accounts, c.now); p == nil {
 			most := int64(maxBody)
 			if e.path == "/keys/import" {
 				most = maxImportBody
@@ -213,7 +219,7 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, *Prob
 
 // nowhere answers requests for which there is no endpoint, in the shape of all errors.
 func (a *Admin) nowhere(w http.ResponseWriter, r *http.Request, mux *http.ServeMux) {
-	_, p := a.who(r, a.now())
+	_, p := a.who(r, a.accounts.Load(), a.now())
 	if p == nil {
 		tried := &discarded{header: http.Header{}}
 		mux.ServeHTTP(tried, r)

@@ -22,34 +22,52 @@ type AdminToken struct {
 // loopback is what the audit log calls those who need no token.
 const loopback = "loopback"
 
-// who returns what the audit log calls the caller, or why it may not ask.
-func (a *Admin) who(r *http.Request, now time.Time) (string, *Problem) {
-	if len(a.tokens) == 0 {
+// who returns what the audit log calls the caller, or why it may not ask. It asks with a
+// token, or with the session of a browser that has signed in with one.
+func (a *Admin) who(r *http.Request, accounts *AdminAccounts, now time.Time) (string, *Problem) {
+	if len(accounts.Tokens) == 0 {
 		return loopback, a.local(r)
 	}
-	from := network(r.RemoteAddr)
+	header := r.Header.Get("Authorization")
+	if header == "" && a.sessions.sent(r) {
+		return a.signedIn(r, accounts)
+	}
+	scheme, secret, _ := strings.Cut(header, " ")
+	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "bearer") {
+		secret = ""
+	}
+	token, p := a.holder(secret, network(r.RemoteAddr), accounts, now)
+	if p != nil {
+		return "", p
+	}
+	return token.Name, nil
+}
+
+// holder returns the token that a secret is, if there is one and the caller has not
+// shown too many that are none.
+func (a *Admin) holder(secret, from string, accounts *AdminAccounts, now time.Time) (AdminToken, *Problem) {
 	if wait := a.failures.wait(from, now); wait > 0 {
 		p := problem(kindTooMany, "")
 		p.retryAfter = wait
-		return "", p
+		return AdminToken{}, p
 	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	token = strings.TrimSpace(token)
-	if !strings.EqualFold(scheme, "bearer") || token == "" {
-		return "", problem(kindToken, "send it in a header: Authorization: Bearer TOKEN")
+	if secret == "" {
+		return AdminToken{}, problem(kindToken, "send it in a header: Authorization: Bearer TOKEN")
 	}
-	sum, name, found := sha256.Sum256([]byte(token)), "", false
-	for _, t := range a.tokens { // all of them, so that the time says nothing
+	sum := sha256.Sum256([]byte(secret))
+	var holder AdminToken
+	found := false
+	for _, t := range accounts.Tokens { // all of them, so that the time says nothing
 		if subtle.ConstantTimeCompare(sum[:], t.Hash[:]) == 1 {
-			name, found = t.Name, true
+			holder, found = t, true
 		}
 	}
 	if !found {
 		a.failures.add(from, now)
-		return "", problem(kindToken, "the token is none of those configured")
+		return AdminToken{}, problem(kindToken, "the token is none of those configured")
 	}
 	a.failures.trust(from)
-	return name, nil
+	return holder, nil
 }
 
 // local returns why the caller is not on this machine, or is not to be believed: a page

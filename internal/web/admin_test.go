@@ -23,6 +23,7 @@ type fixture struct {
 
 	t        *testing.T
 	file     *store.File
+	kept     *store.FileUsage
 	accounts *AdminAccounts
 	clock    time.Time
 	limits   *quota.Limiter
@@ -53,11 +54,12 @@ func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 	f := &fixture{t: t, file: file, clock: noon}
 	stored := apikey.NewStored([]apikey.Pepper{pepper})
 	f.accounts = &AdminAccounts{
-		Keys: apikey.Keyring{File: directory, Stored: stored}, Plans: plans(), Peppers: []apikey.Pepper{pepper}, Resources: []quota.Resource{{Name: "chat"}, {Name: "images"}},
+		Tokens: tokens, Keys: apikey.Keyring{File: directory, Stored: stored}, Plans: plans(), Peppers: []apikey.Pepper{pepper}, Resources: []quota.Resource{{Name: "chat"}, {Name: "images"}},
 	}
 	f.limits = quota.NewLimiter(store.NewMemory(f.now, 1000))
+	f.kept = store.NewFileUsage(file, f.now)
 	f.Admin = NewAdmin(AdminOptions{
-		Tokens: tokens, Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: store.NewFileUsage(file, f.now), Limiter: f.limits, Now: f.now,
+		Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: f.kept, Fleet: f.kept, Limiter: f.limits, Now: f.now,
 	})
 	return f
 }
@@ -65,7 +67,7 @@ func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 // used puts usage into the store.
 func (f *fixture) used(accounts ...usage.Account) {
 	f.t.Helper()
-	err := store.NewFileUsage(f.file, f.now).Add(f.t.Context(), usage.Batch{ID: "batch", Instance: "one", Made: f.clock, Accounts: accounts})
+	err := f.kept.Add(f.t.Context(), usage.Batch{ID: "batch", Instance: "one", Made: f.clock, Accounts: accounts})
 	if err != nil {
 		f.t.Fatal(err)
 	}

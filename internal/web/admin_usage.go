@@ -13,11 +13,7 @@ import (
 func (a *Admin) series(c *call) (any, error) {
 	wanted, err := parseUsageRequest(c.URL.RawQuery, c.now)
 	if err != nil {
-		parameter, wrong, named := strings.Cut(err.Error(), ": ")
-		if !named {
-			parameter, wrong = "", err.Error()
-		}
-		return nil, invalid([]Fault{{parameter, wrong}})
+		return nil, wrongParameter(err)
 	}
 	r, err := c.record()
 	if err != nil {
@@ -30,6 +26,15 @@ func (a *Admin) series(c *call) (any, error) {
 	view := wanted.view(points)
 	view.KeyID = r.ID
 	return view, nil
+}
+
+// wrongParameter is the problem of parameters that parseSeries cannot read.
+func wrongParameter(err error) *Problem {
+	parameter, wrong, named := strings.Cut(err.Error(), ": ")
+	if !named {
+		parameter, wrong = "", err.Error()
+	}
+	return invalid([]Fault{{parameter, wrong}})
 }
 
 // limits answers with every limit of a key, and what is used of it, in the shape of the

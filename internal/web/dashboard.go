@@ -2,8 +2,6 @@ package web
 
 import (
 	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"html/template"
@@ -48,7 +46,7 @@ func newDashboard(secret []byte) (dashboard, error) {
 		views: newVisits(viewsPerSecond, viewsAtOnce), guesses: newVisits(guessesPerMinute/60.0, guessesAtOnce),
 	}
 	var err error
-	if d.assets, err = newAssets(append(sharedAssets(), "customer.css", "customer.js", "refused.js", "usage.js", "signin.js")...); err != nil {
+	if d.assets, err = newAssets(append(sharedAssets(), "customer.css", "customer.js")...); err != nil {
 		return dashboard{}, err
 	}
 	if d.page, err = newAsset("customer.html"); err != nil {
@@ -156,11 +154,7 @@ type keySession struct {
 }
 
 // fingerprint stands for a hash.
-func (d *dashboard) fingerprint(h apikey.Hash) string {
-	mac := hmac.New(sha256.New, d.secret)
-	_, _ = mac.Write([]byte("opened by " + h.String())) // never fails, see hash.Hash
-	return hex.EncodeToString(mac.Sum(nil)[:16])
-}
+func (d *dashboard) fingerprint(h apikey.Hash) string { return fingerprint(d.secret, h.String()) }
 
 // holder returns the record of the key that is signed in and may still be used, with the
 // secret that it was signed in with, or nil.

@@ -137,7 +137,7 @@ func TestOpenAPIListsEveryEndpoint(t *testing.T) {
 	}
 	types, _ := c.at("/components/schemas/Problem/properties/type")
 	for _, k := range []kind{
-		kindInvalid, kindToken, kindLocal, kindNoKey, kindNoPage, kindMethod, kindConflict, kindTaken, kindInFile, kindRevoked, kindNoTier,
+		kindInvalid, kindToken, kindLocal, kindOtherSite, kindNoKey, kindNoPage, kindMethod, kindConflict, kindTaken, kindInFile, kindRevoked, kindNoTier,
 		kindGrace, kindTooLarge, kindMediaType, kindTooMany, kindStoreAway, kindStoreEmptied,
 	} {
 		p := problem(k, "")

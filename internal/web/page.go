@@ -18,7 +18,10 @@ const htmlType = "text/html; charset=utf-8"
 
 // sharedAssets are the files that every dashboard needs.
 func sharedAssets() []string {
-	return []string{"shared.css", "shared.js", "charts.js", "icon.svg", "uplot/uPlot.iife.min.js", "uplot/uPlot.min.css", "uplot/LICENSE"}
+	return []string{
+		"shared.css", "shared.js", "charts.js", "limits.js", "usage.js", "refused.js", "signin.js", "icon.svg",
+		"uplot/uPlot.iife.min.js", "uplot/uPlot.min.css", "uplot/LICENSE",
+	}
 }
 
 // An asset is a file of the pages.

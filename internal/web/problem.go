@@ -45,6 +45,7 @@ const (
 	kindInvalid      kind = "invalid-request"
 	kindToken        kind = "token-needed"
 	kindLocal        kind = "local-only"
+	kindOtherSite    kind = "other-site"
 	kindNoKey        kind = "no-such-key"
 	kindNoPage       kind = "not-found"
 	kindMethod       kind = "method-not-allowed"
@@ -76,6 +77,8 @@ func (k kind) status() (status int, title string) {
 		return http.StatusUnauthorized, "A token is needed"
 	case kindLocal:
 		return http.StatusForbidden, "Only this machine may ask without a token"
+	case kindOtherSite:
+		return http.StatusForbidden, "The request is another site's"
 	case kindNoKey:
 		return http.StatusNotFound, "There is no such key"
 	case kindNoPage:

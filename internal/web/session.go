@@ -1,6 +1,9 @@
 package web
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/http"
 	"time"
 
@@ -59,4 +62,12 @@ func (s *sessions) make(r *http.Request, value string, maxAge int) *http.Cookie 
 		Name: s.cookie, Value: value, Path: s.path, MaxAge: maxAge,
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https",
 	}
+}
+
+// fingerprint stands in a session for what it was opened with. It tells nothing of it to
+// those who do not have the secret.
+func fingerprint(secret []byte, opened string) string {
+	mac := hmac.New(sha256.New, secret)
+	_, _ = mac.Write([]byte("opened by " + opened)) // never fails, see hash.Hash
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }

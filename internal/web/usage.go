@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apierror"
@@ -96,29 +97,35 @@ func (c *Customers) unreadable(w http.ResponseWriter, r *http.Request, err error
 type usageRequest struct {
 	usage.Query
 
-	byResource bool
+	by string // what there is a point for each of; empty: all together
 }
 
-// parseUsageRequest reads the parameters of a request at an instant. The error is for
-// the caller, see apierror.InvalidParameter.
+// parseUsageRequest reads the parameters of a request for the usage of a key at an
+// instant. The error is for the caller, see apierror.InvalidParameter.
 func parseUsageRequest(query string, now time.Time) (usageRequest, error) {
+	return parseSeries(query, now, "by", "resource")
+}
+
+// parseSeries does the same for any series: the parameter by says what there is a point
+// for each of, one of labels.
+func parseSeries(query string, now time.Time, by string, labels ...string) (usageRequest, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return usageRequest{}, errors.New("they cannot be read; escape what stands after a =")
 	}
 	for name, all := range values {
 		switch name {
-		case "from", "to", "step", "by":
+		case "from", "to", "step", by:
 			if len(all) > 1 {
 				return usageRequest{}, errors.New(name + ": want it once")
 			}
 		default:
-			return usageRequest{}, errors.New("want from, to, step or by")
+			return usageRequest{}, errors.New("want from, to, step or " + by)
 		}
 	}
-	wanted := usageRequest{Query: usage.Query{Step: usage.Hour}, byResource: values.Has("by")}
-	if wanted.byResource && values.Get("by") != "resource" {
-		return usageRequest{}, errors.New("by: want resource")
+	wanted := usageRequest{Query: usage.Query{Step: usage.Hour}, by: values.Get(by)}
+	if values.Has(by) && !slices.Contains(labels, wanted.by) {
+		return usageRequest{}, errors.New(by + ": want " + strings.Join(labels, " or "))
 	}
 	if values.Has("step") {
 		if wanted.Step, err = usage.ParseStep(values.Get("step")); err != nil {
@@ -193,7 +200,7 @@ func (q *usageRequest) view(points []usage.Point) usageView {
 		From: q.From.Unix(), To: q.To.Unix(), Step: q.Step.String(), Totals: countsView{Refused: map[string]int64{}}, Points: []pointView{},
 	}
 	for i := range points {
-		if p := &points[i]; (p.Resource != "") == q.byResource {
+		if p := &points[i]; (p.Resource != "") == (q.by != "") {
 			v.Points = append(v.Points, viewOfPoint(p))
 			v.Totals.add(p.Counts)
 		}

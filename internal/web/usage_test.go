@@ -115,7 +115,7 @@ func TestUsageParameters(t *testing.T) {
 		"from=2026-03-01T11:00:00Z&to=9999-01-01T00:00:00Z&by=resource": {Step: usage.Hour, From: at("2026-03-01 11:00:00"), To: at("2026-03-01 13:00:00")},
 	} {
 		have, err := parseUsageRequest(query, noon)
-		if err != nil || have.Query != want || have.byResource != strings.Contains(query, "by=") {
+		if err != nil || have.Query != want || (have.by == "resource") != strings.Contains(query, "by=") {
 			t.Errorf("%s: %v %+v, want %+v", query, err, have, want)
 		}
 		if steps := have.To.Sub(have.From) / have.Step.Length(); steps > 1000 {

@@ -4,13 +4,13 @@ import { compact, number, times } from "./shared.js";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** steps are the lengths of the steps, in seconds. */
-export const steps = { minute: 60, hour: 3600, day: 86_400 };
+/** steps are the lengths of the steps, in seconds. Live is that of what is asked for again and again. */
+export const steps = { live: 2, minute: 60, hour: 3600, day: 86_400 };
 
 /** stepName writes the time of a step that begins at some Unix seconds. */
 export function stepName(start, step) {
   if (step === "day") return new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" }).format(start * 1000);
-  return `${times.date(start)}, ${times.minute(start)}`;
+  return `${times.date(start)}, ${step === "live" ? times.clock(start) : times.minute(start)}`;
 }
 
 /** A Chart draws into a box. Its bars are {label, colour}; colours are CSS variables. */
@@ -22,11 +22,12 @@ export class Chart {
   }
 
   /**
-   * draw shows a count of each bar for each step that begins at one of starts. limits
-   * has a number or null for each; without it there is no line.
+   * draw shows a count of each bar for each step that begins at one of starts, or null
+   * where it is not known. limits has a number or null for each; without it there is no
+   * line.
    */
   draw({ step, starts, counts, limits }) {
-    const highest = Math.max(0, ...starts.map((_, i) => counts.reduce((sum, c) => sum + c[i], 0)));
+    const highest = Math.max(0, ...starts.map((_, i) => counts.reduce((sum, c) => sum + c[i], 0))); // null counts as 0
     const limit = Math.max(0, ...(limits ?? []).filter((l) => l !== null));
     // A limit far above would flatten the bars.
     const lined = limit > 0 && (highest === 0 || limit <= 12 * highest);
@@ -41,7 +42,7 @@ export class Chart {
   /** The columns of uPlot: bars that stand on others are drawn first, as high as all of them. */
   #columns() {
     const { starts, counts, limits, lined } = this.data;
-    const stacked = counts.map((_, b) => starts.map((_, i) => counts.slice(0, b + 1).reduce((sum, c) => sum + c[i], 0)));
+    const stacked = counts.map((_, b) => starts.map((_, i) => (counts[b][i] === null ? null : counts.slice(0, b + 1).reduce((sum, c) => sum + c[i], 0))));
     return [starts, ...stacked.reverse(), ...(lined ? [limits] : [])];
   }
 
@@ -76,7 +77,7 @@ export class Chart {
   }
 
   #series() {
-    const value = (index) => (_, __, ___, i) => (i == null ? "" : number(this.data.counts[index][i]));
+    const value = (index) => (_, __, ___, i) => (i == null || this.data.counts[index][i] === null ? "" : number(this.data.counts[index][i]));
     const bars = this.bars.map((bar, index) => ({
       label: bar.label, fill: colour(bar.colour), stroke: colour(bar.colour), width: 0, points: { show: false },
       paths: uPlot.paths.bars({ size: [0.85, 40], align: 1 }), value: value(index),

@@ -1,6 +1,6 @@
 // The view of the latest refused requests, and what to do about them.
 
-import { ask, element, number, times, title, wait } from "./shared.js";
+import { ask, element, number, tableOf, times, title, wait } from "./shared.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -24,26 +24,14 @@ const kinds = [
   },
 ];
 
-function row(r) {
-  const cells = [
-    ["Time", times.both(r.at)],
-    ["Resource", r.resource],
-    ["Limit", `${title(r.limit)} (${r.status})`],
-    ["Used then", `${number(r.used)} of ${number(r.max)}`],
-    ["Asked for", number(r.asked)],
-    ["Fits", r.fits_at === null ? "Never: larger than the limit" : `${times.both(r.fits_at)}, ${wait(r.fits_at - r.at)} later`],
-  ];
-  return element("tr", { role: "row" }, ...cells.map(([label, text]) => element("td", { role: "cell", "data-label": label }, text)));
-}
-
-function list(refusals) {
-  const head = ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"];
-  // Phones lay the table out as cards; the roles keep it a table to those who hear it.
-  return element("table", { role: "table" },
-    element("caption", {}, `The latest requests answered with 429 or 413. Times in ${times.zone()}.`),
-    element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...head.map((name) => element("th", { role: "columnheader", scope: "col" }, name)))),
-    element("tbody", { role: "rowgroup" }, ...refusals.map(row)));
-}
+/** refusalTable lists refused requests. */
+export const refusalTable = (refusals) => tableOf(
+  `The latest requests answered with 429 or 413. Times in ${times.zone()}.`,
+  ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"],
+  refusals.map((r) => [
+    times.both(r.at), r.resource, `${title(r.limit)} (${r.status})`, `${number(r.used)} of ${number(r.max)}`, number(r.asked),
+    r.fits_at === null ? "Never: larger than the limit" : `${times.both(r.fits_at)}, ${wait(r.fits_at - r.at)} later`,
+  ]));
 
 /** refused fetches and shows the view. */
 export async function refused(current) {
@@ -52,7 +40,7 @@ export async function refused(current) {
   if (refusals.length === 0) {
     $("refusals").replaceChildren(element("p", { className: "empty" }, "No request has been refused lately."));
   } else {
-    $("refusals").replaceChildren(list(refusals));
+    $("refusals").replaceChildren(refusalTable(refusals));
   }
   const met = new Set(refusals.map((r) => kinds.find((k) => k.is(r))));
   const shown = met.size > 0 ? kinds.filter((k) => met.has(k)) : kinds;

@@ -27,6 +27,23 @@ export function facts(list, rows) {
     element("div", {}, element("dt", {}, term), element("dd", {}, text, ...(note ? [element("small", {}, note)] : [])))));
 }
 
+export const priorities = { 1: "Low", 2: "Normal", 3: "High", 4: "Critical" };
+
+/**
+ * tableOf makes a table, which phones lay out as cards if it is in a ".stack"; the roles
+ * keep it a table to those who hear it. Columns are names, with a ">" before those of
+ * numbers; a row has a text or an element for each.
+ */
+export function tableOf(caption, columns, rows) {
+  const name = (c) => c.replace(/^>/, "");
+  const kind = (c) => (c.startsWith(">") ? "right" : "");
+  return element("table", { role: "table" },
+    element("caption", {}, caption),
+    element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...columns.map((c) => element("th", { role: "columnheader", scope: "col", className: kind(c) }, name(c))))),
+    element("tbody", { role: "rowgroup" }, ...rows.map((cells) =>
+      element("tr", { role: "row" }, ...cells.map((cell, i) => element("td", { role: "cell", "data-label": name(columns[i]), className: kind(columns[i]) }, cell))))));
+}
+
 /** A limit's name for people: "Requests per minute". */
 export function title(name) {
   const words = name.replaceAll("_", " ");
@@ -73,21 +90,26 @@ export function wait(seconds) {
 
 /** Trouble is why the server has not answered as it should. */
 export class Trouble extends Error {
-  constructor(text, { signedOut = false } = {}) {
+  constructor(text, { signedOut = false, status = 0 } = {}) {
     super(text);
-    this.signedOut = signedOut;
+    Object.assign(this, { signedOut, status });
   }
 }
 
-/** ask gets JSON, or throws a Trouble whose text is for people. */
-export async function ask(address) {
+/** ask gets JSON, or sends some and gets what comes of it, or throws a Trouble whose text is for people. */
+export async function ask(address, { method = "GET", body } = {}) {
   let answer;
   try {
-    answer = await fetch(address, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(10_000) });
+    const headers = { Accept: "application/json", ...(body ? { "Content-Type": "application/json" } : {}) };
+    answer = await fetch(address, { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(10_000) });
   } catch {
     throw new Trouble("The server cannot be reached.");
   }
   if (answer.ok) return answer.json();
+  if (answer.status !== 401 && answer.headers.get("Content-Type") === "application/problem+json") {
+    const { title, detail, status } = await answer.json();
+    throw new Trouble(`${title}${detail && status < 500 ? `: ${detail}` : ""}.`, { status });
+  }
   switch (answer.status) {
     case 401: throw new Trouble("You are signed out.", { signedOut: true });
     case 429: throw new Trouble("Too many pages are open at once.");
@@ -141,6 +163,46 @@ export class Live {
     this.told(trouble, seconds);
     this.timer = setTimeout(() => this.now(), seconds * 1000);
   }
+}
+
+const troubles = new Map(); // by section
+
+/** told shows the trouble of a section, or of another that still has some. */
+function told(section, trouble) {
+  troubles.delete(section);
+  if (trouble) troubles.set(section, trouble);
+  const [first] = troubles.values();
+  const notice = document.getElementById("notice");
+  notice.hidden = !first;
+  if (!first) return;
+  notice.querySelector("span").textContent = first.text;
+  notice.querySelector("button").onclick = first.again;
+}
+
+/**
+ * live makes the Live of a section, and says how that goes: the part ".loading" is seen
+ * until there is a ".body", ".fresh" says how new it is. now is the time, in Unix seconds.
+ */
+export function live(section, task, every, now = () => Date.now() / 1000) {
+  const fresh = section.querySelector(".fresh");
+  const made = new Live(async (current) => {
+    await task(current);
+    if (!current()) return;
+    section.querySelector(".loading").hidden = true;
+    section.querySelector(".body").hidden = false;
+  }, every, (trouble, next) => {
+    if (trouble?.signedOut) {
+      location.assign("/dashboard/signin?over");
+      return;
+    }
+    fresh.classList.toggle("stale", trouble !== null);
+    if (!trouble) {
+      fresh.hidden = false;
+      fresh.textContent = `Live, updated ${times.clock(now())} ${times.zone()}`;
+    }
+    told(section, trouble && { text: `${trouble.message} ${fresh.hidden ? "" : "What you see is old. "}Trying again in ${next} s.`, again: () => made.now() });
+  });
+  return made;
 }
 
 /**

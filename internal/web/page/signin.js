@@ -1,7 +1,8 @@
 // A link from another site opens the dashboard without its cookie, and so leads here.
 // Whoever is signed in goes on.
 
-const answer = await fetch("/dashboard/api/limits").catch(() => null);
-if (answer?.ok && document.querySelector("#key").value === "") {
+const form = document.querySelector("form");
+const answer = await fetch(form.dataset.try).catch(() => null);
+if (answer?.ok && form.querySelector("input").value === "") {
   location.replace("/dashboard");
 }

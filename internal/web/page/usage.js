@@ -5,9 +5,9 @@ import { ask, element, facts, many, number, times, title } from "./shared.js";
 
 const $ = (id) => document.getElementById(id);
 const spans = { minute: "the last 3 hours", hour: "the last 8 days", day: "the last 400 days" };
-const others = ["forbidden", "too_large", "failed"]; // reasons of refusals that are no limit's
+const others = ["forbidden", "too_large", "failed", "other"]; // reasons of refusals that are no limit's
 
-const requestBars = [{ label: "Admitted", colour: "--chart-1" }, { label: "Over a limit (429)", colour: "--chart-2" }, { label: "Refused otherwise", colour: "--chart-3" }];
+export const requestBars = [{ label: "Admitted", colour: "--chart-1" }, { label: "Over a limit (429)", colour: "--chart-2" }, { label: "Refused otherwise", colour: "--chart-3" }];
 const tokenBars = [{ label: "Input", colour: "--chart-4" }, { label: "Output", colour: "--chart-5" }];
 const charts = {};
 
@@ -23,11 +23,12 @@ function chart(name, bars, line) {
   return charts[name];
 }
 
-const limited = (p) => Object.entries(p.refused).reduce((sum, [reason, n]) => sum + (others.includes(reason) ? 0 : n), 0);
-const otherwise = (p) => p.requests - p.admitted - limited(p);
+/** limited is how many requests of a point limits have refused; otherwise, how many something else. */
+export const limited = (p) => Object.entries(p.refused).reduce((sum, [reason, n]) => sum + (others.includes(reason) ? 0 : n), 0);
+export const otherwise = (p) => p.requests - p.admitted - limited(p);
 
 /** dense gives each step of an answer a point, undefined where there is none. */
-function dense(all, points, step) {
+export function dense(all, points, step) {
   let from = all.from;
   if (step === "day") from = Math.max(from, Math.min(all.points[0]?.start ?? all.to, all.to - 30 * steps.day));
   const byStart = new Map(points.map((p) => [p.start, p]));
@@ -112,7 +113,8 @@ function totals(points) {
 function empty(step, resource) {
   const box = $("no-usage");
   box.querySelector("h3").textContent = `No requests${resource ? ` for ${resource}` : ""} yet in ${spans[step]}`;
-  box.querySelector("pre").textContent = `curl ${location.origin}/v1/chat/completions \\
+  const example = box.querySelector("pre");
+  if (example) example.textContent = `curl ${location.origin}/v1/chat/completions \\
   -H "Authorization: Bearer YOUR_API_KEY" \\
   -H "Content-Type: application/json" \\
   -d '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}'`;
@@ -131,12 +133,12 @@ function resources(points) {
   select.value = chosen;
 }
 
-/** usage fetches and shows the view, as its controls say. */
-export async function usage(current) {
+/** usage fetches and shows the view, as its controls say, from an address of the API. */
+export async function usage(current, from) {
   const step = $("usage-controls").elements.step.value;
   const resource = $("resource").value;
   // From 0 is from the earliest that is kept.
-  const address = `/dashboard/api/usage?from=0&step=${step}`;
+  const address = `${from}?from=0&step=${step}`;
   const [all, each] = await Promise.all([ask(address), ask(address + "&by=resource")]);
   if (!current()) return;
   resources(each.points);

@@ -1,0 +1,84 @@
+// The list of keys: filters, pages, and what each key is.
+
+import { api, keyLink, moment, run, stateMark } from "./operator.js";
+import { ask, element, number, tableOf, times } from "./shared.js";
+
+const $ = (id) => document.getElementById(id);
+const size = 50; // keys on a page
+
+/** places are where each page up to the one that is seen begins: after which ID. */
+let places = [""];
+let following = ""; // where the next one does
+
+/** lastUsed says when a key was; undefined: that could not be read. */
+function lastUsed(text) {
+  if (text === undefined) return "Not known";
+  return moment(text, "Never");
+}
+
+function rows(keys) {
+  return keys.map((k) => [
+    keyLink(k.id, k.name), k.owner || "–", k.tier, stateMark(k.state),
+    element("span", {}, k.source, ...(k.hidden ? [element("small", { className: "why" }, "hidden by a key of the file")] : [])),
+    moment(k.created, "–"), lastUsed(k.last_used),
+  ]);
+}
+
+const filtered = () => Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value));
+
+async function keys(current) {
+  const { keys: found, next = "" } = await ask(`${api}/keys?${new URLSearchParams({ ...filtered(), limit: size, after: places.at(-1) })}`);
+  if (!current()) return;
+  following = next;
+  const list = found.length > 0
+    ? tableOf(`By ID. Times in ${times.zone()}.`, ["Key", "Owner", "Tier", "State", "Source", "Created", "Last used"], rows(found))
+    : element("p", { className: "empty" }, Object.keys(filtered()).length > 0 ? "No key is like that." : "There are no keys yet. Make one: tiergate keys create --tier TIER");
+  // A link that has the focus is replaced by the same of the new list.
+  const focused = $("list").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  $("list").replaceChildren(list);
+  if (focused) $("list").querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  const first = size * (places.length - 1);
+  $("place").textContent = found.length > 0 ? `${number(first + 1)} to ${number(first + found.length)}${next ? "" : ", the last"}` : "";
+  $("previous").disabled = places.length === 1;
+  $("next").disabled = !next;
+}
+
+/** tiers offers those of the configuration, and the one that is asked for. */
+async function tiers(chosen) {
+  const { tiers: all } = await ask(`${api}/tiers`).catch(() => ({ tiers: [] }));
+  const names = new Set([...all.map((t) => t.name), ...(chosen ? [chosen] : [])]);
+  $("tier").append(...[...names].map((name) => element("option", { value: name }, name)));
+  $("tier").value = chosen;
+}
+
+function refilter() {
+  places = [""];
+  history.replaceState(null, "", `?${new URLSearchParams(filtered())}`);
+  lives.keys.now();
+}
+
+function turn(change) {
+  change();
+  lives.keys.now();
+  scrollTo(0, 0);
+}
+
+const asked = new URLSearchParams(location.search);
+$("q").value = asked.get("q") ?? "";
+$("state").value = asked.get("state") ?? "";
+if ($("state").selectedIndex < 0) $("state").value = "";
+await tiers(asked.get("tier") ?? "");
+const lives = run(["keys", keys, 5]);
+
+let typing;
+$("q").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(refilter, 250);
+});
+$("filter").addEventListener("change", refilter);
+$("filter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  refilter();
+});
+$("next").addEventListener("click", () => turn(() => places.push(following)));
+$("previous").addEventListener("click", () => turn(() => places.pop()));
