@@ -46,7 +46,10 @@ func kept() usage.Batch {
 // says where in TIERGATE_SERVER: admin [TOKEN] [-fail N], which gives 502 to all imports
 // that write but the first N.
 func admin(ts *testscript.TestScript, neg bool, args []string) {
-	var options web.AdminOptions
+	var (
+		options web.AdminOptions
+		tokens  []web.AdminToken
+	)
 	imports := int64(1 << 60)
 	for i := 0; i < len(args); i++ {
 		if args[i] == "-fail" {
@@ -55,7 +58,7 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 			i++
 			continue
 		}
-		options.Tokens = append(options.Tokens, web.AdminToken{Name: "ops", Hash: sha256.Sum256([]byte(args[i]))})
+		tokens = append(tokens, web.AdminToken{Name: "ops", Hash: sha256.Sum256([]byte(args[i]))})
 	}
 	if neg {
 		ts.Fatalf("usage: admin [TOKEN] [-fail N]")
@@ -66,11 +69,11 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { file.Close() })
 	options.Stored = apikey.NewStored(nil)
-	options.Accounts = &web.AdminAccounts{Keys: apikey.Keyring{File: c.Reload.Directory, Stored: options.Stored}, Plans: c.Reload.Plans, Resources: c.Reload.Resources}
+	options.Accounts = &web.AdminAccounts{Tokens: tokens, Keys: apikey.Keyring{File: c.Reload.Directory, Stored: options.Stored}, Plans: c.Reload.Plans, Resources: c.Reload.Resources}
 	options.Keys = store.NewFileKeys(file, store.KeyNotices{})
 	read := store.NewFileUsage(file, afternoon)
 	ts.Check(read.Add(context.Background(), kept()))
-	options.Usage, options.Limiter, options.Now = read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
+	options.Usage, options.Fleet, options.Limiter, options.Now = read, read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
 	api := web.NewAdmin(options).Handler()
 	var written atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"log/slog"
 	"strconv"
 	"testing"
@@ -67,7 +66,7 @@ func usageBench(b *testing.B, counted bool) (authz *envoyapi.Authz, keys []strin
 		b.Fatal(faults)
 	}
 	loaded.Reload.Directory = directory
-	s, err := newServer(loaded, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := newServer(loaded, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

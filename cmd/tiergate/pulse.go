@@ -50,7 +50,7 @@ func (p *pulse) run(ctx context.Context) error {
 				err = p.tell(ctx, instance)
 			}
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // what failed was stopped
+				return nil
 			}
 			if failed := err != nil; failed != p.failed {
 				p.failed = failed

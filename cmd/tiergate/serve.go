@@ -73,6 +73,7 @@ type server struct {
 	gate      *envoyapi.Gate
 	customers *web.Customers
 	admin     *web.Admin
+	operator  http.Handler
 	grpc      *grpc.Server
 	health    *grpchealth.Server
 
@@ -140,14 +141,12 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter) error {
 	if err != nil {
 		return err
 	}
-	tokens := make([]web.AdminToken, len(c.Reload.AdminTokens))
-	for i, t := range c.Reload.AdminTokens {
-		tokens[i] = web.AdminToken{Name: t.Name, Hash: t.Hash}
-	}
-	s.admin = web.NewAdmin(web.AdminOptions{Tokens: tokens,
-		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Limiter: limiter, Now: time.Now,
+	s.admin = web.NewAdmin(web.AdminOptions{
+		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Fleet: s.stores.usage,
+		Limiter: limiter, Now: time.Now,
 	})
-	return nil
+	s.operator, err = web.Operator(web.OperatorOptions{Metrics: s.metrics.registry, Ready: s.stores.counts.Ping, Admin: s.admin})
+	return err
 }
 
 // addGRPC makes what serves Envoy.
@@ -193,8 +192,12 @@ func (s *server) accounts(c config.Reload) *web.Accounts {
 
 // adminAccounts hands it on to the admin API.
 func (s *server) adminAccounts(c config.Reload) *web.AdminAccounts {
+	tokens := make([]web.AdminToken, len(c.AdminTokens))
+	for i, t := range c.AdminTokens {
+		tokens[i] = web.AdminToken{Name: t.Name, Hash: t.Hash}
+	}
 	return &web.AdminAccounts{
-		Keys: s.keyring(c), Plans: c.Plans, Resources: c.Resources, Peppers: c.Peppers, AllowDemoKeys: c.AllowDemoKeys,
+		Tokens: tokens, Keys: s.keyring(c), Plans: c.Plans, Resources: c.Resources, Peppers: c.Peppers, AllowDemoKeys: c.AllowDemoKeys,
 	}
 }
 
@@ -254,13 +257,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	if err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/", web.Operator(s.metrics.registry, s.stores.counts.Ping))
-	mux.Handle(web.AdminPath+"/", s.admin.Handler())
-	operator := &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 5 * time.Second,
-	}
+	operator := &http.Server{Handler: s.operator, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second}
 	customer := &http.Server{Handler: s.customers.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
 	r.loaded(c, sources)
 

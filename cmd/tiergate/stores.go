@@ -30,6 +30,7 @@ type keyStore interface {
 type usageStore interface {
 	usage.Store
 	web.KeyUsage
+	web.Fleet
 	Tell(ctx context.Context, i usage.Instance) error
 }
 

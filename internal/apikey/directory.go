@@ -170,11 +170,12 @@ func (c *copying) put(i int, r *Record, peppers []Pepper) {
 	}
 	for _, h := range r.Hashes() {
 		twin, err := c.byHash[h.sum[0]][h.sum], c.use(h, peppers)
-		if err != nil {
+		switch {
+		case err != nil:
 			fault("hash", err)
-		} else if twin != nil {
+		case twin != nil:
 			fault("hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID))
-		} else if !again {
+		case !again:
 			c.hashShard(h)[h.sum] = r
 		}
 	}

@@ -28,7 +28,7 @@ const browserPatience = 20 * time.Second
 // A tab is a page in a real Chromium.
 type tab struct {
 	t   *testing.T
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // what chromedp knows a tab by
 
 	mu       sync.Mutex
 	problems []string // what the browser complained of
@@ -151,9 +151,9 @@ func (b *tab) signIn(s *devstack.Stack, key string) {
 		chromedp.SendKeys("input[name=key]", key), chromedp.Submit("input[name=key]"), chromedp.WaitVisible("#view-now .body"))
 }
 
-// facts reads a list of terms and numbers.
-func (b *tab) facts(selector string) map[string]int64 {
-	texts := evaluate[map[string]string](b, `Object.fromEntries([...document.querySelectorAll("`+selector+` dt")].map((d) => [d.innerText, d.parentElement.querySelector("dd").firstChild.textContent]))`)
+// totals reads the sums of the view of usage.
+func (b *tab) totals() map[string]int64 {
+	texts := evaluate[map[string]string](b, `Object.fromEntries([...document.querySelectorAll("#totals dt")].map((d) => [d.innerText, d.parentElement.querySelector("dd").firstChild.textContent]))`)
 	facts := map[string]int64{}
 	for name, text := range texts {
 		n, err := strconv.ParseInt(strings.ReplaceAll(text, ",", ""), 10, 64)

@@ -99,13 +99,13 @@ func TestCustomersDashboard(t *testing.T) {
 	b.pictures("customer-refused")
 	b.view("usage")
 	want := map[string]int64{"Requests": 13, "Admitted": 10, "Over a limit (429)": 3, "Refused otherwise": 0, "Input tokens": 7000, "Output tokens": 13000}
-	if !trueWithin(browserPatience, func() bool { return equal(b.facts("#totals"), want) }) {
-		t.Errorf("totals %v, want %v", b.facts("#totals"), want)
+	if !trueWithin(browserPatience, func() bool { return equal(b.totals(), want) }) {
+		t.Errorf("totals %v, want %v", b.totals(), want)
 	}
 	for _, step := range []string{"minute", "hour", "day"} {
 		b.do("by "+step, chromedp.Click(`input[name=step][value=`+step+`]`))
-		if !trueWithin(browserPatience, func() bool { return equal(b.facts("#totals"), want) }) {
-			t.Errorf("by %s: totals %v, want %v", step, b.facts("#totals"), want)
+		if !trueWithin(browserPatience, func() bool { return equal(b.totals(), want) }) {
+			t.Errorf("by %s: totals %v, want %v", step, b.totals(), want)
 		}
 		b.pictures("customer-usage-" + step)
 	}

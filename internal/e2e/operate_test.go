@@ -339,8 +339,18 @@ func keyLife(t *testing.T, s *devstack.Stack, seen *strings.Builder) []string {
 		secrets = append(secrets, string(content))
 	}
 	for _, args := range [][]string{
-		{"keys", "import", file}, {"keys", "import", file}, {"keys", "show", imported}, {"keys", "show", id}, {"keys", "list"}, {"keys", "export"},
-		{"keys", "rotate", made}, {"audit"}, {"usage", id}, {"usage", id, "--limits"}, {"usage", id, "--refused"}, {"keys", "create", "--tier", rotated},
+		{"keys", "import", file},
+		{"keys", "import", file},
+		{"keys", "show", imported},
+		{"keys", "show", id},
+		{"keys", "list"},
+		{"keys", "export"},
+		{"keys", "rotate", made},
+		{"audit"},
+		{"usage", id},
+		{"usage", id, "--limits"},
+		{"usage", id, "--refused"},
+		{"keys", "create", "--tier", rotated},
 	} {
 		out, err := tryAdmin(t, s, args...)
 		fmt.Fprintln(seen, strings.ReplaceAll(out, strings.Join(args, " "), ""), err)

@@ -177,7 +177,7 @@ func checkDashboard(t *testing.T, s *devstack.Stack, secret string, counted sums
 		}
 		evaluate[bool](b, `(() => { const s = document.getElementById("resource"); s.value = "`+resource+`"; s.dispatchEvent(new Event("change", {bubbles: true})); return true })()`)
 		var have map[string]int64
-		if !trueWithin(browserPatience, func() bool { have = b.facts("#totals"); return reflect.DeepEqual(have, want) }) {
+		if !trueWithin(browserPatience, func() bool { have = b.totals(); return reflect.DeepEqual(have, want) }) {
 			t.Errorf("the dashboard shows of %q: %v, want %v", resource, have, want)
 		}
 	}

@@ -9,13 +9,13 @@ import (
 // gathered is what is known of one account since the last batch. The lock of its
 // shard guards it.
 type gathered struct {
-	one       gatheredCell   // most have no more between two batches
-	more      []gatheredCell // the latest last, but for settlements of other minutes
-	last      int64 // when the last was made, Unix ns
-	standing  standing
-	overflow  bool      // it is Other
-	refusals  []refusal // a ring, once it is full
-	refused   int       // how often it was written to
+	one      gatheredCell   // most have no more between two batches
+	more     []gatheredCell // the latest last, but for settlements of other minutes
+	last     int64          // when the last was made, Unix ns
+	standing standing
+	overflow bool      // it is Other
+	refusals []refusal // a ring, once it is full
+	refused  int       // how often it was written to
 }
 
 // cellKey is what is told apart.

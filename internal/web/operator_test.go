@@ -150,7 +150,7 @@ func TestOperatorCookie(t *testing.T) {
 				t.Errorf("%s: %+v", proto, k)
 			}
 			var s operatorSession
-			r := httptest.NewRequest("GET", "/dashboard", nil)
+			r := httptest.NewRequest(http.MethodGet, "/dashboard", nil)
 			r.AddCookie(k)
 			if !o.sessions.api.read(r, &s) || s.Name != "ada" || len(s.Opened) != 32 || strings.Contains(fmt.Sprintf("%x", token("", "token of ada").Hash), s.Opened) {
 				t.Errorf("the session is %+v", s)
