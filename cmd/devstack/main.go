@@ -70,7 +70,7 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	fmt.Fprintf(stdout, welcome, stack.Options.Chain, stack.Options.Store, stack.Options.Dir)
+	fmt.Fprintf(stdout, welcome, stack.Options.Chain, stack.Options.Store, stack.AdminTokenFile(), stack.Options.Dir)
 	err = stack.Wait(ctx)
 	fmt.Fprintln(stdout, "Stopping…")
 	if stopErr := stack.Down(); stopErr != nil {
@@ -85,10 +85,13 @@ TierGate serves at http://127.0.0.1:10000 (chain %s, store %s). Try:
   curl -i -H 'Authorization: Bearer sk-demo-basic' http://127.0.0.1:10000/v1/chat/completions \
     -H 'Content-Type: application/json' -d '{"model": "mock-1", "messages": [{"role": "user", "content": "Hi"}]}'
 
-  curl -H 'Authorization: Bearer sk-demo-basic' http://127.0.0.1:10000/v1/limits
+Other keys: sk-demo-free, sk-demo-pro, sk-demo-enterprise. Sample traffic, from
+another terminal: make traffic. See what is used and what is left:
 
-Other keys: sk-demo-free, sk-demo-pro, sk-demo-enterprise. Metrics: http://127.0.0.1:9002/metrics
-Sample traffic, from another terminal: make traffic
+  http://127.0.0.1:10000/dashboard   as a customer; sign in with sk-demo-basic
+  http://127.0.0.1:9002/             as an operator; sign in with the admin token in
+                                     %s
+
 Logs: %s. Ctrl-C stops everything.
 
 `

@@ -36,28 +36,36 @@ type pulse struct {
 // newInstanceID names a process.
 func newInstanceID(hostname string) string { return hostname + "-" + rand.Text()[:6] }
 
-// run tells in every interval until ctx is done.
+// run tells at once and in every interval, until ctx is done.
 func (p *pulse) run(ctx context.Context) error {
 	tick := time.NewTicker(pulseInterval)
 	defer tick.Stop()
-	for {
+	for now := time.Now(); ; {
+		p.beat(ctx, now)
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			instance, err := p.take(ctx, now)
-			if err == nil {
-				err = p.tell(ctx, instance)
-			}
-			if ctx.Err() != nil {
-				return nil
-			}
-			if failed := err != nil; failed != p.failed {
-				p.failed = failed
-				p.log.InfoContext(ctx, "whether this instance can tell of itself has changed", "error", err)
-			}
+		case now = <-tick.C:
 		}
 	}
+}
+
+// beat tells once, and logs when that begins to fail and when it works again.
+func (p *pulse) beat(ctx context.Context, now time.Time) {
+	instance, err := p.take(ctx, now)
+	if err == nil {
+		err = p.tell(ctx, instance)
+	}
+	failed := err != nil
+	if ctx.Err() != nil || failed == p.failed {
+		return
+	}
+	p.failed = failed
+	if failed {
+		p.log.WarnContext(ctx, "this instance is missing in the operators' dashboard: it cannot tell of itself", "error", err)
+		return
+	}
+	p.log.InfoContext(ctx, "this instance is in the operators' dashboard again")
 }
 
 // take measures what has happened since the last time.

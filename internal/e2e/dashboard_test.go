@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -247,5 +248,72 @@ func TestOnlyOneself(t *testing.T) {
 				t.Errorf("%s with %v: %s", path, h, answer.Status)
 			}
 		}
+	}
+}
+
+// operate opens a page of the operators' dashboard.
+func (b *tab) operate(s *devstack.Stack, path, wait string) {
+	b.t.Helper()
+	b.do("open "+path, chromedp.Navigate("http://"+s.Options.Operator+path), chromedp.WaitVisible(wait))
+}
+
+// TestOperatorsDashboard: an operator signs in with the admin token, sees the fleet's
+// requests, finds a key and revokes it on its page: the key's next call is refused.
+func TestOperatorsDashboard(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{Store: "redis"})
+	secret, id := createKey(t, s, "--tier", "free", "--name", "Bob's robot", "--owner", "ACME", "--resources", "chat,images")
+	token, err := os.ReadFile(s.AdminTokenFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := browse(t)
+	b.operate(s, "/", "input[name=token]")
+	b.pictures("operator-sign-in")
+	b.do("sign in with a key of the API", chromedp.SendKeys("input[name=token]", secret), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#problem"))
+	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+	b.awaitText("#top", "No") // requests yet
+	b.pictures("operator-overview-empty")
+	b.operate(s, "/dashboard/keys/"+id, "#record .body")
+	b.awaitText("#key-title", "Bob's robot")
+	b.awaitText("#no-usage", "No requests")
+	b.pictures("operator-key-empty")
+
+	for range 14 {
+		do(t, s, call{key: secret, header: http.Header{"X-Mock-Usage": {"300,700"}}})
+		do(t, s, call{key: "sk-demo-pro", path: "/v1/embeddings"})
+		do(t, s, call{key: "sk-demo-enterprise", path: "/v1/images/generations"})
+	}
+	do(t, s, call{key: secret, path: "/v1/audio/speech"})
+	do(t, s, call{key: "sk-demo-pro", body: `{"model": "mock-1", "max_tokens": 99999999}`})
+	do(t, s, call{})
+	b.awaitText("#refusals", "Requests per minute")
+	b.awaitText("#limits", "10 of 10 used")
+	b.awaitText("#events", "create")
+	b.pictures("operator-key")
+	b.operate(s, "/dashboard", "#now .body")
+	b.awaitText("#top", "Bob's robot")
+	b.awaitText("#near", "Bob's robot")
+	b.awaitText("#refusals", "equests per minute")
+	b.pictures("operator-overview")
+	b.operate(s, "/dashboard/keys", "main table")
+	b.awaitText("main", "ACME")
+	b.pictures("operator-keys")
+
+	b.operate(s, "/dashboard/keys/"+id, "#revoke")
+	b.do("ask to revoke", chromedp.Click("#revoke"), chromedp.WaitVisible("#revoke-dialog[open]"))
+	b.save("operator-revoke")
+	if r := do(t, s, call{key: secret, path: "/v1/limits", method: http.MethodGet}); r.StatusCode != http.StatusOK {
+		t.Errorf("before it is confirmed: %s", r.Status)
+	}
+	b.do("revoke", chromedp.SendKeys("#reason", "left the company"), chromedp.SendKeys("#confirm", id), chromedp.Click("#really"), chromedp.WaitNotVisible("#revoke-dialog"))
+	b.awaitText("#events", "left the company")
+	if r := do(t, s, call{key: secret}); r.StatusCode != http.StatusUnauthorized || errorCode(t, r) != "revoked_api_key" {
+		t.Errorf("after the revocation: %s %s", r.Status, r.body)
+	}
+	b.save("operator-key-revoked")
+	b.checkCookie("tiergate_operator", string(token))
+	if hosts := b.hosts(); !slices.Equal(hosts, []string{s.Options.Operator}) {
+		t.Errorf("asked %q, want %s alone", hosts, s.Options.Operator)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,5 +181,97 @@ func checkDashboard(t *testing.T, s *devstack.Stack, secret string, counted sums
 		if !trueWithin(browserPatience, func() bool { have = b.totals(); return reflect.DeepEqual(have, want) }) {
 			t.Errorf("the dashboard shows of %q: %v, want %v", resource, have, want)
 		}
+	}
+}
+
+// TestNodeKeepsKeysAndUsage: with a file, what one node was told and has counted is there
+// again after a stop, all of it; after a kill, all but at most an interval of usage.
+func TestNodeKeepsKeysAndUsage(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{Keep: true, Sets: []string{"usage.interval=500ms"}})
+	secret, id := createKey(t, s, "--tier", "enterprise")
+	admitted := func() int64 {
+		out, err := tryAdmin(t, s, "usage", id, "--step", "day", "--by", "resource")
+		if err != nil {
+			t.Fatal(out)
+		}
+		return told(t, out)["chat admitted"]
+	}
+	restart := func() {
+		t.Helper()
+		<-s.Server.Done()
+		if err := s.StartServer(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		inForce(t, s, secret, http.StatusOK)
+	}
+	for range 40 {
+		do(t, s, call{key: secret})
+	}
+	if err := s.Server.Signal(syscall.SIGTERM); err != nil { // at once, within the interval
+		t.Fatal(err)
+	}
+	restart()
+	if n := admitted(); n != 40 && n != 41 { // one more when it was seen to be back
+		t.Errorf("%d counted after a stop, want 40", n)
+	}
+	eventually(t, "the request after the start is counted", func() bool { return admitted() == 41 })
+	for range 20 {
+		do(t, s, call{key: secret})
+	}
+	eventually(t, "they are written", func() bool { return admitted() == 61 })
+	for range 5 {
+		do(t, s, call{key: secret})
+	}
+	kill(t, s.Server)
+	restart()
+	if n := admitted(); n < 61 || n > 67 {
+		t.Errorf("%d counted after a kill, want 61 to 67", n)
+	}
+	admin(t, s, "keys", "revoke", id)
+	if err := s.Server.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-s.Server.Done()
+	if err := s.StartServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	inForce(t, s, secret, http.StatusUnauthorized)
+}
+
+// TestFleetStopsWithoutLoss: an instance of a fleet that stops hands over what it has
+// counted.
+func TestFleetStopsWithoutLoss(t *testing.T) {
+	t.Parallel()
+	one, two := fleet(t, devstack.Options{Sets: []string{"usage.interval=1m"}})
+	secret, id := createKey(t, one, "--tier", "enterprise")
+	inForce(t, two, secret, http.StatusOK)
+	for range 30 {
+		do(t, two, call{key: secret, header: http.Header{"X-Mock-Usage": {"3,4"}}})
+	}
+	eventually(t, "the answers are settled", func() bool {
+		return metric(t, two, "tiergate_settlements_total", `result="settled"`)+metric(t, two, "tiergate_settlements_total", `result="unreserved"`) >= 31
+	})
+	if err := two.Server.Stop(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	out, err := tryAdmin(t, one, "usage", id, "--step", "day", "--by", "resource")
+	if err != nil {
+		t.Fatal(out)
+	}
+	if have := told(t, out); have["chat admitted"] != 31 || have["chat input"] < 90 || have["chat output"] < 120 {
+		t.Errorf("%v, want 31 admitted", have)
+	}
+}
+
+// TestUsageIsBounded: beyond usage.max_series keys count together.
+func TestUsageIsBounded(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{Sets: []string{"usage.max_series=1", "usage.interval=1m"}})
+	for _, key := range []string{"sk-demo-pro", "sk-demo-basic", "sk-demo-basic"} {
+		do(t, s, call{key: key})
+	}
+	if n := metric(t, s, "tiergate_usage_overflowed_total"); n < 2 {
+		t.Errorf("%v counted together, want at least 2", n)
 	}
 }
