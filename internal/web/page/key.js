@@ -50,16 +50,26 @@ function changeable(k) {
   else $("change").textContent = "Change it with tiergate keys change, override and rotate.";
 }
 
+/** unknown says that there is no such key, and asks no more. */
+function unknown() {
+  Object.values(lives).forEach((l) => l.stop());
+  $("of-key").hidden = true;
+  $("notice").hidden = true;
+  const says = document.querySelector("#record .loading");
+  says.setAttribute("role", "status");
+  says.textContent = "There is no key of this ID. The list of keys has all that there are.";
+}
+
 async function record(current) {
   let k;
   try {
     k = await ask(address);
   } catch (trouble) {
-    if (trouble.status === 404) $("of-key").hidden = true;
-    throw trouble;
+    if (trouble.status !== 404) throw trouble;
+    unknown();
+    return;
   }
   if (!current()) return;
-  $("of-key").hidden = false;
   $("key-title").textContent = k.name || k.id;
   document.title = `${k.name || k.id} – TierGate operations`;
   describe(k);
