@@ -78,6 +78,6 @@ func usageBench(b *testing.B, counted bool) (authz *envoyapi.Authz, keys []strin
 		go func() { done <- s.recorder.Run(b.Context(), s.stores.usage) }()
 		b.Cleanup(func() { <-done })
 	}
-	limiter := quota.NewLimiter(&watchedCounts{Counts: store.NewMemory(time.Now, 10_000), metrics: s.metrics, log: s.log})
+	limiter := quota.NewLimiter(&watchedCounts{Counts: store.NewMemory(time.Now, 20_000_000), metrics: s.metrics, log: s.log})
 	return envoyapi.NewAuthz(envoyapi.NewGate(s.settings(loaded.Reload), limiter, usage.NewHistory(historySize), time.Now, o)), keys
 }

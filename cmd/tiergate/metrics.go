@@ -151,7 +151,7 @@ type observer struct {
 func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.WithLabelValues(string(v.Outcome), v.Label(), v.Tier, v.Resource, v.Priority.Number()).Inc()
-	o.count(v)
+	o.count(&v)
 	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
@@ -166,23 +166,23 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 }
 
 // count counts a request of a known key for its usage.
-func (o observer) count(v envoyapi.Verdict) {
+func (o observer) count(v *envoyapi.Verdict) {
 	if o.usage == nil || v.Key == nil || v.Requests == 0 {
 		return
 	}
 	d := usage.Decided{
-		Account: v.Key.ID, Tier: v.Tier, Resource: v.Resource, Priority: v.Priority, At: v.At, Requests: v.Requests, Decision: &v.Decision,
+		Account: v.Key.ID, Tier: v.Tier, Resource: v.Resource, Priority: v.Priority, At: v.At, Requests: v.Requests,
 	}
 	switch v.Outcome {
 	case envoyapi.Limited, envoyapi.TooLarge:
-		d.Reason, d.Asked = v.Label(), v.Decision.Asked
+		d.Reason = v.Label()
 	case envoyapi.Forbidden:
 		d.Reason = usage.Forbidden
 	case envoyapi.Failed:
 		d.Reason = usage.Failed
 	case envoyapi.Allowed, envoyapi.Unauthenticated, envoyapi.Unrecognised:
 	}
-	o.usage.Decided(d)
+	o.usage.Decided(d, &v.Decision)
 }
 
 // Settled implements envoyapi.Observer.

@@ -73,13 +73,13 @@ func randomCall(t *testing.T, random *rand.Rand, r *usage.Recorder, now time.Tim
 		return
 	}
 	d := usage.Decided{Account: account, Tier: "pro", Resource: resource, Priority: quota.High, Requests: 1, At: at}
-	d.Decision = decision(t, 1+random.IntN(12), quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10 + random.Int64N(2)})
+	how := decision(t, 1+random.IntN(12), quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10 + random.Int64N(2)})
 	if d.Reason = []string{"", usage.Forbidden, "requests_per_minute", "x"}[random.IntN(4)]; d.Reason == "" {
 		c.Add(usage.Counts{Admitted: 1})
 	} else {
 		c.Add(usage.Counts{Refused: map[string]int64{d.Reason: 1}})
 	}
-	r.Decided(d)
+	r.Decided(d, how)
 }
 
 func agreeOnUsage(t *testing.T, redis, file *usageTest) {

@@ -19,8 +19,8 @@ import (
 func (u *usageTest) everything(r *usage.Recorder) {
 	u.Helper()
 	d := u.decided("k")
-	d.Reason, d.Decision = "requests_per_minute", decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1})
-	r.Decided(d)
+	d.Reason = "requests_per_minute"
+	r.Decided(d, decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1}))
 	u.settle(r, "k", "chat", 1, 1)
 	u.add(r)
 }
@@ -180,7 +180,7 @@ func TestUsagePartsInOrder(t *testing.T) {
 	for i := range 3 * cellsInPart {
 		d := u.decided("k")
 		d.At = u.now.Add(-time.Duration(i) * time.Minute)
-		r.Decided(d)
+		r.Decided(d, nil)
 	}
 	store, ok := u.usageStore.(*RedisUsage)
 	if !ok {

@@ -93,7 +93,7 @@ func (u *usageTest) admit(r *usage.Recorder, account, resource string, times int
 	d := u.decided(account)
 	d.Resource = resource
 	for range times {
-		r.Decided(d)
+		r.Decided(d, nil)
 	}
 }
 
@@ -101,7 +101,7 @@ func (u *usageTest) refuse(r *usage.Recorder, account, reason string, times int)
 	d := u.decided(account)
 	d.Reason = reason
 	for range times {
-		r.Decided(d)
+		r.Decided(d, nil)
 	}
 }
 
@@ -222,10 +222,10 @@ func TestUsageLimits(t *testing.T) {
 	eachUsage(t, func(u *usageTest) {
 		r := u.recorder("a")
 		d := u.decided("k")
-		d.Decision = decision(u.T, 8, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10},
+		how := decision(u.T, 8, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10},
 			quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 1000},
 			quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 5000, Resource: "default"})
-		r.Decided(d)
+		r.Decided(d, how)
 		u.add(r)
 		u.settle(r, "k", "chat", 1, 1)
 		u.add(r)
@@ -268,8 +268,8 @@ func TestUsageAddedOnce(t *testing.T) {
 			for i := range 250 {
 				d := u.decided("k")
 				d.At = u.now.Add(-time.Duration(i) * time.Minute)
-				r.Decided(d)
-				r.Decided(u.decided("k" + strconv.Itoa(i)))
+				r.Decided(d, nil)
+				r.Decided(u.decided("k" + strconv.Itoa(i)), nil)
 			}
 			return r.Flush()
 		}
@@ -304,7 +304,7 @@ func TestUsageClocks(t *testing.T) {
 		for _, at := range []time.Time{{}, u.now.Add(1000 * time.Hour)} {
 			d := u.decided("k")
 			d.At = at
-			r.Decided(d)
+			r.Decided(d, nil)
 		}
 		u.add(r)
 		if p := u.series("k", usage.Day, 10*24*time.Hour); len(p) != 4 || p[0].Start.Day() != 2 || p[2].Start.Day() != 10 {
@@ -319,12 +319,12 @@ func TestRefusalsOfAccounts(t *testing.T) {
 	eachUsage(t, func(u *usageTest) {
 		a, b := u.recorder("a"), u.recorder("b")
 		d := u.decided("k")
-		d.Asked, d.Reason = 7, "requests_per_minute"
-		d.Decision = decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1})
+		d.Reason = "requests_per_minute"
+		how := decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1})
 		begin := u.now
 		for i := range 80 {
 			d.At = begin.Add(time.Duration(i) * time.Second)
-			[]*usage.Recorder{a, b}[i%2].Decided(d)
+			[]*usage.Recorder{a, b}[i%2].Decided(d, how)
 			if i%20 == 19 {
 				u.add(b, a)
 			}
@@ -334,7 +334,7 @@ func TestRefusalsOfAccounts(t *testing.T) {
 			u.Fatalf("%d refusals, %v: want 50", len(refusals), err)
 		}
 		want := usage.Refusal{
-			Resource: "chat", Limit: "requests_per_minute", Used: 1, Max: 1, Asked: 7, Wait: 30 * time.Second,
+			Resource: "chat", Limit: "requests_per_minute", Used: 1, Max: 1, Asked: 1, Wait: 30 * time.Second,
 		}
 		for i, r := range refusals {
 			want.At = begin.Add(time.Duration(79-i) * time.Second)
@@ -395,8 +395,7 @@ func TestNearAccounts(t *testing.T) {
 		a, b := u.recorder("a"), u.recorder("b")
 		note := func(r *usage.Recorder, account string, used int, limits ...quota.Limit) {
 			d := u.decided(account)
-			d.Decision = decision(u.T, used, limits...)
-			r.Decided(d)
+			r.Decided(d, decision(u.T, used, limits...))
 		}
 		perMinute := quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10}
 		perDay := quota.Limit{Metric: quota.Requests, Window: quota.Day, Max: 10}

@@ -41,18 +41,18 @@ func BenchmarkRecorder(b *testing.B) {
 	}
 	r := usage.NewRecorder(usage.RecorderOptions{Instance: "i", Now: time.Now})
 	decided := usage.Decided{
-		Tier: "pro", Resource: "chat", Priority: quota.High, At: decision.Now, Decision: decision,
+		Tier: "pro", Resource: "chat", Priority: quota.High, At: decision.Now, Requests: 1,
 	}
 	for _, name := range names {
 		decided.Account = name
-		r.Decided(decided)
+		r.Decided(decided, decision)
 	}
 	b.Run("one", func(b *testing.B) {
 		b.ReportAllocs()
 		d, i := decided, 0
 		for b.Loop() {
 			d.Account = names[i]
-			r.Decided(d)
+			r.Decided(d, decision)
 			i = (i + 7919) % accounts // a prime, so that all have their turn
 		}
 	})
@@ -63,7 +63,7 @@ func BenchmarkRecorder(b *testing.B) {
 			d, i := decided, int(first.Add(1231))
 			for pb.Next() {
 				d.Account = names[i]
-				r.Decided(d)
+				r.Decided(d, decision)
 				i = (i + 7919) % accounts
 			}
 		})

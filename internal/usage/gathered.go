@@ -102,26 +102,26 @@ func (c *gatheredCell) counts() Counts {
 }
 
 // decided notes a decision.
-func (a *gathered) decided(d *Decided) {
+func (a *gathered) decided(d *Decided, how *quota.Decision) {
 	if at := d.At.UnixNano(); at > a.last {
 		a.last = at
 	}
-	if d.Decision != nil {
-		a.standing.follow(d.Decision)
+	if how == nil {
+		return
 	}
-	if d.byLimit() {
-		a.refuse(d)
+	a.standing.follow(how)
+	if d.byLimit() && how.RefusedBy.Metric != 0 {
+		a.refuse(d, how)
 	}
 }
 
 // refuse remembers a refusal, and forgets the oldest where there are too many.
-func (a *gathered) refuse(d *Decided) {
+func (a *gathered) refuse(d *Decided, how *quota.Decision) {
 	n := refusal{
-		at: d.At, resource: d.Resource, limit: d.Decision.RefusedBy, used: d.Decision.RefusedUsed,
-		asked: d.Asked, wait: d.Decision.Wait, tooLarge: d.Decision.TooLarge,
+		at: d.At, resource: d.Resource, limit: how.RefusedBy, used: how.RefusedUsed, asked: how.Asked, wait: how.Wait, tooLarge: how.TooLarge,
 	}
 	if n.tooLarge {
-		n.asked, n.wait = d.Decision.Declared, 0
+		n.asked, n.wait = how.Declared, 0
 	}
 	if len(a.refusals) < mostRefusals {
 		a.refusals = append(a.refusals, n)

@@ -81,14 +81,13 @@ type Decided struct {
 	Tier, Resource string
 	Priority       quota.Priority
 	At             time.Time
-	Requests       int64           // how many it counts as
-	Reason         string          // empty: admitted; else see Counts.Refused
-	Asked          int64           // refused with 429 or 413: what did not fit any more
-	Decision       *quota.Decision // how it was counted; nil: it was not. It is not kept.
+	Requests       int64  // how many it counts as
+	Reason         string // empty: admitted; else see Counts.Refused
 }
 
-// Decided counts a decision.
-func (r *Recorder) Decided(d Decided) {
+// Decided counts a decision. How it was counted is nil where it was not; it is not kept,
+// and no part of d, so that it need not be on the heap.
+func (r *Recorder) Decided(d Decided, how *quota.Decision) {
 	s, a, c := r.open(d.Account, &cellKey{minuteOf(d.At), d.Resource, d.Tier, d.Priority})
 	defer s.mu.Unlock()
 	if d.Reason == "" {
@@ -97,14 +96,13 @@ func (r *Recorder) Decided(d Decided) {
 		c.refuse(d.Reason, d.Requests)
 	}
 	if !a.overflow {
-		a.decided(&d)
+		a.decided(&d, how)
 	}
 }
 
 // byLimit reports whether the request was refused by a limit.
 func (d *Decided) byLimit() bool {
-	return d.Reason != "" && d.Reason != Forbidden && d.Reason != Failed &&
-		d.Decision != nil && d.Decision.RefusedBy.Metric != 0
+	return d.Reason != "" && d.Reason != Forbidden && d.Reason != Failed
 }
 
 // A Settled says how many tokens the answer to a request has used, as they were

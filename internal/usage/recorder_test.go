@@ -51,7 +51,7 @@ func ofRandomCalls(r *usage.Recorder, calls int, now time.Time) count {
 			if reason != "" {
 				o = usage.Counts{Refused: map[string]int64{reason: 1}}
 			}
-			r.Decided(usage.Decided{Account: account, Tier: tier, Resource: resource, Priority: priority, Requests: 1, At: at, Reason: reason})
+			r.Decided(usage.Decided{Account: account, Tier: tier, Resource: resource, Priority: priority, Requests: 1, At: at, Reason: reason}, nil)
 		}
 		c.add(account, resource, o)
 		c.add(usage.FleetByResource, resource, o)
@@ -122,7 +122,7 @@ func TestRecorderIsBounded(t *testing.T) {
 	now := time.Now()
 	for range 2 {
 		for i := range 500 {
-			r.Decided(usage.Decided{Account: "k" + strconv.Itoa(i%100), Tier: "pro", Resource: "chat", Priority: quota.Low, Requests: 1, At: now})
+			r.Decided(usage.Decided{Account: "k" + strconv.Itoa(i%100), Tier: "pro", Resource: "chat", Priority: quota.Low, Requests: 1, At: now}, nil)
 		}
 		r.Settled(usage.Settled{Account: "k99", Tier: "pro", Resource: "chat", Priority: quota.Low, At: now, Input: 3})
 		b := r.Flush()
@@ -144,10 +144,10 @@ func TestRecorderIsBounded(t *testing.T) {
 		t.Errorf("%d overflowed, want 802", n)
 	}
 	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.Low, Requests: 1}
-	d.Decision = &quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 5}, RefusedUsed: 5}
+	how := &quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 5}, RefusedUsed: 5}
 	for i := range 50 {
 		d.At, d.Reason = now.Add(time.Duration(i)*time.Millisecond), "limit"+strconv.Itoa(i)
-		r.Decided(d)
+		r.Decided(d, how)
 	}
 	k := find(t, r.Flush(), "k")
 	if refused := k.Totals().Refused; len(refused) != 17 || refused["limit15"] != 1 || refused[usage.OtherReasons] != 34 {
@@ -164,22 +164,23 @@ func TestRecorderIsBounded(t *testing.T) {
 func TestRecorderReadsDecisions(t *testing.T) {
 	t.Parallel()
 	r := usage.NewRecorder(usage.RecorderOptions{Now: time.Now})
-	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.High, Requests: 1, Decision: decisionOf(t)}
-	d.At = d.Decision.Now
-	r.Decided(d)
+	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.High, Requests: 1}
+	how := decisionOf(t)
+	d.At = how.Now
+	r.Decided(d, how)
 	k := find(t, r.Flush(), "k")
 	if k.LimitRequests != 1000 || k.LimitTokens != 100_000 || k.Near.Limit != "" || !k.Last.Equal(d.At) {
 		t.Errorf("%+v: want limits of 1,000 and 100,000, near none, last %s", k, d.At)
 	}
-	large := *d.Decision
+	large := *how
 	large.Admitted, large.TooLarge, large.Declared, large.Wait = false, true, 5000, time.Minute
 	large.RefusedBy = quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 4000}
-	d.Decision, d.Reason = &large, usage.TooLarge
-	r.Decided(d)
+	d.Reason, how = usage.TooLarge, &large
+	r.Decided(d, how)
 	d.Reason = usage.Forbidden
-	r.Decided(d)
-	d.Reason, d.Decision = usage.Failed, nil
-	r.Decided(d)
+	r.Decided(d, how)
+	d.Reason, how = usage.Failed, nil
+	r.Decided(d, how)
 	k = find(t, r.Flush(), "k")
 	want := []usage.Refusal{{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true}}
 	if !reflect.DeepEqual(k.Refusals, want) {
@@ -278,11 +279,11 @@ func TestRecorderRetries(t *testing.T) {
 		}
 		stop := running(t, r, s)
 		for i := range 3000 { // ten a second, for five minutes
-			r.Decided(usage.Decided{Account: "k" + strconv.Itoa(i%7), Resource: "chat", Requests: 1, At: time.Now()})
+			r.Decided(usage.Decided{Account: "k" + strconv.Itoa(i%7), Resource: "chat", Requests: 1, At: time.Now()}, nil)
 			n++
 			time.Sleep(100 * time.Millisecond)
 		}
-		r.Decided(usage.Decided{Account: "k0", Resource: "chat", Requests: 1, At: time.Now()})
+		r.Decided(usage.Decided{Account: "k0", Resource: "chat", Requests: 1, At: time.Now()}, nil)
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
@@ -314,7 +315,7 @@ func TestRecorderEnds(t *testing.T) {
 		stop := running(t, r, s)
 		tell := func(n int) {
 			for range n {
-				r.Decided(usage.Decided{Account: "k", Resource: "chat", Requests: 1, At: time.Now()})
+				r.Decided(usage.Decided{Account: "k", Resource: "chat", Requests: 1, At: time.Now()}, nil)
 			}
 		}
 		tell(5)
@@ -336,7 +337,7 @@ func TestRecorderEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := usage.NewRecorder(usage.RecorderOptions{Instance: "j", Now: time.Now, LastWait: 3 * time.Second})
 		stop := running(t, r, stuckStore{})
-		r.Decided(usage.Decided{Account: "k", Resource: "chat", Requests: 1, At: time.Now()})
+		r.Decided(usage.Decided{Account: "k", Resource: "chat", Requests: 1, At: time.Now()}, nil)
 		began := time.Now()
 		if err := stop(); err == nil || time.Since(began) != 3*time.Second {
 			t.Errorf("the end took %s, %v: want 3 s and an error", time.Since(began), err)
