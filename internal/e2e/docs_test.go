@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/rand"
 	"maps"
 	"net"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +32,9 @@ var fence = regexp.MustCompile("(?ms)^```([a-z][^\n]*)\n(.*?)^```$")
 func snippets(tb testing.TB) []snippet {
 	tb.Helper()
 	var all []snippet
-	for _, file := range []string{"README.md", "docs/configuration.md", "docs/envoy.md", "docs/metrics.md"} {
+	for _, file := range []string{
+		"README.md", "docs/configuration.md", "docs/envoy.md", "docs/metrics.md", "docs/keys.md", "docs/usage.md", "docs/dashboards.md", "docs/admin-api.md",
+	} {
 		content, err := os.ReadFile(filepath.Join(root, file))
 		if err != nil {
 			tb.Fatal(err)
@@ -40,6 +44,21 @@ func snippets(tb testing.TB) []snippet {
 		}
 	}
 	return all
+}
+
+// blocks returns those of a kind in a document, in their order.
+func blocks(tb testing.TB, file, info string) []string {
+	tb.Helper()
+	var texts []string
+	for _, s := range snippets(tb) {
+		if s.file == file && s.info == info {
+			texts = append(texts, s.text)
+		}
+	}
+	if len(texts) == 0 {
+		tb.Fatalf("no block %q in %s", info, file)
+	}
+	return texts
 }
 
 // block returns the only block of a kind.
@@ -58,15 +77,19 @@ func block(tb testing.TB, info string) string {
 }
 
 // TestEverySnippetIsTested fails on a block of the documents that no test of
-// this file, or of compose_test.go, knows.
+// this file, or of guides_test.go, knows.
 func TestEverySnippetIsTested(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{
 		"http": true, "json": true, "yaml filter": true, "yaml cluster": true, "yaml route": true, "yaml route ratelimit": true,
 		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
+		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
+		"json usage": true, "sh users": true, "sh usage": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
 	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
+	commands = append(commands, blocks(t, "docs/keys.md", "sh")...)
+	commands = append(commands, commandWith(t, "bin/tiergate keys"))
 	for _, c := range commands {
 		known["sh "+c] = true
 	}
@@ -201,6 +224,11 @@ func TestReadmeCommands(t *testing.T) {
 			response, err := client.Get("http://127.0.0.1:9002/readyz")
 			return err == nil && read(t, response).StatusCode == http.StatusOK
 		})
+		asking := exec.CommandContext(t.Context(), "bash", "-ec", commandWith(t, "bin/tiergate keys"))
+		asking.Dir = root
+		if out, err := asking.CombinedOutput(); err != nil || !strings.Contains(string(out), "tg_live_") {
+			t.Errorf("the commands for keys: %v: %s", err, out)
+		}
 		if err := serving.interrupt(); err != nil {
 			t.Fatal(err)
 		}
@@ -297,8 +325,13 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store"} {
 		config, keys := ownConfig(t)
+		for _, secret := range []string{"ada.token", "session.secret"} {
+			if err := os.WriteFile(filepath.Join(filepath.Dir(config), secret), []byte(rand.Text()+rand.Text()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 		file := config
 		if kind == "keys" {
 			file = keys
@@ -308,7 +341,7 @@ func TestConfigurationSnippets(t *testing.T) {
 			merge(t, keys, "keys: []")
 		}
 		command := exec.CommandContext(t.Context(), binary, "config", "check", "--config", config)
-		command.Env = append(os.Environ(), "TIERGATE_PEPPER_P1=a-pepper-of-at-least-sixteen-bytes")
+		command.Env = append(os.Environ(), "TIERGATE_PEPPER_P1=a-pepper-of-at-least-sixteen-bytes", "SIGN_UP_TOKEN="+rand.Text())
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", kind, err, out)
 		}
@@ -353,6 +386,9 @@ func TestEnvoySnippets(t *testing.T) {
 			} else {
 				replace(t, doc, block(t, "yaml filter"))
 				replace(t, doc, block(t, "yaml cluster"))
+				replace(t, doc, block(t, "yaml cluster customers"))
+				withoutRoute(doc, "tiergate_customers")
+				prepend(t, doc, "routes", block(t, "yaml route customers"))
 			}
 			prepend(t, doc, "routes", block(t, route))
 			out, err := yaml.Marshal(doc)
@@ -370,6 +406,7 @@ func TestEnvoySnippets(t *testing.T) {
 		freshMinute(t, 5*time.Second)
 		checkSix(t, do(t, s, call{key: "sk-demo-pro", path: "/v1/vision/look"}), "100", "99", "images", "1", "3")
 		checkSix(t, do(t, s, call{path: "/nowhere"}), "0", "0", "default", "0", "1")
+		checkSix(t, do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: "sk-demo-pro"}), "100", "99", "default", "1", "3")
 		if r := do(t, s, call{key: "sk-demo-enterprise"}); len(r.Header.Values("X-RateLimit-Limit")) != 0 {
 			t.Errorf("unlimited: omit: the response has X-RateLimit-Limit: %q", r.Header.Values("X-RateLimit-Limit"))
 		}
@@ -410,6 +447,17 @@ func prepend(t *testing.T, doc map[string]any, name, text string) {
 			return append([]any{part}, list...)
 		}
 		return list
+	})
+}
+
+// withoutRoute takes the routes to a cluster away.
+func withoutRoute(doc map[string]any, cluster string) {
+	walk(doc, func(at string, list []any) []any {
+		return slices.DeleteFunc(list, func(entry any) bool {
+			route, _ := entry.(map[string]any)
+			to, _ := route["route"].(map[string]any)
+			return at == "routes" && to["cluster"] == cluster
+		})
 	})
 }
 
