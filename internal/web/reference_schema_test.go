@@ -42,7 +42,7 @@ func each(n *yaml.Node, visit func(name string, value *yaml.Node)) {
 // at returns what a reference is of.
 func (s schemas) at(ref string) *yaml.Node {
 	n := s.root
-	for _, step := range strings.Split(strings.TrimPrefix(ref, "#/"), "/") {
+	for step := range strings.SplitSeq(strings.TrimPrefix(ref, "#/"), "/") {
 		n = child(n, step)
 	}
 	return n
