@@ -174,8 +174,10 @@ func (o observer) count(v *envoyapi.Verdict) {
 		Account: v.Key.ID, Tier: v.Tier, Resource: v.Resource, Priority: v.Priority, At: v.At, Requests: v.Requests,
 	}
 	switch v.Outcome {
-	case envoyapi.Limited, envoyapi.TooLarge:
+	case envoyapi.Limited:
 		d.Reason = v.Label()
+	case envoyapi.TooLarge:
+		d.Reason = usage.TooLarge
 	case envoyapi.Forbidden:
 		d.Reason = usage.Forbidden
 	case envoyapi.Failed:

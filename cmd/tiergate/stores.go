@@ -84,6 +84,7 @@ func (d *directory) apply(records []apikey.Record, whole bool) {
 	}
 	d.metrics.keys.WithLabelValues("store").Set(float64(d.stored.Directory().Len()))
 	if whole {
+		d.metrics.keysInStep.Set(1)
 		select {
 		case <-d.loaded:
 		default:

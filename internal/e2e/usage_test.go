@@ -58,7 +58,7 @@ func (s sums) direct(t *testing.T, resource string, r reply) {
 	case http.StatusTooManyRequests:
 		s[resource+" "+r.Header.Get("X-Ratelimit-Limited-By")]++
 	case http.StatusRequestEntityTooLarge:
-		s[resource+" "+r.Header.Get("X-Ratelimit-Limited-By")]++
+		s[resource+" too_large"]++
 	case http.StatusForbidden:
 		s[resource+" forbidden"]++
 	default:
@@ -141,7 +141,7 @@ func TestUsageAgrees(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(told(t, out), counted) {
 		t.Errorf("command line: %s: %v", out, err)
 	}
-	if counted["chat requests_per_minute"] == 0 || counted["chat tokens_per_minute"] == 0 || counted["images forbidden"] == 0 || counted["requests"] != 1000 {
+	if counted["chat requests_per_minute"] == 0 || counted["chat too_large"] == 0 || counted["images forbidden"] == 0 || counted["requests"] != 1000 {
 		t.Errorf("not every outcome: %v", counted)
 	}
 	checkDashboard(t, one, secret, counted)
@@ -168,7 +168,7 @@ func checkDashboard(t *testing.T, s *devstack.Stack, secret string, counted sums
 				want["Input tokens"] += n
 			case "output":
 				want["Output tokens"] += n
-			case "forbidden":
+			case "forbidden", "too_large":
 				want["Refused otherwise"] += n
 				want["Requests"] += n
 			default:

@@ -269,7 +269,7 @@ func TestUsageAddedOnce(t *testing.T) {
 				d := u.decided("k")
 				d.At = u.now.Add(-time.Duration(i) * time.Minute)
 				r.Decided(d, nil)
-				r.Decided(u.decided("k" + strconv.Itoa(i)), nil)
+				r.Decided(u.decided("k"+strconv.Itoa(i)), nil)
 			}
 			return r.Flush()
 		}
