@@ -27,10 +27,12 @@ function chart(name, bars, line) {
 export const limited = (p) => Object.entries(p.refused).reduce((sum, [reason, n]) => sum + (others.includes(reason) ? 0 : n), 0);
 export const otherwise = (p) => p.requests - p.admitted - limited(p);
 
-/** dense gives each step of an answer a point, undefined where there is none. */
+/** least is how many steps a chart shows where there is nothing before them. */
+const least = { minute: 30, hour: 48, day: 30 };
+
+/** dense gives each step of an answer a point, undefined where there is none, from where there is something. */
 export function dense(all, points, step) {
-  let from = all.from;
-  if (step === "day") from = Math.max(from, Math.min(all.points[0]?.start ?? all.to, all.to - 30 * steps.day));
+  const from = Math.max(all.from, Math.min(all.points[0]?.start ?? all.to, all.to - least[step] * steps[step]));
   const byStart = new Map(points.map((p) => [p.start, p]));
   const starts = [];
   for (let s = from; s < all.to; s += steps[step]) starts.push(s);
