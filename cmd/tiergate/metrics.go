@@ -106,7 +106,7 @@ func newMetrics() *metrics {
 func (m *metrics) addUsage(r *usage.Recorder) {
 	m.registry.MustRegister(
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "tiergate_usage_overflowed_total", Help: "Requests counted as those of other keys, because usage.max_series was reached.",
+			Name: "tiergate_usage_overflowed_total", Help: "Requests and answers counted for all keys together only, because usage.max_series was reached.",
 		}, func() float64 { return float64(r.Overflowed()) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "tiergate_usage_dropped_total", Help: "Requests missing in usage, because the store was away for too long.",
@@ -118,7 +118,7 @@ func (m *metrics) addUsage(r *usage.Recorder) {
 func (m *metrics) addSettlements() {
 	m.settlements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tiergate_settlements_total",
-		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, invalid, failed, lost).",
+		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, unreserved, invalid, failed, lost).",
 	}, []string{"by", "result"})
 	m.accuracy = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "tiergate_reserved_to_used_ratio",
