@@ -170,9 +170,7 @@ func (s *server) addGRPC() {
 
 // use takes up a changed configuration.
 func (s *server) use(c config.Reload) {
-	for _, fault := range s.directory.stored.UsePeppers(c.Peppers) {
-		s.log.Warn("a key of the store does not work", "error", fault.Err)
-	}
+	s.directory.usePeppers(c.Peppers)
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))
 	s.admin.Use(s.adminAccounts(c))

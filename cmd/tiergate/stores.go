@@ -79,9 +79,7 @@ func (d *directory) apply(records []apikey.Record, whole bool) {
 	if whole {
 		take = d.stored.Replace
 	}
-	for _, fault := range take(records) {
-		d.log.Warn("a key of the store does not work", "key_id", records[fault.Index].ID, "error", fault.Err)
-	}
+	d.tell(take(records))
 	d.metrics.keys.WithLabelValues("store").Set(float64(d.stored.Directory().Len()))
 	if whole {
 		d.metrics.keysInStep.Set(1)
@@ -90,6 +88,16 @@ func (d *directory) apply(records []apikey.Record, whole bool) {
 		default:
 			close(d.loaded)
 		}
+	}
+}
+
+// usePeppers takes up changed peppers.
+func (d *directory) usePeppers(peppers []apikey.Pepper) { d.tell(d.stored.UsePeppers(peppers)) }
+
+// tell says which keys do not work, and why.
+func (d *directory) tell(faults []apikey.RecordError) {
+	for _, fault := range faults {
+		d.log.Warn("a key of the store does not work", "key_id", fault.ID, "error", fault.Err)
 	}
 }
 

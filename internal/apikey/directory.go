@@ -120,7 +120,8 @@ func shardOf(id string) int {
 
 // A RecordError is a fault of one record.
 type RecordError struct {
-	Index int // of the record
+	Index int    // of the record, among those given
+	ID    string // of its key
 	Field string
 	Err   error
 }
@@ -154,7 +155,7 @@ type copying struct {
 }
 
 func (c *copying) put(i int, r *Record, peppers []Pepper) {
-	fault := func(field string, err error) { c.faults = append(c.faults, RecordError{i, field, err}) }
+	fault := func(field string, err error) { c.faults = append(c.faults, RecordError{i, r.ID, field, err}) }
 	again := c.given[r.ID]
 	if again {
 		fault("id", fmt.Errorf("%q names two keys: choose another", r.ID))

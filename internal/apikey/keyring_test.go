@@ -132,7 +132,7 @@ func TestFaultyRecordsHarmNobody(t *testing.T) {
 	faults := k.Stored.Replace([]Record{
 		{ID: "a", Hash: a.Hash()}, {ID: "thief", Hash: a.Hash()}, {ID: "peppered", Hash: b.HashWith(pepper)},
 	})
-	if len(faults) != 2 || faults[0].Index != 1 || faults[1].Index != 2 {
+	if len(faults) != 2 || faults[0].Index != 1 || faults[1].Index != 2 || faults[0].ID != "thief" {
 		t.Fatalf("faults %v", faults)
 	}
 	if r, _ := k.Lookup(a); r == nil || r.ID != "a" {
@@ -144,6 +144,10 @@ func TestFaultyRecordsHarmNobody(t *testing.T) {
 	k.Stored.UsePeppers([]Pepper{pepper})
 	if r, _ := k.Lookup(b); r == nil || r.ID != "peppered" {
 		t.Errorf("with its pepper: %+v", r)
+	}
+	faults = k.Stored.UsePeppers(nil)
+	if !slices.ContainsFunc(faults, func(f RecordError) bool { return f.ID == "peppered" }) {
+		t.Errorf("its pepper is gone: %v", faults)
 	}
 }
 
