@@ -2,6 +2,7 @@ package web
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -98,6 +99,10 @@ func (c *Customers) authenticated(next accountHandler) http.HandlerFunc {
 			}
 		}
 		record, err := a.Keys.Authenticate(credentials, a.AllowDemoKeys, now)
+		if errors.Is(err, apikey.ErrUnread) {
+			unavailable(w)
+			return
+		}
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, 11.6.1
 			refuse(w, http.StatusUnauthorized, apierror.OfKey(err))
@@ -117,6 +122,12 @@ func refuseVisit(w http.ResponseWriter, wait time.Duration) {
 	w.Header().Set("Retry-After-Ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10))
 	w.Header().Set("X-RateLimit-Limited-By", "limits_per_second")
 	refuse(w, http.StatusTooManyRequests, apierror.TooMany(wait))
+}
+
+// unavailable answers while the store cannot be read: nobody's key is wrong.
+func unavailable(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
 }
 
 func refuse(w http.ResponseWriter, status int, e apierror.Error) {

@@ -88,8 +88,13 @@ func (c *Customers) pages() http.Handler {
 
 // home answers with the dashboard, or leads to the sign-in.
 func (c *Customers) home(w http.ResponseWriter, r *http.Request) {
-	if c.holder(r, c.accounts.Load()) != nil {
+	_, err := c.holder(r, c.accounts.Load())
+	if err == nil {
 		c.dashboard.page.write(w, http.StatusOK)
+		return
+	}
+	if errors.Is(err, apikey.ErrUnread) {
+		c.unread(w)
 		return
 	}
 	to := signInPath
@@ -105,6 +110,13 @@ func (c *Customers) signInPage(w http.ResponseWriter, status int, problem string
 	w.Header().Set("Content-Type", htmlType)
 	w.WriteHeader(status)
 	_ = c.dashboard.signIn.Execute(w, problem) // nobody to tell if the caller is gone
+}
+
+// unread answers while the store's keys have not been read. A session that there is
+// goes on after that.
+func (c *Customers) unread(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	c.signInPage(w, http.StatusServiceUnavailable, "API keys cannot be looked up at the moment. Please try again shortly.")
 }
 
 // signIn begins a session for the key in the form. An address that guesses has to wait.
@@ -129,11 +141,15 @@ func (c *Customers) signIn(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	record, hash, err := a.Keys.Identify(credentials, a.AllowDemoKeys, now)
-	if errors.Is(err, apikey.ErrMissing) {
+	switch {
+	case errors.Is(err, apikey.ErrMissing):
 		c.signInPage(w, http.StatusUnauthorized, "Please enter your API key.")
 		return
-	}
-	if err != nil {
+	case errors.Is(err, apikey.ErrUnread):
+		giveBack()
+		c.unread(w)
+		return
+	case err != nil:
 		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err).Message)
 		return
 	}
@@ -157,34 +173,41 @@ type keySession struct {
 func (d *dashboard) fingerprint(h apikey.Hash) string { return fingerprint(d.secret, h.String()) }
 
 // holder returns the record of the key that is signed in and may still be used, with the
-// secret that it was signed in with, or nil.
-func (c *Customers) holder(r *http.Request, a *Accounts) *apikey.Record {
+// secret that it was signed in with; else a reason of package apikey.
+func (c *Customers) holder(r *http.Request, a *Accounts) (*apikey.Record, error) {
 	var s keySession
 	if !c.dashboard.sessions.read(r, &s) {
-		return nil
+		return nil, apikey.ErrMissing
 	}
 	now := c.now()
 	record := a.Keys.ByID(s.KeyID)
-	if record == nil || record.Admissible(a.AllowDemoKeys, now) != nil {
-		return nil
+	if record == nil {
+		return nil, a.Keys.Missing() //nolint:wrapcheck // a reason as it is
+	}
+	if err := record.Admissible(a.AllowDemoKeys, now); err != nil {
+		return nil, err //nolint:wrapcheck // a reason as it is
 	}
 	for _, h := range record.Hashes() {
 		if !hmac.Equal([]byte(c.dashboard.fingerprint(h)), []byte(s.Opened)) || record.Opens(h, now) != nil {
 			continue
 		}
 		if found := a.Keys.ByHash(h); found != nil && found.ID == record.ID {
-			return record
+			return record, nil
 		}
 	}
-	return nil
+	return nil, apikey.ErrRevoked
 }
 
 // signedIn hands on the requests of those who are signed in, as often as views allows.
 func (c *Customers) signedIn(next accountHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a := c.accounts.Load()
-		record := c.holder(r, a)
-		if record == nil {
+		record, err := c.holder(r, a)
+		if errors.Is(err, apikey.ErrUnread) {
+			unavailable(w)
+			return
+		}
+		if err != nil {
 			if c.dashboard.sessions.sent(r) {
 				c.dashboard.sessions.end(w, r)
 			}

@@ -65,8 +65,7 @@ func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts
 	}
 	states, now, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
 	if err != nil {
-		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
+		unavailable(w)
 		return standing{}, false
 	}
 	s := standing{states, now, record.Granted(plan.Tier.Priority)}

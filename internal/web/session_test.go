@@ -190,3 +190,40 @@ func TestSessionsEndWithTheKey(t *testing.T) {
 	c.Use(&changed)
 	wantOver(t, c, "the file says that the secret is another key's", fresh)
 }
+
+// TestKeysAreUnread: until the store's keys have been read, whoever has one is told to
+// come again, and stays signed in.
+func TestKeysAreUnread(t *testing.T) {
+	t.Parallel()
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
+	key := apikey.New()
+	read := apikey.NewStored(nil)
+	if faults := read.Replace([]apikey.Record{{ID: "key_stored", Hash: key.Hash(), Tier: "free", Revision: 1}}); len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	use := func(stored *apikey.Stored) {
+		changed := *accounts
+		changed.Keys.Stored = stored
+		c.Use(&changed)
+	}
+	use(read)
+	cookie := signedIn(t, c, key.Reveal())
+	use(apikey.NewStored(nil))
+	for what, w := range map[string]*httptest.ResponseRecorder{
+		"the API":        get(c, "/v1/limits", "X-Api-Key", key.Reveal()),
+		"the sign-in":    post(c, "/dashboard/session", url.Values{"key": {key.Reveal()}}),
+		"the page":       get(c, "/dashboard", "Cookie", cookie),
+		"the page's own": get(c, "/dashboard/api/limits", "Cookie", cookie),
+	} {
+		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" || len(w.Result().Cookies()) > 0 {
+			t.Errorf("%s: %d %v %s", what, w.Code, w.Header(), w.Body)
+		}
+	}
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-a"); w.Code != http.StatusOK {
+		t.Errorf("a key of the file: %d %s", w.Code, w.Body)
+	}
+	use(read)
+	if w := get(c, "/dashboard/api/limits", "Cookie", cookie); w.Code != http.StatusOK {
+		t.Errorf("when they have been read: %d %s", w.Code, w.Body)
+	}
+}
