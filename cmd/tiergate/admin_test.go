@@ -69,6 +69,7 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { file.Close() })
 	options.Stored = apikey.NewStored(nil)
+	options.Stored.Replace(nil)
 	options.Accounts = &web.AdminAccounts{Tokens: tokens, Keys: apikey.Keyring{File: c.Reload.Directory, Stored: options.Stored}, Plans: c.Reload.Plans, Resources: c.Reload.Resources}
 	options.Keys = store.NewFileKeys(file, store.KeyNotices{})
 	read := store.NewFileUsage(file, afternoon)

@@ -149,6 +149,9 @@ func (a *Admin) exportKeys(c *call) (any, error) {
 	if err := q.end(); err != nil {
 		return nil, err
 	}
+	if err := c.accounts.Keys.Missing(); errors.Is(err, apikey.ErrUnread) { // it would look as if there were none
+		return nil, err //nolint:wrapcheck // a reason as it is
+	}
 	found, next := pageOf(after(a.listing.of(c.accounts.Keys), from), most, func(l listed) bool { return !l.fromFile })
 	export := KeyExport{Keys: make([]apikey.Record, len(found)), Next: next}
 	for i, l := range found {

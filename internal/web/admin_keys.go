@@ -76,7 +76,7 @@ func (c *call) record() (*apikey.Record, error) {
 	if r := c.accounts.Keys.ByID(c.PathValue("id")); r != nil {
 		return r, nil
 	}
-	return nil, noSuchKey()
+	return nil, c.accounts.Keys.Missing() //nolint:wrapcheck // a reason as it is
 }
 
 func (c *call) inFile(id string) bool { return c.accounts.Keys.File.ByID(id) != nil }

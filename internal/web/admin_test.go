@@ -53,6 +53,7 @@ func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 	t.Cleanup(func() { file.Close() })
 	f := &fixture{t: t, file: file, clock: noon}
 	stored := apikey.NewStored([]apikey.Pepper{pepper})
+	stored.Replace(nil)
 	f.accounts = &AdminAccounts{
 		Tokens: tokens, Keys: apikey.Keyring{File: directory, Stored: stored}, Plans: plans(), Peppers: []apikey.Pepper{pepper}, Resources: []quota.Resource{{Name: "chat"}, {Name: "images"}},
 	}
@@ -330,6 +331,18 @@ func TestAdminRefusesWhatItCannotRead(t *testing.T) {
 	for _, path := range []string{"/keys/nobody/revoke", "/keys/nobody/rotate", "/keys/a%2Fb/rotate"} {
 		f.refused("POST", path, "", kindNoKey, "no key has this ID")
 	}
+}
+
+// TestStoreUnread: what the store's keys are is not said before they have been read, least
+// of all by an export without them.
+func TestStoreUnread(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	f.accounts.Keys.Stored = apikey.NewStored(nil)
+	for _, path := range []string{"/keys/export", "/keys/key_stored", "/keys/key_stored/usage", "/keys/key_stored/limits"} {
+		f.refused("GET", path, "", kindStoreAway, "has not been read yet")
+	}
+	ok[KeyView](f, "GET", "/keys/key_file", "")
 }
 
 // TestStoreAway: what this instance knows is shown all the same; a change says that it

@@ -119,6 +119,10 @@ func problemOf(err error) *Problem {
 		return p
 	case errors.Is(err, apikey.ErrUnknown):
 		return noSuchKey()
+	case errors.Is(err, apikey.ErrUnread):
+		p = problem(kindStoreAway, err.Error())
+		p.retryAfter = time.Second
+		return p
 	case errors.Is(err, apikey.ErrTaken):
 		return problem(kindTaken, err.Error())
 	case errors.Is(err, apikey.ErrConflict):
