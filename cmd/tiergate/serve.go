@@ -260,7 +260,10 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	r.loaded(c, sources)
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.stores.keys.Watch(ctx, s.directory.apply) })
+	// Changes of keys are taken up, and usage is written, until the last request has
+	// been answered.
+	answering, answered := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return s.stores.keys.Watch(answering, s.directory.apply) })
 	s.directory.await(ctx)
 	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(), "customer", s.start.Customer.String(),
 		"redis", s.start.Store.Redis, "keys", s.keyring(c.Reload).Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
@@ -276,16 +279,14 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		group.Go(func() error { return s.stores.sweep(ctx) })
 	}
 	group.Go(func() error { return s.pulse.run(ctx) })
-	// Usage is written until the last request has been answered.
-	counting, enough := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error {
-		if err := s.recorder.Run(counting, s.stores.usage); err != nil {
+		if err := s.recorder.Run(answering, s.stores.usage); err != nil {
 			s.log.WarnContext(ctx, "not all usage was written", "error", err)
 		}
 		return nil
 	})
 	group.Go(func() error {
-		defer enough()
+		defer answered()
 		<-ctx.Done()
 		s.drain(context.WithoutCancel(ctx), operator, customer)
 		return nil

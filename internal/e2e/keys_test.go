@@ -4,8 +4,12 @@ import (
 	"encoding/json"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -171,4 +175,32 @@ func TestRotation(t *testing.T) {
 	inForce(t, two, old, http.StatusUnauthorized)
 	secret, _ := fresh.Load().(string)
 	inForce(t, two, secret, http.StatusUnauthorized)
+}
+
+// TestRevokedWhileDraining: an instance that ends, and still answers, learns of a key
+// that is revoked elsewhere.
+func TestRevokedWhileDraining(t *testing.T) {
+	t.Parallel()
+	one, two := fleet(t, devstack.Options{Sets: []string{"shutdown.delay=5s"}})
+	secret, id := createKey(t, one, "--tier", "pro")
+	inForce(t, two, secret, http.StatusOK)
+	conn := dial(t, two)
+	if err := two.Server.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "health says NOT_SERVING", func() bool {
+		response, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && response.GetStatus() == healthpb.HealthCheckResponse_NOT_SERVING
+	})
+	check := func() (*authv3.CheckResponse, error) {
+		return authv3.NewAuthorizationClient(conn).Check(t.Context(), checkRequest(secret))
+	}
+	if response, err := check(); err != nil || response.GetOkResponse() == nil {
+		t.Fatalf("before it is revoked: %v, %v", response, err)
+	}
+	admin(t, one, "keys", "revoke", id)
+	eventuallyWithin(t, time.Second, "the instance that ends refuses the key", func() bool {
+		response, err := check()
+		return err == nil && response.GetDeniedResponse().GetStatus().GetCode() == http.StatusUnauthorized
+	})
 }
