@@ -327,8 +327,8 @@ func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	if err := customer.Shutdown(inTime); err != nil {
 		s.log.WarnContext(ctx, "customers' requests were cut off", "error", err)
 	}
-	if err := operator.Close(); err != nil {
-		s.log.WarnContext(ctx, "the operators' listener did not close", "error", err)
+	if err := operator.Shutdown(inTime); err != nil {
+		s.log.WarnContext(ctx, "operators' requests were cut off: look whether their changes were made", "error", err)
 	}
 }
 
