@@ -255,8 +255,8 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	if err != nil {
 		return err
 	}
-	operator := &http.Server{Handler: s.operator, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second}
-	customer := &http.Server{Handler: s.customers.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
+	operator := s.httpServer(s.operator, 30*time.Second)
+	customer := s.httpServer(s.customers.Handler(), 10*time.Second)
 	r.loaded(c, sources)
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -303,6 +303,13 @@ func (s *server) serveGRPC(l net.Listener) error {
 		return fmt.Errorf("serve Envoy: %w", err)
 	}
 	return nil
+}
+
+// httpServer returns a server that logs what goes wrong in it as the program does.
+func (s *server) httpServer(h http.Handler, readTimeout time.Duration) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
 }
 
 func serveHTTP(server *http.Server, l net.Listener, who string) error {
