@@ -113,15 +113,15 @@ func network(remote string) string {
 	if err != nil {
 		return remote
 	}
-	address := parsed.Addr().Unmap().WithZone("")
-	if address.Is4() {
+	return networkOf(parsed.Addr())
+}
+
+// networkOf is the network of an address: of IPv4 the address itself.
+func networkOf(address netip.Addr) string {
+	if address = address.Unmap(); address.Is4() {
 		return address.String()
 	}
-	prefix, err := address.Prefix(64)
-	if err != nil {
-		return address.String()
-	}
-	return prefix.String()
+	return netip.PrefixFrom(address, 64).Masked().String()
 }
 
 const (

@@ -238,8 +238,5 @@ func clientAddress(r *http.Request) string {
 	if err != nil {
 		return "unknown"
 	}
-	if ip = ip.Unmap(); ip.Is4() {
-		return ip.String()
-	}
-	return netip.PrefixFrom(ip, 64).Masked().String()
+	return networkOf(ip)
 }
