@@ -167,6 +167,16 @@ func printAnswer[T any](f adminFlags, env environment, answer json.RawMessage, l
 	return nil
 }
 
+// parseKey reads the flags of a command about one key, and returns the path of that key,
+// or of something below it.
+func parseKey(flags *flag.FlagSet, args []string, env environment, below string) (string, error) {
+	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	if err != nil {
+		return "", err
+	}
+	return keyPath(ids[0], below)
+}
+
 // keyPath is the path of a key, or of something below it. What cannot be an ID may be a
 // secret, and is not repeated.
 func keyPath(id, below string) (string, error) {

@@ -51,7 +51,7 @@ func (f *keyFlags) body(flags *flag.FlagSet) (map[string]any, error) {
 	flags.Visit(func(given *flag.Flag) {
 		value := given.Value.String()
 		switch given.Name {
-		case "tier", "name", "owner", "expires", "pepper", "id", "grace", "reason":
+		case "tier", "name", "owner", "expires", "pepper", "id":
 			orNull(given.Name, value)
 		case "resources":
 			if body["resources"] = strings.Split(value, ","); value == "" {
@@ -162,11 +162,7 @@ func keysShow(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("keys show", flag.ContinueOnError)
 	var f adminFlags
 	f.add(flags, env)
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
-	if err != nil {
-		return err
-	}
-	path, err := keyPath(ids[0], "")
+	path, err := parseKey(flags, args, env, "")
 	if err != nil {
 		return err
 	}

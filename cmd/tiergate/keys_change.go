@@ -13,7 +13,7 @@ func keysChange(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("keys change", flag.ContinueOnError)
 	var f keyFlags
 	f.add(flags, env)
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	path, err := parseKey(flags, args, env, "")
 	if err != nil {
 		return err
 	}
@@ -23,10 +23,6 @@ func keysChange(ctx context.Context, args []string, env environment) error {
 	}
 	if len(body) == 0 {
 		return usagef("nothing to change: want --tier, --name, --owner, --priority, --resources, --expires or --label; an empty value takes away")
-	}
-	path, err := keyPath(ids[0], "")
-	if err != nil {
-		return err
 	}
 	return askFor(ctx, f.adminFlags, env, request{http.MethodPatch, path, nil, body}, printKeyView)
 }
@@ -43,11 +39,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	limit := flags.String("max", "", "the most that is admitted in a window; 0 refuses everything")
 	until := flags.String("until", "", "the end of the override, as in 2027-01-31T00:00:00Z")
 	remove := flags.Bool("remove", false, "take the limit away")
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
-	if err != nil {
-		return err
-	}
-	path, err := keyPath(ids[0], "/overrides")
+	path, err := parseKey(flags, args, env, "/overrides")
 	if err != nil {
 		return err
 	}
@@ -82,11 +74,7 @@ func keysRotate(ctx context.Context, args []string, env environment) error {
 	f.add(flags, env)
 	grace := flags.Duration("grace", 0, "how long the former key works; 0s ends it at once (default 24h)")
 	pepper := flags.String("pepper", "", "hash with this pepper of the configuration, or with none where it is empty (default that of the former key)")
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
-	if err != nil {
-		return err
-	}
-	path, err := keyPath(ids[0], "/rotate")
+	path, err := parseKey(flags, args, env, "/rotate")
 	if err != nil {
 		return err
 	}
@@ -108,11 +96,7 @@ func keysRevoke(ctx context.Context, args []string, env environment) error {
 	var f adminFlags
 	f.add(flags, env)
 	reason := flags.String("reason", "", "why, for the audit log")
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
-	if err != nil {
-		return err
-	}
-	path, err := keyPath(ids[0], "/revoke")
+	path, err := parseKey(flags, args, env, "/revoke")
 	if err != nil {
 		return err
 	}

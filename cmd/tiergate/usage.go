@@ -25,7 +25,7 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 	flags.String("by", "", "resource: each resource on its own")
 	limits := flags.Bool("limits", false, "show instead what is used of the key's limits now")
 	refused := flags.Bool("refused", false, "show instead the latest requests that were refused")
-	ids, err := parseArgs(flags, args, env, "KEY-ID")
+	path, err := parseKey(flags, args, env, "")
 	if err != nil {
 		return err
 	}
@@ -36,10 +36,6 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 		if more := givenFlags(flags, "step", "from", "to", "by"); more != "" {
 			return usagef("--%s goes with neither --limits nor --refused", more)
 		}
-	}
-	path, err := keyPath(ids[0], "")
-	if err != nil {
-		return err
 	}
 	switch {
 	case *limits:
