@@ -87,9 +87,10 @@ func (b block) numbers(from, to time.Time) []int64 {
 	return numbers
 }
 
-// clamped returns the query for no more than is kept, and none for the future.
+// clamped returns the query for no more than is kept, the step in which that begins as a
+// whole, and none for the future.
 func clamped(q usage.Query, now time.Time) usage.Query {
-	oldest, newest := now.Add(-q.Step.Keep()), now.Add(q.Step.Length())
+	oldest, newest := now.Add(-q.Step.Keep()).Truncate(q.Step.Length()), now.Add(q.Step.Length())
 	if q.From.Before(oldest) {
 		q.From = oldest
 	}

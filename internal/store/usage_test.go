@@ -182,7 +182,7 @@ func TestUsageOfInstances(t *testing.T) {
 }
 
 // TestUsageQueries: a query gets the steps that begin in it and no others, nor more
-// than is kept.
+// than is kept: the step in which that begins, and the one that runs, as a whole.
 func TestUsageQueries(t *testing.T) {
 	eachUsage(t, func(u *usageTest) {
 		r := u.recorder("a")
@@ -204,9 +204,9 @@ func TestUsageQueries(t *testing.T) {
 			}
 		}
 		hour := u.now.Truncate(time.Hour)
-		count("all hours", usage.Query{Step: usage.Hour, To: u.now}, 8*24)
+		count("all hours", usage.Query{Step: usage.Hour, To: u.now}, 8*24+1)
 		count("all days", usage.Query{Step: usage.Day, To: u.now.Add(1e6 * time.Hour)}, 10)
-		count("all minutes", usage.Query{Step: usage.Minute, From: begin, To: u.now}, 3)
+		count("all minutes", usage.Query{Step: usage.Minute, From: begin, To: u.now}, 4)
 		count("its end is not in it", usage.Query{Step: usage.Hour, From: hour.Add(-time.Hour), To: hour}, 1)
 		count("its beginning is", usage.Query{Step: usage.Hour, From: hour, To: hour.Add(time.Nanosecond)}, 1)
 		count("backwards", usage.Query{Step: usage.Hour, From: hour, To: hour.Add(-time.Hour)}, 0)
@@ -293,6 +293,23 @@ func TestUsageAddedOnce(t *testing.T) {
 		top, err := u.Top(u.Context(), usage.ByRequests, 24, 1)
 		if want := []usage.Ranked{{Account: "k", Count: 500}}; err != nil || !slices.Equal(top, want) {
 			u.Errorf("top: %v, %v: want %v", top, err, want)
+		}
+	})
+}
+
+// TestOldestStep: the step in which what is kept begins is there as a whole, and none
+// before it.
+func TestOldestStep(t *testing.T) {
+	eachUsage(t, func(u *usageTest) {
+		r := u.recorder("a")
+		for _, ago := range []time.Duration{usage.Minute.Keep(), usage.Minute.Keep() + time.Minute} {
+			d := u.decided("k")
+			d.At = u.now.Add(-ago)
+			r.Decided(d, nil)
+		}
+		u.add(r)
+		if p := u.series("k", usage.Minute, usage.Minute.Keep()+time.Hour); len(p) != 2 || p[0].Start != u.now.Add(-usage.Minute.Keep()).Truncate(time.Minute) {
+			u.Errorf("%q: want the minute of 09:00 alone", lines(p))
 		}
 	})
 }
