@@ -30,6 +30,9 @@ var (
 	ErrLost     = errors.New("the store has lost the directory of keys: restore it from a backup, or restart every instance to begin an empty one")
 )
 
+// ErrNoEvent is the error of asking for what is before an event that cannot be.
+var ErrNoEvent = errors.New("want the ID of an event")
+
 // A KeyError says which key an error is about.
 type KeyError struct {
 	ID  string

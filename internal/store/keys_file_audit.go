@@ -63,7 +63,7 @@ func (b keyBuckets) trim(kept uint64) error {
 func (k *FileKeys) Events(_ context.Context, keyID, before string, most int) ([]apikey.Event, error) {
 	end, err := eventNumber(before)
 	if err != nil {
-		return nil, fmt.Errorf("read the audit log before %q: want the ID of an event", before)
+		return nil, fmt.Errorf("read the audit log before %q: %w", before, apikey.ErrNoEvent)
 	}
 	most = min(most, maxEventsRead)
 	var events []apikey.Event

@@ -140,7 +140,7 @@ var streamID = regexp.MustCompile(`^[0-9]{1,20}(-[0-9]{1,20})?$`)
 // entries. For one key all of them may have to be read, 1,000 at a time.
 func (k *RedisKeys) Events(ctx context.Context, keyID, before string, most int) ([]apikey.Event, error) {
 	if before != "" && !streamID.MatchString(before) {
-		return nil, fmt.Errorf("read the audit log before %q: want the ID of an event", before)
+		return nil, fmt.Errorf("read the audit log before %q: %w", before, apikey.ErrNoEvent)
 	}
 	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
 	defer cancel()

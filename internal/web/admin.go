@@ -37,7 +37,7 @@ type KeyStore interface {
 	// revisions; or apikey.ErrConflict, ErrTaken or ErrLost.
 	Write(ctx context.Context, changes []apikey.Change) ([]apikey.Record, error)
 	// Events returns what was done to a key, or to all, before an event: the latest
-	// first, at most so many.
+	// first, at most so many; or apikey.ErrNoEvent where before cannot be one.
 	Events(ctx context.Context, keyID, before string, most int) ([]apikey.Event, error)
 }
 

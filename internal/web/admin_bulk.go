@@ -174,13 +174,17 @@ func (a *Admin) audit(c *call) (any, error) {
 	if key != "" && !apikey.ValidID(key) {
 		q.fault("key", "want the ID of a key")
 	}
-	if len(before) > 64 || strings.Trim(before, "0123456789-") != "" {
-		q.fault("before", "want what an earlier answer said under next")
+	const wantBefore = "want what an earlier answer said under next"
+	if strings.Trim(before, "0123456789-") != "" {
+		q.fault("before", wantBefore)
 	}
 	if err := q.end(); err != nil {
 		return nil, err
 	}
 	events, err := a.keys.Events(c.Context(), key, before, most)
+	if errors.Is(err, apikey.ErrNoEvent) { // what the store calls its events, it alone knows
+		return nil, invalid([]Fault{{"before", wantBefore}})
+	}
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}

@@ -138,6 +138,9 @@ func TestAuditLog(t *testing.T) {
 	if fmt.Sprint(told) != "[key_4 key_3 key_2 key_1 key_0]" {
 		t.Errorf("%s", told)
 	}
+	for _, before := range []string{"key_0", "-", "1-2-3", strings.Repeat("9", 21)} {
+		f.faults("GET", "/audit?before="+before, "", "before: want what an earlier answer said under next")
+	}
 }
 
 // TestTiers are those of the configuration in use.
