@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -67,6 +69,7 @@ type server struct {
 	log       *slog.Logger
 	metrics   *metrics
 	stores    stores
+	ticketKey []byte
 	directory *directory
 	recorder  *usage.Recorder
 	pulse     *pulse
@@ -92,9 +95,11 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 		return nil, err
 	}
 	s.addUsage()
+	secret := sessionSecret(c.Start, log)
+	s.ticketKey = ticketKey(secret)
 	limiter := quota.NewLimiter(&watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: log})
 	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, s.recorder, log})
-	if err := s.addWeb(c, limiter); err != nil {
+	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}
 	s.addGRPC()
@@ -125,15 +130,28 @@ func (s *server) addUsage() {
 	}
 }
 
-// addWeb makes what serves HTTP.
-func (s *server) addWeb(c *config.Config, limiter *quota.Limiter) error {
-	secret := []byte(c.Start.SessionSecret.Reveal())
-	if len(secret) == 0 {
-		secret = []byte(rand.Text() + rand.Text())
-		if c.Start.Store.Redis {
-			s.log.Warn("sign-ins to the dashboard hold for this instance only: set customer.session_secret_file, the same for all")
-		}
+// sessionSecret returns the secret that the fleet shares, or one of this process.
+func sessionSecret(c config.Start, log *slog.Logger) []byte {
+	secret := []byte(c.SessionSecret.Reveal())
+	if len(secret) > 0 {
+		return secret
 	}
+	if c.Store.Redis {
+		log.Warn("sign-ins to the dashboard hold for this instance only, and so does what it notes of keys without limits on tokens: " +
+			"set customer.session_secret_file, the same for all")
+	}
+	return []byte(rand.Text() + rand.Text())
+}
+
+// ticketKey is the key of another use of a secret.
+func ticketKey(secret []byte) []byte {
+	mac := hmac.New(sha256.New, secret)
+	_, _ = mac.Write([]byte("tickets")) // never fails, see hash.Hash
+	return mac.Sum(nil)
+}
+
+// addWeb makes what serves HTTP.
+func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte) error {
 	var err error
 	s.customers, err = web.NewCustomers(web.CustomersOptions{
 		Accounts: s.accounts(c.Reload), Limiter: limiter, Usage: s.stores.usage, SessionSecret: secret, Log: s.log, Now: time.Now,
@@ -208,6 +226,7 @@ func (s *server) settings(c config.Reload) *envoyapi.Settings {
 		Plans:              c.Plans,
 		Keys:               s.keyring(c),
 		AllowDemoKeys:      c.AllowDemoKeys,
+		TicketKey:          s.ticketKey,
 		OmitUnlimited:      c.Unlimited.Omit,
 		UnlimitedText:      c.Unlimited.Text,
 		PerMetric:          c.PerMetricHeaders,

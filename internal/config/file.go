@@ -62,7 +62,7 @@ type tokenSection struct {
 type customerSection struct {
 	// host:port.
 	Address string `yaml:"address"`
-	// A file that holds the secret by which sign-ins to the dashboard are signed, relative to this file. It is the same for every instance. Without one, each makes its own, and sign-ins end with it.
+	// A file that holds the secret by which sign-ins to the dashboard are signed, and what Envoy hands back of requests without limits on tokens, relative to this file. It is the same for every instance. Without one, each makes its own: sign-ins hold for one instance and end with it, and tokens of keys without limits on them are missing in usage where another instance hears of them.
 	SessionSecretFile string `yaml:"session_secret_file"`
 	// An environment variable that holds that secret.
 	SessionSecretEnv string `yaml:"session_secret_env"`

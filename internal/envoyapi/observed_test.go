@@ -65,6 +65,13 @@ func TestWhatIsCounted(t *testing.T) {
 	clean = entryOf(ticket, 200, viaUpstream, usageOf(7, 30))
 	log(t, client, []*accesslogv3.HTTPAccessLogEntry{clean}...)
 	expect("without limits", "key_enterprise 1 × chat allowed", "unreserved key_enterprise chat 7 + 30")
+	for field, value := range map[int]string{1: "key_pro", 4: "images", 8: "999"} {
+		forged := entryOf(ticket, 200, viaUpstream, usageOf(7, 30))
+		forge(forged, field, value)
+		log(t, client, forged)
+	}
+	log(t, client, entryOf("1:key_pro:::chat:declaration:1:1:100:100", 200, viaUpstream, usageOf(7, 30)))
+	expect("forged", "invalid   0 + 0", "invalid   0 + 0", "invalid   0 + 0", "invalid   0 + 0")
 
 	repeated := declaring("100")
 	repeated.Attributes.Request.Http.Id = "same"

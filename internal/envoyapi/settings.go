@@ -21,6 +21,7 @@ type Settings struct {
 	IETF               bool   // also RateLimit and RateLimit-Policy
 	RateLimit          RateLimitSettings
 	Tokens             TokenSettings
+	TicketKey          []byte // seals what Envoy hands back of requests for which nothing is reserved
 
 	ready map[facet]ready
 }

@@ -103,7 +103,7 @@ func (a *answered) guess(t ticket, rules quota.TokenRules) int64 {
 // settle settles one request. An error means that its outcome is unknown, and
 // that it may be tried again.
 func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
-	t, invalid := parseTicket(a.ticket)
+	t, invalid := parseTicket(a.ticket, s.TicketKey)
 	if invalid != nil {
 		g.observer.Settled(ctx, SettlementReport{By: a.by, Result: InvalidTicket, Used: quota.Unknown, Err: invalid})
 		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
@@ -151,7 +151,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 
 // of says whose request it was.
 func (r *SettlementReport) of(s *Settings, t ticket, now time.Time) {
-	r.Account, r.Resource, r.At = t.account, t.resource, now
+	r.Account, r.Resource, r.At = t.account, s.Resources.Classify(t.resource, ""), now
 	if record := s.Keys.ByID(t.account); record != nil && s.Plans[record.Tier] != nil {
 		r.Tier, r.Priority = record.Tier, record.Granted(s.Plans[record.Tier].Tier.Priority)
 	}

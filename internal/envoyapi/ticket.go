@@ -1,7 +1,9 @@
 package envoyapi
 
 import (
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,7 +16,7 @@ import (
 
 // A ticket is what Envoy gets for an admitted request and hands back when the
 // answer has ended: the reservation, and what is needed to price the answer. Its
-// secret has 130 random bits. It says nothing of the API key but the public ID.
+// secret has 130 random bits, or is a seal. It says nothing of the API key but the public ID.
 type ticket struct {
 	account, request, secret string
 	resource                 string
@@ -33,12 +35,23 @@ func (t ticket) issue(s *Settings, q *inquiry, d *quota.Decision) string {
 		t.request, t.secret = d.Reservation, d.Secret
 	case q.look || q.credit || d.Repeated || t.source == quota.ByNothing || !s.Tokens.settled():
 		return ""
+	default:
+		t.secret = t.seal(s.TicketKey)
 	}
 	return t.String()
 }
 
 // reserves reports whether anything was reserved.
-func (t ticket) reserves() bool { return t.request != "" || t.secret != "" }
+func (t ticket) reserves() bool { return t.request != "" }
+
+// seal returns what takes the secret's place where nothing is reserved, and so no store
+// knows one: that the ticket is ours.
+func (t ticket) seal(key []byte) string {
+	t.secret = ""
+	mac := hmac.New(sha256.New, key)
+	_, _ = mac.Write([]byte(t.String())) // never fails, see hash.Hash
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+}
 
 // ticketFields is how many parts a ticket's text has, the version before them.
 const ticketFields = 10
@@ -62,8 +75,9 @@ func (t ticket) String() string {
 var errTicket = errors.New("the reservation is no ticket of TierGate")
 
 // parseTicket reads the text of a ticket. It refuses what could be no ticket, so
-// that nothing else becomes part of the names of Redis keys.
-func parseTicket(text string) (ticket, error) {
+// that nothing else becomes part of the names of Redis keys, and what is not sealed with
+// the key where nothing is reserved.
+func parseTicket(text string, key []byte) (ticket, error) {
 	f := strings.Split(text, ":")
 	if len(text) > maxTicket || len(f) != ticketFields || f[0] != "1" {
 		return ticket{}, errTicket
@@ -77,9 +91,9 @@ func parseTicket(text string) (ticket, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return ticket{}, fmt.Errorf("%w: %w", errTicket, err)
 	}
-	sane := apikey.ValidID(t.account) && (!t.reserves() || (plainID(t.request) && plainID(t.secret))) &&
-		t.choices >= 1 && t.choices <= quota.MaxCost && t.weight > 0 && t.weight <= quota.MaxModelWeight && t.output >= 0 && t.tokens >= t.output
-	if !sane {
+	sane := apikey.ValidID(t.account) && (!t.reserves() || plainID(t.request)) && plainID(t.secret) &&
+		t.choices >= 1 && t.choices <= quota.MaxCost && t.weight > 0 && t.weight <= quota.MaxModelWeight && t.output >= 0 && t.tokens >= t.output && t.tokens <= 2*quota.MaxCost
+	if !sane || (!t.reserves() && !hmac.Equal([]byte(t.secret), []byte(t.seal(key)))) {
 		return ticket{}, errTicket
 	}
 	return t, nil

@@ -52,11 +52,12 @@ local function open(key, field)
 end
 
 local function raise(f, i, n) f[i] = math.max(tonumber(f[i] or 0), n) end
-local function increase(f, i, n) f[i] = tonumber(f[i] or 0) + n end
+local MAX = 4e15 -- maxUsed, where numbers are still exact
+local function increase(f, i, n) f[i] = math.min(tonumber(f[i] or 0) + n, MAX) end
 
 local function refuse(f, reason, n)
   for i = 6, #f, 2 do
-    if f[i] == reason then f[i + 1] = tonumber(f[i + 1]) + n return end
+    if f[i] == reason then increase(f, i + 1, n) return end
   end
   f[#f + 1] = reason
   f[#f + 1] = n
@@ -85,7 +86,7 @@ while at < #ARGV do
     limits(all)
     if not minute then -- the minute itself: its busiest minute is all it has
       minute, whole = f, all
-      f[4], f[5] = f[1], f[2] + f[3]
+      f[4], f[5] = f[1], math.min(f[2] + f[3], MAX)
       increase(all, 1, admitted)
       increase(all, 2, input + output)
     else

@@ -165,7 +165,7 @@ func (a *adding) cell(of *usage.Account, c *usage.Cell) {
 			s, err := parseSum(cmp.Or(text, sum{}.String()))
 			s.Add(c.Counts)
 			if i == 0 { // its busiest minute is all it has
-				s.peakRequests, s.peakTokens = s.Admitted, s.InputTokens+s.OutputTokens
+				s.peakRequests, s.peakTokens = s.Admitted, usage.Sum(s.InputTokens, s.OutputTokens)
 				minute = s
 			}
 			s.peakRequests, s.peakTokens = max(s.peakRequests, minute.peakRequests), max(s.peakTokens, minute.peakTokens)
@@ -174,8 +174,8 @@ func (a *adding) cell(of *usage.Account, c *usage.Cell) {
 		a.change(b, at, slot, func(text string) (string, error) {
 			t, err := parseTotal(cmp.Or(text, total{}.String()))
 			if i == 0 {
-				t.requests += c.Admitted
-				t.tokens += c.InputTokens + c.OutputTokens
+				t.requests = usage.Sum(t.requests, c.Admitted)
+				t.tokens = usage.Sum(t.tokens, usage.Sum(c.InputTokens, c.OutputTokens))
 				whole = t
 			}
 			t.requests, t.tokens = max(t.requests, whole.requests), max(t.tokens, whole.tokens)
@@ -195,7 +195,7 @@ func (a *adding) rank(of *usage.Account, made time.Time) {
 			}
 			a.change(topBlock(), minuteTime(h.first, a.now), string(by)+separator+of.ID, func(text string) (string, error) {
 				before, err := strconv.ParseInt(cmp.Or(text, "0"), 10, 64)
-				return strconv.FormatInt(before+n, 10), err
+				return strconv.FormatInt(usage.Sum(before, n), 10), err
 			})
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
 )
 
 // What Counts.Refused calls the requests that no limit refused.
@@ -82,16 +84,23 @@ func (b *Batch) Requests() int64 {
 
 // Add adds other counts to these.
 func (c *Counts) Add(o Counts) {
-	c.Admitted += o.Admitted
-	c.InputTokens += o.InputTokens
-	c.OutputTokens += o.OutputTokens
+	c.Admitted = Sum(c.Admitted, o.Admitted)
+	c.InputTokens = Sum(c.InputTokens, o.InputTokens)
+	c.OutputTokens = Sum(c.OutputTokens, o.OutputTokens)
 	for reason, n := range o.Refused {
 		if c.Refused == nil {
 			c.Refused = map[string]int64{}
 		}
-		c.Refused[reason] += n
+		c.Refused[reason] = Sum(c.Refused[reason], n)
 	}
 }
+
+// maxCount is where counts stop growing: far above any that is true, and exact in the
+// numbers of a Redis script.
+const maxCount = 4 * quota.MaxMax
+
+// Sum adds counts, none of which is below 0.
+func Sum(a, b int64) int64 { return min(a+b, maxCount) }
 
 // at returns the counts of a minute and a label, which may be new.
 func (a *Account) at(minute int64, label string) *Counts {

@@ -112,15 +112,15 @@ type Settled struct {
 	Tier, Resource string // empty tier: it is not known any more
 	Priority       quota.Priority
 	At             time.Time
-	Input, Output  int64 // below 0: 0
+	Input, Output  int64 // at most quota.MaxCost; below 0: 0
 }
 
 // Settled counts the tokens of an answer.
 func (r *Recorder) Settled(d Settled) {
 	s, _, c := r.open(d.Account, &cellKey{minuteOf(d.At), d.Resource, d.Tier, d.Priority})
 	defer s.mu.Unlock()
-	c.input += max(d.Input, 0)
-	c.output += max(d.Output, 0)
+	c.input += min(max(d.Input, 0), quota.MaxCost)
+	c.output += min(max(d.Output, 0), quota.MaxCost)
 }
 
 // open returns the cell of an account, or of Other where there is no room, and its
