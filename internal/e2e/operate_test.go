@@ -407,3 +407,60 @@ func TestReflectionAndHealth(t *testing.T) {
 		t.Errorf("health of a dead server: %q, %v", out, err)
 	}
 }
+
+// TestReloadReachesAll: a changed tier, pepper and token hold at the edge, at the
+// customers' API and at the admin API.
+func TestReloadReachesAll(t *testing.T) {
+	t.Parallel()
+	config, _ := ownConfig(t)
+	pepper := filepath.Join(t.TempDir(), "pepper")
+	if err := os.WriteFile(pepper, []byte(strings.Repeat("p", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, config, "\nkeys:\n", "\nkeys:\n  peppers: [{name: p1, file: "+pepper+"}]\n")
+	s := up(t, devstack.Options{Config: config})
+	token, err := os.ReadFile(s.AdminTokenFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits := func(key string) reply { return do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: key}) }
+	tiers := func() reply {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Options.Operator+"/admin/v1/tiers", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+string(token))
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return read(t, response)
+	}
+
+	secret, id := createKey(t, s, "--tier", "basic", "--pepper", "p1")
+	inForce(t, s, secret, http.StatusOK)
+	answer := func(status int) func() bool {
+		return func() bool {
+			return do(t, s, call{key: secret}).StatusCode == status && limits(secret).StatusCode == status
+		}
+	}
+	edit(t, config, "name: p1", "name: p2")
+	withinASecond(t, "a key without its pepper is refused", answer(http.StatusUnauthorized))
+	if log, err := os.ReadFile(s.LogFile("tiergate")); err != nil || !strings.Contains(string(log), "does not work\" key_id="+id) {
+		t.Errorf("the log does not say which key: %s (%v)", log, err)
+	}
+	edit(t, config, "name: p2", "name: p1")
+	withinASecond(t, "with it the key works again", answer(http.StatusOK))
+
+	edit(t, config, "max: 50}", "max: 60}")
+	withinASecond(t, "the new tier holds", func() bool {
+		return do(t, s, call{key: secret}).Header.Get("X-RateLimit-Limit") == "60" &&
+			strings.Contains(limits(secret).body, `"limit":60`) && strings.Contains(tiers().body, `"max":60`)
+	})
+
+	if err := os.WriteFile(s.AdminTokenFile(), []byte(strings.Repeat("t", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withinASecond(t, "the old token is refused", func() bool { return tiers().StatusCode == http.StatusUnauthorized })
+	admin(t, s, "keys", "show", id) // with the new one
+}
