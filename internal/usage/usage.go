@@ -44,7 +44,7 @@ func (s Step) Keep() time.Duration {
 // Counts is what some requests came to.
 type Counts struct {
 	Admitted     int64
-	Refused      map[string]int64 // by reason: the limit's name, or forbidden, too_large, failed
+	Refused      map[string]int64 // by reason: the limit's name, or Forbidden, TooLarge, Failed, OtherReasons
 	InputTokens  int64            // as they were counted against limits
 	OutputTokens int64
 }

@@ -40,7 +40,7 @@ type usageView struct {
 type countsView struct {
 	Requests     int64            `json:"requests"` // admitted and refused
 	Admitted     int64            `json:"admitted"`
-	Refused      map[string]int64 `json:"refused"` // by reason: the name of a limit, forbidden, too_large or failed
+	Refused      map[string]int64 `json:"refused"` // by reason: the name of a limit, forbidden, too_large or failed; other beyond 16 of them
 	InputTokens  int64            `json:"input_tokens"`
 	OutputTokens int64            `json:"output_tokens"`
 }
