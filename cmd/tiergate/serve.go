@@ -197,6 +197,20 @@ func (s *server) surviveStream(srv any, stream grpc.ServerStream, info *grpc.Str
 	return handle(srv, stream)
 }
 
+// surviveHTTP does the same for a request. What was written of its answer stays.
+func (s *server) surviveHTTP(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		defer func() {
+			if err != nil {
+				http.Error(w, "internal error", http.StatusInternalServerError)
+			}
+		}()
+		defer s.recovered(r.Context(), r.Method, &err) // the path may hold a secret
+		next.ServeHTTP(w, r)
+	})
+}
+
 // recovered is deferred. The panic's value is not logged: it might quote the
 // request.
 func (s *server) recovered(ctx context.Context, method string, err *error) {
@@ -265,7 +279,7 @@ func (s *server) serveGRPC(l net.Listener) error {
 // httpServer returns a server that logs what goes wrong in it as the program does.
 func (s *server) httpServer(h http.Handler, readTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Handler: s.surviveHTTP(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
 
