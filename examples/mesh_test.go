@@ -415,7 +415,7 @@ func TestKubernetesConfiguration(t *testing.T) {
 			}
 		}
 		check := exec.CommandContext(t.Context(), binary, "config", "check", "--config", filepath.Join(dir, "tiergate.yaml"))
-		check.Env = append(os.Environ(), "REDIS_PASSWORD=any", "SESSION_SECRET=a-secret-of-at-least-thirty-two-bytes")
+		check.Env = append(os.Environ(), "REDIS_PASSWORD=any", "SESSION_SECRET=a-secret-of-at-least-thirty-two-bytes", "TIERGATE_ADMIN_TOKEN=a-token-of-sixteen-bytes")
 		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}

@@ -74,6 +74,7 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	options.Keys = store.NewFileKeys(file, store.KeyNotices{})
 	read := store.NewFileUsage(file, afternoon)
 	ts.Check(read.Add(context.Background(), kept()))
+	options.Loopback = true
 	options.Usage, options.Fleet, options.Limiter, options.Now = read, read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
 	api := web.NewAdmin(options).Handler()
 	var written atomic.Int64

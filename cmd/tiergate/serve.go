@@ -160,7 +160,7 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 	}
 	s.admin = web.NewAdmin(web.AdminOptions{
 		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Fleet: s.stores.usage,
-		Limiter: limiter, Now: time.Now,
+		Limiter: limiter, Loopback: c.Start.Operator.Loopback(), Now: time.Now,
 	})
 	s.operator, err = web.Operator(web.OperatorOptions{Metrics: s.metrics.registry, Ready: s.stores.counts.Ping, Admin: s.admin})
 	return err
@@ -240,7 +240,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		"redis", s.start.Store.Redis, "keys", s.keyring(c.Reload).Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
 
 	if len(c.Reload.AdminTokens) == 0 {
-		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API answers callers on this machine only")
+		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only, and only where operator.address is its own")
 	}
 	group.Go(func() error { return s.serveGRPC(l.grpc) })
 	group.Go(func() error { return serveHTTP(operator, l.operator, "operators") })
@@ -279,7 +279,7 @@ func (s *server) serveGRPC(l net.Listener) error {
 // httpServer returns a server that logs what goes wrong in it as the program does.
 func (s *server) httpServer(h http.Handler, readTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler: s.surviveHTTP(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Handler: s.surviveHTTP(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, WriteTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
 

@@ -258,6 +258,9 @@ func (d *Directory) Lookup(k Key) (*Record, Hash) {
 // ByID finds the record of a key ID, or nil.
 func (d *Directory) ByID(id string) *Record { return d.byID[shardOf(id)][id] }
 
+// Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
+func (d *Directory) Twin(h Hash) *Record { return d.byHash[h.sum[0]][h.sum] }
+
 // ByHash finds the record of a hash, or nil.
 func (d *Directory) ByHash(h Hash) *Record { return d.find(h) }
 

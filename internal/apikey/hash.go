@@ -56,6 +56,10 @@ func ParseHash(text string) (Hash, error) {
 // String returns the hash's text. It is no secret, but no business of clients.
 func (h Hash) String() string { return h.scheme + ":" + hex.EncodeToString(h.sum[:]) }
 
+// Digest returns the hash without its scheme. Two hashes of one digest are one secret's, or
+// made up by somebody.
+func (h Hash) Digest() [sha256.Size]byte { return h.sum }
+
 // Pepper returns the name of the pepper the hash was made with, or "".
 func (h Hash) Pepper() string {
 	name, _ := strings.CutPrefix(h.scheme, schemeHMAC)

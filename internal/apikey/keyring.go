@@ -30,6 +30,14 @@ func (k Keyring) ByHash(h Hash) *Record {
 	return k.visible(k.Stored.Directory().ByHash(h))
 }
 
+// Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
+func (k Keyring) Twin(h Hash) *Record {
+	if r := k.File.Twin(h); r != nil || k.Stored == nil {
+		return r
+	}
+	return k.Stored.Directory().Twin(h)
+}
+
 // visible returns the stored record unless the file has one of the same ID.
 func (k Keyring) visible(r *Record) *Record {
 	if r == nil || k.File.ByID(r.ID) != nil {

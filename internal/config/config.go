@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,6 +96,16 @@ func (a Address) String() string {
 		return "unix:" + a.Address
 	}
 	return a.Address
+}
+
+// Loopback reports whether only this machine reaches the address.
+func (a Address) Loopback() bool {
+	host, _, err := net.SplitHostPort(a.Address)
+	if a.Network == "unix" || (err == nil && host == "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
 }
 
 // Equal reports whether a start with either would be the same.

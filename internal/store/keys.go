@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +47,14 @@ type keyChange struct {
 	id            string
 	revision      int64    // that it changes; 0: there must be no record
 	record, event []byte   // JSON
-	hashes        []string // that find the record from now on
+	digests       []string // that find the record from now on
+}
+
+// digestOf is the text by which a key is found, whatever the scheme of its hash: one
+// digest belongs to one key.
+func digestOf(h apikey.Hash) string {
+	digest := h.Digest()
+	return hex.EncodeToString(digest[:])
 }
 
 // keyChanges checks changes as far as that goes without the store, and returns them
@@ -74,7 +82,7 @@ func keyChanges(changes []apikey.Change) ([]keyChange, []apikey.Record, error) {
 		records[i].Revision++
 		written[i] = keyChange{id: id, revision: c.Record.Revision}
 		for _, h := range c.Record.Hashes() {
-			written[i].hashes = append(written[i].hashes, h.String())
+			written[i].digests = append(written[i].digests, digestOf(h))
 		}
 		c.Event.ID, c.Event.KeyID = "", id
 		var errs [2]error

@@ -1,13 +1,14 @@
 -- Writes changes of the directory of keys and of its audit log: all, or none.
 --
 -- KEYS[1]  the records, a hash: ID = JSON
--- KEYS[2]  whose the hashes of keys are, a hash: text of a key's hash = ID
+-- KEYS[2]  whose the digests of keys are, a hash: the hexadecimal digest of a key's hash,
+--          whatever its scheme = ID
 -- KEYS[3]  a random text that names the directory, made with the first write
 -- KEYS[4]  the audit log, a stream; its last ID is the version of the directory
 -- ARGV     the name of the directory that the caller knows ('' = none), one for a new
 --          directory, how many events to keep, then five for each change: ID, the
 --          revision that it changes (0 = there must be no record), the record's JSON,
---          its hashes with spaces between, the event's JSON
+--          its digests with spaces between, the event's JSON
 -- returns  {'ok', name of the directory}, or where nothing was written {'lost', ''} or
 --          {'taken', n}, {'conflict', n}, {'unreadable', n}: the first change at
 --          fault, counted from 0
@@ -24,7 +25,8 @@ local function owner(hash)
 end
 
 local function release(id, hash)
-  if type(hash) == 'string' and owner(hash) == id then owners[hash] = false end
+  local digest = type(hash) == 'string' and string.match(hash, '[^:]+$')
+  if digest and owner(digest) == id then owners[digest] = false end
 end
 
 for at = HEAD, #ARGV - 1, EACH do

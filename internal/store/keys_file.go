@@ -142,12 +142,12 @@ func (b keyBuckets) write(c keyChange) error {
 			return &apikey.KeyError{ID: c.id, Err: apikey.ErrConflict}
 		}
 		for _, h := range before.Hashes() {
-			if err := b.release(id, []byte(h.String())); err != nil {
+			if err := b.release(id, []byte(digestOf(h))); err != nil {
 				return err
 			}
 		}
 	}
-	for _, h := range c.hashes {
+	for _, h := range c.digests {
 		if owner := b.hashes.Get([]byte(h)); owner != nil && !bytes.Equal(owner, id) {
 			return &apikey.KeyError{ID: c.id, Err: apikey.ErrTaken}
 		}

@@ -30,7 +30,7 @@ const eventsChunk = 1000
 // it is under one hash tag, so that one script can write it:
 //
 //	<prefix>:{keys}:records  hash: ID → JSON of the record
-//	<prefix>:{keys}:hashes   hash: text of a key's hash, current or former → ID
+//	<prefix>:{keys}:hashes   hash: digest of a key's hash, current or former → ID
 //	<prefix>:{keys}:epoch    a random text made with the first write: a directory that
 //	                         was lost and begun anew has another
 //	<prefix>:{keys}:audit    stream: one entry for each change, about the latest 100,000
@@ -97,7 +97,7 @@ func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apike
 	defer cancel()
 	args := []any{k.epoch.Load(), rand.Text(), k.kept}
 	for _, c := range written {
-		args = append(args, c.id, c.revision, c.record, strings.Join(c.hashes, " "), c.event)
+		args = append(args, c.id, c.revision, c.record, strings.Join(c.digests, " "), c.event)
 	}
 	reply, err := k.write.Run(ctx, k.client, []string{k.records, k.hashes, k.epochKey, k.audit}, args...).Slice()
 	if err != nil {

@@ -68,6 +68,7 @@ type AdminOptions struct {
 	Usage    KeyUsage
 	Fleet    Fleet
 	Limiter  *quota.Limiter
+	Loopback bool // whether only this machine reaches the listener: else tokens are needed
 	Now      func() time.Time
 }
 
@@ -75,7 +76,9 @@ type AdminOptions struct {
 // and shows all keys, what they use, and how the fleet does. Keys of the file it only
 // shows. It is safe for concurrent use.
 type Admin struct {
-	failures    failures
+	guesses     *visits     // wrong tokens, of addresses
+	loopback    bool        // whether only this machine reaches it
+	closed      atomic.Bool // there were tokens, and there are none any more
 	sessions    operatorSessions
 	crossOrigin *http.CrossOriginProtection
 	accounts    atomic.Pointer[AdminAccounts]
@@ -91,6 +94,7 @@ type Admin struct {
 // NewAdmin returns the API.
 func NewAdmin(o AdminOptions) *Admin {
 	a := &Admin{
+		guesses: newVisits(wrongTokensPerMinute/60.0, wrongTokensAtOnce), loopback: o.Loopback,
 		sessions: newOperatorSessions(), crossOrigin: http.NewCrossOriginProtection(), keys: o.Keys, stored: o.Stored,
 		usage: o.Usage, fleet: o.Fleet, limiter: o.Limiter, now: o.Now,
 	}
@@ -98,8 +102,18 @@ func NewAdmin(o AdminOptions) *Admin {
 	return a
 }
 
-// Use makes the API know another configuration, from the next request on.
-func (a *Admin) Use(accounts *AdminAccounts) { a.accounts.Store(accounts) }
+// Use makes the API know another configuration, from the next request on. Where it takes
+// away all tokens, nobody is answered until there are some again: a token that has leaked
+// is no reason to let everybody in.
+func (a *Admin) Use(accounts *AdminAccounts) {
+	before := a.accounts.Swap(accounts)
+	switch {
+	case len(accounts.Tokens) > 0:
+		a.closed.Store(false)
+	case before != nil && len(before.Tokens) > 0:
+		a.closed.Store(true)
+	}
+}
 
 // An endpoint is one operation of the API. What it returns is the body of an answer.
 type endpoint struct {
@@ -154,6 +168,7 @@ func (a *Admin) Handler() http.Handler {
 		_, _ = w.Write(openAPI) // nobody to tell if the caller is gone
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if _, pattern := mux.Handler(r); pattern == "" {
 			a.nowhere(w, r, mux)
 			return

@@ -7,10 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // An AdminToken lets its holder use the admin API.
@@ -43,14 +40,9 @@ func (a *Admin) who(r *http.Request, accounts *AdminAccounts, now time.Time) (st
 	return token.Name, nil
 }
 
-// holder returns the token that a secret is, if there is one and the caller has not
-// shown too many that are none.
+// holder returns the token that a secret is. A right one is let in whatever others have
+// guessed; a caller whose wrong ones were too many learns when to try again.
 func (a *Admin) holder(secret, from string, accounts *AdminAccounts, now time.Time) (AdminToken, *Problem) {
-	if wait := a.failures.wait(from, now); wait > 0 {
-		p := problem(kindTooMany, "")
-		p.retryAfter = wait
-		return AdminToken{}, p
-	}
 	if secret == "" {
 		return AdminToken{}, problem(kindToken, "send it in a header: Authorization: Bearer TOKEN")
 	}
@@ -62,25 +54,35 @@ func (a *Admin) holder(secret, from string, accounts *AdminAccounts, now time.Ti
 			holder, found = t, true
 		}
 	}
-	if !found {
-		a.failures.add(from, now)
-		return AdminToken{}, problem(kindToken, "the token is none of those configured")
+	if found {
+		return holder, nil
 	}
-	a.failures.trust(from)
-	return holder, nil
+	if wait := a.guesses.wait(from, now); wait > 0 {
+		p := problem(kindTooMany, "")
+		p.retryAfter = wait
+		return AdminToken{}, p
+	}
+	return AdminToken{}, problem(kindToken, "the token is none of those configured")
 }
 
 // local returns why the caller is not on this machine, or is not to be believed: a page
 // in a browser of this machine is not the one who sits before it, and what comes through
-// a proxy comes from elsewhere.
+// a proxy comes from elsewhere. A proxy that adds nothing cannot be told from a program
+// of this machine: where others reach the port, tokens are needed.
 func (a *Admin) local(r *http.Request) *Problem {
 	const mend = ": configure a token and send it"
+	switch {
+	case a.closed.Load():
+		return problem(kindLocal, "there were tokens, and all have been taken away: configure one, or start the server again")
+	case !a.loopback:
+		return problem(kindLocal, "operator.address is not one of this machine alone"+mend)
+	}
 	address, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !address.Addr().Unmap().IsLoopback() {
+	if err != nil || (address.Addr().Unmap() != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && address.Addr() != netip.IPv6Loopback()) {
 		return problem(kindLocal, "you are elsewhere"+mend)
 	}
-	for _, header := range []string{"Forwarded", "X-Forwarded-For", "Via"} {
-		if r.Header.Get(header) != "" {
+	for name := range r.Header {
+		if proxied(name) {
 			return problem(kindLocal, "you came through a proxy"+mend)
 		}
 	}
@@ -91,6 +93,16 @@ func (a *Admin) local(r *http.Request) *Problem {
 		return problem(kindLocal, "the request comes from another site's page")
 	}
 	return nil
+}
+
+// proxied reports whether a header is one that proxies add.
+func proxied(name string) bool {
+	switch name {
+	case "Forwarded", "Via", "X-Real-Ip", "X-Request-Id":
+		return true
+	default:
+		return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Envoy-")
+	}
 }
 
 // loopbackHost reports whether a Host header names this machine and nothing else: a
@@ -125,79 +137,7 @@ func networkOf(address netip.Addr) string {
 }
 
 const (
-	// Wrong tokens of one caller, and of all.
-	failuresEvery, failuresAtOnce       = 6 * time.Second, 10
-	allFailuresEvery, allFailuresAtOnce = 100 * time.Millisecond, 200
-	// guessers is how many callers are remembered; beyond that some are forgotten.
-	guessers = 10_000
+	// Wrong tokens of one caller.
+	wrongTokensPerMinute = 10
+	wrongTokensAtOnce    = 10
 )
-
-// failures limits how many wrong tokens are looked at. A caller who has shown a right
-// one is not held up by the wrong ones of others. The zero value is ready.
-type failures struct {
-	mu      sync.Mutex
-	all     *rate.Limiter
-	callers map[string]*caller
-}
-
-type caller struct {
-	failures *rate.Limiter
-	trusted  bool
-}
-
-// wait returns how long a caller's next token is not looked at.
-func (f *failures) wait(from string, now time.Time) time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ready()
-	c := f.callers[from]
-	if c != nil {
-		if wait := until(c.failures, now, failuresEvery); wait > 0 || c.trusted {
-			return wait
-		}
-	}
-	return until(f.all, now, allFailuresEvery)
-}
-
-// until is when there is a whole token again, which takes every to grow.
-func until(l *rate.Limiter, now time.Time, every time.Duration) time.Duration {
-	return time.Duration(max(0, 1-l.TokensAt(now)) * float64(every))
-}
-
-// add counts a wrong token.
-func (f *failures) add(from string, now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ready()
-	f.all.AllowN(now, 1)
-	f.of(from).failures.AllowN(now, 1)
-}
-
-// trust notes that a caller has shown a right token.
-func (f *failures) trust(from string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ready()
-	f.of(from).trusted = true
-}
-
-func (f *failures) ready() {
-	if f.callers == nil {
-		f.all, f.callers = rate.NewLimiter(rate.Every(allFailuresEvery), allFailuresAtOnce), map[string]*caller{}
-	}
-}
-
-func (f *failures) of(from string) *caller {
-	c := f.callers[from]
-	if c == nil {
-		for other := range f.callers {
-			if len(f.callers) < guessers {
-				break
-			}
-			delete(f.callers, other)
-		}
-		c = &caller{failures: rate.NewLimiter(rate.Every(failuresEvery), failuresAtOnce)}
-		f.callers[from] = c
-	}
-	return c
-}

@@ -36,10 +36,10 @@ func (a *Admin) importKeys(c *call) (any, error) {
 	}
 	o.end()
 	changes := make([]apikey.Change, len(entries))
-	seen := &seenKeys{ids: map[string]int{}, hashes: map[apikey.Hash]int{}}
+	seen := &seenKeys{ids: map[string]int{}, digests: map[[32]byte]int{}}
 	for i, entry := range entries {
-		r := c.imported(entry)
-		seen.add(entry, i, r)
+		r, secret := c.imported(entry)
+		seen.add(entry, i, r, secret)
 		changes[i] = c.change(r, "import", "tier "+r.Tier)
 	}
 	if err := o.err(); err != nil {
@@ -59,9 +59,11 @@ func (a *Admin) importKeys(c *call) (any, error) {
 	return result, nil
 }
 
-// imported reads one key. Unlike a new one it may be over already.
-func (c *call) imported(o *object) apikey.Record {
-	r := apikey.Record{ID: c.accounts.takeID(o), Hash: c.accounts.takeHash(o)}
+// imported reads one key, and the hash of its secret without a pepper, if the secret is
+// there. Unlike a new one it may be over already.
+func (c *call) imported(o *object) (r apikey.Record, secret apikey.Hash) {
+	r.ID = c.accounts.takeID(o)
+	r.Hash, secret = c.accounts.takeHash(o)
 	c.accounts.describe(o, &r)
 	r.Overrides = c.accounts.overrides(o)
 	take(o, "revoked", "true or false", &r.Revoked)
@@ -71,7 +73,7 @@ func (c *call) imported(o *object) apikey.Record {
 	}
 	r.Former = c.former(o)
 	o.end()
-	return r
+	return r, secret
 }
 
 // former reads what the key was before it was rotated.
@@ -101,23 +103,23 @@ func (c *call) former(o *object) *apikey.Former {
 
 // seenKeys finds twins within one import.
 type seenKeys struct {
-	ids    map[string]int
-	hashes map[apikey.Hash]int
+	ids     map[string]int
+	digests map[[32]byte]int // of hashes, and of secrets without a pepper
 }
 
-func (s *seenKeys) add(o *object, i int, r apikey.Record) {
+func (s *seenKeys) add(o *object, i int, r apikey.Record, secret apikey.Hash) {
 	if first, ok := s.ids[r.ID]; ok && r.ID != "" {
 		o.fault("id", "keys[%d] has it too", first)
 	}
 	s.ids[r.ID] = i
-	for _, h := range r.Hashes() {
+	for _, h := range append(r.Hashes(), secret) {
 		if h == (apikey.Hash{}) {
 			continue
 		}
-		if first, ok := s.hashes[h]; ok {
+		if first, ok := s.digests[h.Digest()]; ok && first != i {
 			o.fault("hash", "keys[%d] is the same key", first)
 		}
-		s.hashes[h] = i
+		s.digests[h.Digest()] = i
 	}
 }
 

@@ -22,7 +22,12 @@ func isConflict(err error) bool { return errors.Is(err, apikey.ErrConflict) }
 // rotate gives a key another secret. The former one works for the grace.
 func (a *Admin) rotate(c *call) (any, error) {
 	key := apikey.New()
+	first := int64(-1)
 	r, err := a.modify(c, "rotate", func(r *apikey.Record) (string, error) {
+		if first >= 0 && r.Revision != first { // another rotation's secret must not end at once
+			return "", apikey.ErrConflict
+		}
+		first = r.Revision
 		o, err := newObject(c.body)
 		if err != nil {
 			return "", err

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,9 @@ type KeyList struct {
 func (a *Admin) list(c *call) (any, error) {
 	q := c.query()
 	tier, owner, text := q.text("tier"), q.text("owner"), strings.ToLower(q.text("q"))
+	if strings.HasPrefix(text, apikey.Prefix) {
+		q.fault("q", "looks like a key: search for an ID, a name or an owner")
+	}
 	state, from, most := KeyState(q.text("state")), q.text("after"), q.limit()
 	if states := []KeyState{"", KeyActive, KeyRevoked, KeyExpired, KeyDisabled}; !slices.Contains(states, state) {
 		q.fault("state", "want active, revoked, expired or disabled")
@@ -151,11 +155,16 @@ func (a *Admin) modify(c *call, action string, change edit) (*apikey.Record, err
 	if !apikey.ValidID(id) || strings.HasPrefix(id, apikey.Prefix) { // a secret goes no further
 		return nil, noSuchKey()
 	}
-	if c.inFile(id) {
-		return nil, problem(kindInFile, "key "+id+" is in the file of keys: change it there")
+	inFile := c.inFile(id)
+	of := problem(kindInFile, "key "+id+" is in the file of keys: change it there")
+	if inFile && action != "revoke" { // one of the store that the file hides may be ended
+		return nil, of
 	}
 	for try := 1; ; try++ {
 		r, err := a.keys.Read(c.Context(), id)
+		if inFile && errors.Is(err, apikey.ErrUnknown) {
+			return nil, of
+		}
 		if err != nil {
 			return nil, err //nolint:wrapcheck // it says what and why, for the answer
 		}

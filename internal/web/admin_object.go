@@ -33,8 +33,13 @@ func newObject(body []byte) (*object, error) {
 	return o, nil
 }
 
+// mostFaults is how many are told: what has more is no slip, and must not cost more.
+const mostFaults = 100
+
 func (o *object) fault(field, format string, args ...any) {
-	*o.faults = append(*o.faults, Fault{o.at + field, fmt.Sprintf(format, args...)})
+	if len(*o.faults) < mostFaults {
+		*o.faults = append(*o.faults, Fault{o.at + field, fmt.Sprintf(format, args...)})
+	}
 }
 
 // take takes a field out, and reports whether it is there and no fault. null gives the
@@ -58,15 +63,19 @@ func take[T any](o *object, field, want string, into *T) bool {
 
 // objects takes out a list of objects, at most so many.
 func (o *object) objects(field string, most int) []*object {
-	var values []map[string]json.RawMessage
+	var values []json.RawMessage
 	take(o, field, "a list of objects", &values)
 	if len(values) > most {
 		o.fault(field, "%d of them: want at most %d", len(values), most)
 		return nil
 	}
 	list := make([]*object, len(values))
-	for i, fields := range values {
-		list[i] = &object{at: o.at + field + "[" + strconv.Itoa(i) + "].", fields: fields, faults: o.faults}
+	for i, value := range values {
+		at := field + "[" + strconv.Itoa(i) + "]"
+		list[i] = &object{at: o.at + at + ".", faults: o.faults}
+		if json.Unmarshal(value, &list[i].fields) != nil {
+			o.fault(at, "want an object")
+		}
 	}
 	return list
 }
@@ -74,6 +83,9 @@ func (o *object) objects(field string, most int) []*object {
 // end notes the fields that nobody took.
 func (o *object) end() {
 	for _, field := range slices.Sorted(maps.Keys(o.fields)) {
+		if len(*o.faults) == mostFaults {
+			break
+		}
 		o.fault(short(field), "unknown field")
 	}
 	o.fields = nil

@@ -48,6 +48,9 @@ func moment(o *object, field string, into *time.Time) bool {
 	case !ok:
 	case t == nil:
 		*into = time.Time{}
+	case t.UTC().Year() < 1970 || t.UTC().Year() > 9999:
+		o.fault(field, "is out of range: want a year from 1970 to 9999")
+		return false
 	default:
 		*into = t.UTC()
 	}
@@ -82,8 +85,11 @@ func plain(o *object, field, text string) {
 	if len(text) > maxText {
 		o.fault(field, "has %d bytes: want at most %d", len(text), maxText)
 	}
-	if strings.ContainsFunc(text, unicode.IsControl) {
+	if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) }) {
 		o.fault(field, "has control characters: want a line of text")
+	}
+	if strings.Contains(text, apikey.Prefix) {
+		o.fault(field, "has what looks like a key: this is shown to all who may ask")
 	}
 }
 
@@ -108,6 +114,10 @@ func takePriority(o *object, into *quota.Priority) {
 // resources checks what a key has leave for. An empty list could be taken for leave for
 // nothing, and would be leave for everything.
 func (a *AdminAccounts) resources(o *object, names []string) {
+	if most := len(a.resourceNames()); len(names) > most {
+		o.fault("resources", "%d of them: there are %d", len(names), most)
+		return
+	}
 	if len(names) == 0 {
 		o.fault("resources", "an empty list: name at least one, or say null for every resource")
 	}

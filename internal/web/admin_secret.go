@@ -54,8 +54,8 @@ func (a *AdminAccounts) takePepper(o *object, usual string) func(apikey.Key) api
 }
 
 // takeHash takes out what is known of the secret of an imported key: the secret itself
-// or its hash.
-func (a *AdminAccounts) takeHash(o *object) apikey.Hash {
+// or its hash; and of a secret the hash without a pepper.
+func (a *AdminAccounts) takeHash(o *object) (h, plain apikey.Hash) {
 	var secret, text string
 	_, hasPepper := o.fields["pepper"]
 	hash := a.takePepper(o, "")
@@ -68,24 +68,24 @@ func (a *AdminAccounts) takeHash(o *object) apikey.Hash {
 	case hasHash && hasPepper:
 		o.fault("pepper", "goes with a secret: the hash names its own")
 	case hasHash:
-		return a.parseHash(o, "hash", text)
+		return a.parseHash(o, "hash", text), apikey.Hash{}
 	case !o.faulty("secret") && !o.faulty("hash"):
 		o.fault("secret", "missing, and the hash too: want one of the two")
 	}
-	return apikey.Hash{}
+	return apikey.Hash{}, apikey.Hash{}
 }
 
-func (a *AdminAccounts) hashSecret(o *object, secret string, hash func(apikey.Key) apikey.Hash) apikey.Hash {
+func (a *AdminAccounts) hashSecret(o *object, secret string, hash func(apikey.Key) apikey.Hash) (h, plain apikey.Hash) {
 	key, err := apikey.Parse(secret)
 	if err != nil || len(secret) < minSecret {
 		o.fault("secret", "cannot be a key: want %d to %d visible ASCII characters without a comma and, after %s, a right checksum",
 			minSecret, apikey.MaxLen, apikey.Prefix)
-		return apikey.Hash{}
+		return apikey.Hash{}, apikey.Hash{}
 	}
 	if twin, _ := a.Keys.Lookup(key); twin != nil {
 		o.fault("secret", "key %s has it already", twin.ID)
 	}
-	return hash(key)
+	return hash(key), key.Hash()
 }
 
 // parseHash reads a hash that no key has, and whose pepper is configured.
@@ -98,7 +98,7 @@ func (a *AdminAccounts) parseHash(o *object, field, text string) apikey.Hash {
 	if name := h.Pepper(); name != "" && !slices.ContainsFunc(a.Peppers, func(p apikey.Pepper) bool { return p.Name() == name }) {
 		o.fault(field, "names a pepper that the configuration does not have under keys.peppers")
 	}
-	if twin := a.Keys.ByHash(h); twin != nil {
+	if twin := a.Keys.Twin(h); twin != nil {
 		o.fault(field, "key %s has it already", twin.ID)
 	}
 	return h

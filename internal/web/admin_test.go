@@ -60,7 +60,7 @@ func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 	f.limits = quota.NewLimiter(store.NewMemory(f.now, 1000))
 	f.kept = store.NewFileUsage(file, f.now)
 	f.Admin = NewAdmin(AdminOptions{
-		Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: f.kept, Fleet: f.kept, Limiter: f.limits, Now: f.now,
+		Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: f.kept, Fleet: f.kept, Limiter: f.limits, Loopback: true, Now: f.now,
 	})
 	return f
 }
@@ -251,8 +251,8 @@ func TestAdminIsLocalWithoutTokens(t *testing.T) {
 	}
 }
 
-// TestWrongTokensAreLimited for each caller, and for all but those who have shown a right
-// one.
+// TestWrongTokensAreLimited for each caller. A right one is let in whatever others have
+// guessed, from the same address too.
 func TestWrongTokensAreLimited(t *testing.T) {
 	t.Parallel()
 	f := newAdmin(t, token("ada", "right"))
@@ -262,43 +262,51 @@ func TestWrongTokensAreLimited(t *testing.T) {
 		r.RemoteAddr = from
 		return f.serve(r, "")
 	}
-	if w := ask("192.0.2.1:1", "right"); w.Code != 200 {
-		t.Fatalf("%d", w.Code)
-	}
-	for i := range failuresAtOnce {
+	for i := range wrongTokensAtOnce {
 		if w := ask("198.51.100.7:"+jsonNumber(i+1), "wrong"); w.Code != 401 {
 			t.Errorf("wrong token %d: %d", i, w.Code)
 		}
 	}
-	w := ask("198.51.100.7:9", "right")
+	w := ask("198.51.100.7:9", "wrong")
 	if w.Code != 429 || w.Header().Get("Retry-After") != "6" {
 		t.Errorf("after too many: %d %v", w.Code, w.Header())
 	}
-	if w := ask("198.51.100.8:9", "right"); w.Code != 200 {
+	if w := ask("198.51.100.7:9", "right"); w.Code != 200 {
+		t.Errorf("a right one: %d", w.Code)
+	}
+	if w := ask("198.51.100.8:9", "wrong"); w.Code != 401 {
 		t.Errorf("another caller: %d", w.Code)
 	}
-	for i := range failuresAtOnce {
+	for i := range wrongTokensAtOnce {
 		ask(fmt.Sprintf("[2001:db8::%x]:1", i+1), "wrong")
 	}
-	if w := ask("[2001:db8::ffff]:1", "right"); w.Code != 429 {
+	if w := ask("[2001:db8::ffff]:1", "wrong"); w.Code != 429 {
 		t.Errorf("another address of the same network: %d", w.Code)
 	}
-	f.clock = f.clock.Add(failuresEvery)
-	if w := ask("198.51.100.7:9", "right"); w.Code != 200 {
+	f.clock = f.clock.Add(6 * time.Second)
+	if w := ask("198.51.100.7:9", "wrong"); w.Code != 401 {
 		t.Errorf("later: %d", w.Code)
 	}
-	for i := range 2 * guessers {
-		f.failures.add(jsonNumber(i), f.clock)
+}
+
+// TestTokensTakenAway: nobody is answered, until there are tokens again.
+func TestTokensTakenAway(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t, token("ada", "right"))
+	with := *f.accounts
+	without := with
+	without.Tokens = nil
+	f.Use(&without)
+	if w := f.serve(local("GET", "/keys", ""), ""); w.Code != 403 || !strings.Contains(w.Body.String(), "all have been taken away") {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	if n := len(f.failures.callers); n != guessers {
-		t.Errorf("%d callers are remembered, want %d", n, guessers)
+	f.Use(&without)
+	if w := f.serve(local("GET", "/keys", ""), ""); w.Code != 403 {
+		t.Errorf("after another reload: %d", w.Code)
 	}
-	f.failures.trust("192.0.2.1") // else it may be among the forgotten
-	if w := ask("203.0.113.5:1", "right"); w.Code != 429 {
-		t.Errorf("a stranger amid the wrong tokens of others: %d", w.Code)
-	}
-	if w := ask("192.0.2.1:1", "right"); w.Code != 200 {
-		t.Errorf("a known one amid the wrong tokens of others: %d", w.Code)
+	f.Use(&with)
+	if w := f.serve(local("GET", "/keys", "", "Authorization", "Bearer right"), ""); w.Code != 200 {
+		t.Errorf("with tokens again: %d", w.Code)
 	}
 }
 

@@ -119,16 +119,10 @@ func (c *Customers) unread(w http.ResponseWriter) {
 	c.signInPage(w, http.StatusServiceUnavailable, "API keys cannot be looked up at the moment. Please try again shortly.")
 }
 
-// signIn begins a session for the key in the form. An address that guesses has to wait.
+// signIn begins a session for the key in the form. A right key is let in whatever others
+// have guessed from the same address; too many wrong ones learn when to try again.
 func (c *Customers) signIn(w http.ResponseWriter, r *http.Request) {
 	a, now := c.accounts.Load(), c.now()
-	giveBack, wait := c.dashboard.guesses.take(clientAddress(r), now)
-	if wait > 0 {
-		seconds := strconv.FormatInt(apierror.Up(wait, time.Second), 10)
-		w.Header().Set("Retry-After", seconds)
-		c.signInPage(w, http.StatusTooManyRequests, "Too many attempts. Please try again in "+seconds+" seconds.")
-		return
-	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		c.signInPage(w, http.StatusBadRequest, "That form cannot be read. Please try again.")
@@ -146,20 +140,30 @@ func (c *Customers) signIn(w http.ResponseWriter, r *http.Request) {
 		c.signInPage(w, http.StatusUnauthorized, "Please enter your API key.")
 		return
 	case errors.Is(err, apikey.ErrUnread):
-		giveBack()
 		c.unread(w)
 		return
 	case err != nil:
-		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err).Message)
+		c.refuseGuess(w, r, err)
 		return
 	}
-	giveBack()
 	if err := c.dashboard.sessions.begin(w, r, keySession{record.ID, c.dashboard.fingerprint(hash)}); err != nil {
 		c.log.ErrorContext(r.Context(), "cannot begin a session", "error", err)
 		c.signInPage(w, http.StatusInternalServerError, "You could not be signed in. Please try again later.")
 		return
 	}
 	http.Redirect(w, r, dashboardPath, http.StatusSeeOther)
+}
+
+// refuseGuess says why a key is not let in, as often as guesses allows.
+func (c *Customers) refuseGuess(w http.ResponseWriter, r *http.Request, err error) {
+	wait := c.dashboard.guesses.wait(clientAddress(r), c.now())
+	if wait == 0 {
+		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err).Message)
+		return
+	}
+	seconds := strconv.FormatInt(apierror.Up(wait, time.Second), 10)
+	w.Header().Set("Retry-After", seconds)
+	c.signInPage(w, http.StatusTooManyRequests, "Too many attempts. Please try again in "+seconds+" seconds.")
 }
 
 // A keySession is what a cookie says: which key signed in, and which of its secrets. It

@@ -31,17 +31,12 @@ func newVisits(perSecond rate.Limit, atOnce int) *visits {
 
 // wait returns how long a visitor has to wait, or 0 and counts the visit.
 func (v *visits) wait(id string, now time.Time) time.Duration {
-	_, wait := v.take(id, now)
-	return wait
-}
-
-// take does the same, and returns what takes the visit back.
-func (v *visits) take(id string, now time.Time) (giveBack func(), wait time.Duration) {
 	reservation := v.limiter(id).ReserveN(now, 1)
-	if wait = reservation.DelayFrom(now); wait > 0 {
+	wait := reservation.DelayFrom(now)
+	if wait > 0 {
 		reservation.CancelAt(now)
 	}
-	return func() { reservation.CancelAt(now) }, wait
+	return wait
 }
 
 // limiter returns a visitor's.

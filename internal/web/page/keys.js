@@ -53,6 +53,12 @@ async function tiers(chosen) {
 
 function refilter() {
   places = [""];
+  const secret = $("q").value.trim().startsWith("tg_live_");
+  $("q").setCustomValidity(secret ? "That looks like a key. Search for its ID, its name or its owner: a secret has no place in an address." : "");
+  if (secret) {
+    $("q").reportValidity();
+    return;
+  }
   history.replaceState(null, "", `?${new URLSearchParams(filtered())}`);
   lives.keys.now();
 }

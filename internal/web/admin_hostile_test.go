@@ -1,0 +1,135 @@
+package web
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+// TestOnlyThisMachine without a token: not through a proxy, and not where others reach
+// the listener.
+func TestOnlyThisMachine(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	for what, change := range map[string]func(*http.Request){
+		"another address of loopback": func(r *http.Request) { r.RemoteAddr = "127.0.0.6:50000" },
+		"an empty X-Forwarded-For":    func(r *http.Request) { r.Header["X-Forwarded-For"] = []string{"", "192.0.2.1"} },
+		"X-Forwarded-Proto":           func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "http") },
+		"X-Envoy-…":                   func(r *http.Request) { r.Header.Set("X-Envoy-Expected-Rq-Timeout-Ms", "1") },
+		"X-Request-Id":                func(r *http.Request) { r.Header.Set("X-Request-Id", "1") },
+		"X-Real-Ip":                   func(r *http.Request) { r.Header.Set("X-Real-Ip", "") },
+		"Via":                         func(r *http.Request) { r.Header.Set("Via", "") },
+	} {
+		r := local("GET", "/keys", "")
+		change(r)
+		if w := f.serve(r, ""); w.Code != http.StatusForbidden {
+			t.Errorf("%s: %d", what, w.Code)
+		}
+	}
+	if w := f.serve(local("GET", "/keys", ""), ""); w.Code != http.StatusOK {
+		t.Errorf("this machine: %d", w.Code)
+	}
+	f.loopback = false
+	if w := f.serve(local("GET", "/keys", ""), ""); w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "operator.address") {
+		t.Errorf("a listener that others reach: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestFaultsAreBounded: an answer is not larger than what it answers.
+func TestFaultsAreBounded(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	many := func(n int, one func(i int) string) string {
+		list := make([]string, n)
+		for i := range list {
+			list[i] = one(i)
+		}
+		return strings.Join(list, ",")
+	}
+	for what, c := range map[string][2]string{
+		"resources": {"/keys", `{"tier":"free","resources":[` + many(100_000, func(int) string { return `""` }) + `]}`},
+		"fields":    {"/keys", `{` + many(20_000, func(i int) string { return fmt.Sprintf(`"f%d":1`, i) }) + `}`},
+		"entries":   {"/keys/import", `{"keys":[` + many(999, func(int) string { return `{}` }) + `]}`},
+		"too many":  {"/keys/import", `{"keys":[` + many(200_000, func(int) string { return `{"x":{}}` }) + `]}`},
+	} {
+		w := f.serve(local("POST", c[0], c[1]), "")
+		var p Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != http.StatusBadRequest || len(p.Errors) == 0 || len(p.Errors) > mostFaults {
+			t.Errorf("%s: %d, %d bytes, %d faults, %v", what, w.Code, w.Body.Len(), len(p.Errors), err)
+		}
+	}
+}
+
+// TestTextsAreNoSecrets, and show what they are.
+func TestTextsAreNoSecrets(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	secret := apikey.New().Reveal()
+	ok[NewKey](f, "POST", "/keys", `{"id":"key_a","tier":"free"}`)
+	for _, c := range [][3]string{
+		{"POST", "/keys", `{"tier":"free","name":"` + secret + `"}`},
+		{"POST", "/keys", `{"tier":"free","owner":"mine: ` + secret + `"}`},
+		{"POST", "/keys", `{"tier":"free","labels":{"k":"` + secret + `"}}`},
+		{"POST", "/keys", `{"tier":"free","name":"a\u202eb"}`},
+		{"POST", "/keys/key_a/revoke", `{"reason":"leaked ` + secret + `"}`},
+		{"PATCH", "/keys/key_a", `{"expires":"9999-12-31T23:59:59-23:59"}`},
+		{"PATCH", "/keys/key_a", `{"expires":"0001-01-01T00:00:00Z"}`},
+		{"GET", "/keys?q=" + secret, ""},
+	} {
+		if w := f.do(c[0], c[1], c[2]); w.Code != http.StatusBadRequest || strings.Contains(w.Body.String(), secret) {
+			t.Errorf("%v: %d %s", c, w.Code, w.Body)
+		}
+	}
+}
+
+// TestOneSecretIsOneKey, whatever it is hashed with.
+func TestOneSecretIsOneKey(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	ok[Imported](f, "POST", "/keys/import", `{"keys":[{"id":"key_a","secret":"sk-imported-1","tier":"free"}]}`)
+	digest := hashOf(t, "sk-imported-1").Digest()
+	for what, body := range map[string]string{
+		"a digest under another scheme": fmt.Sprintf(`{"keys":[{"hash":"hmac-sha256:p1:%x","tier":"free"}]}`, digest),
+		"plain and with a pepper":       `{"keys":[{"secret":"sk-imported-2","tier":"free"},{"secret":"sk-imported-2","pepper":"p1","tier":"pro"}]}`,
+		"with a pepper and plain":       `{"keys":[{"secret":"sk-imported-2","pepper":"p1","tier":"pro"},{"secret":"sk-imported-2","tier":"free"}]}`,
+	} {
+		if w := f.do("POST", "/keys/import", body); w.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", what, w.Code, w.Body)
+		}
+	}
+}
+
+// TestHiddenKeysCanBeEnded: else one would open again when the file lets go its ID.
+func TestHiddenKeysCanBeEnded(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	ok[NewKey](f, "POST", "/keys", `{"id":"key_a","tier":"free"}`)
+	directory, _ := apikey.NewDirectory([]apikey.Record{{ID: "key_a", Hash: hashOf(t, "sk-of-the-file"), Tier: "free"}}, nil)
+	accounts := *f.accounts
+	accounts.Keys.File = directory
+	f.Use(&accounts)
+	if w := f.do("PATCH", "/keys/key_a", `{"tier":"pro"}`); w.Code != http.StatusConflict {
+		t.Errorf("a change: %d", w.Code)
+	}
+	if w := f.do("POST", "/keys/key_a/revoke", `{}`); w.Code != http.StatusOK {
+		t.Errorf("the end: %d %s", w.Code, w.Body)
+	}
+	if r := accounts.Keys.Stored.Directory().ByID("key_a"); !r.Revoked {
+		t.Error("the hidden key is not revoked")
+	}
+}
+
+// TestRotationsAtOnce: a rotation is not made of what another one has left, whose secret
+// would be over when it is told.
+func TestRotationsAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	ok[NewKey](f, "POST", "/keys", `{"id":"key_a","tier":"free"}`)
+	f.keys = &meddlesome{f.keys, 1}
+	f.refused("POST", "/keys/key_a/rotate", `{"grace":"0s"}`, kindConflict, "the key has been changed meanwhile: read it again")
+	ok[NewKey](f, "POST", "/keys/key_a/rotate", `{"grace":"0s"}`)
+}
