@@ -28,6 +28,7 @@ type pulse struct {
 	metrics *metrics
 	log     *slog.Logger
 
+	last     time.Time
 	outcomes map[string]int64 // counted until the last time
 	buckets  map[float64]uint64
 	failed   bool
@@ -40,6 +41,7 @@ func newInstanceID(hostname string) string { return hostname + "-" + rand.Text()
 func (p *pulse) run(ctx context.Context) error {
 	tick := time.NewTicker(pulseInterval)
 	defer tick.Stop()
+	p.last = p.started
 	for now := time.Now(); ; {
 		p.beat(ctx, now)
 		select {
@@ -88,7 +90,7 @@ func (p *pulse) take(ctx context.Context, now time.Time) (usage.Instance, error)
 			}
 		}
 	}
-	i := usage.Instance{ID: p.id, Version: buildVersion()["version"], Started: p.started, Seen: now, Rates: map[string]int64{}, Interval: pulseInterval, Keys: p.keys()}
+	i := usage.Instance{ID: p.id, Version: buildVersion()["version"], Started: p.started, Seen: now, Rates: map[string]int64{}, Interval: now.Sub(p.last), Keys: p.keys()}
 	for outcome, n := range outcomes {
 		i.Rates[outcome] = n - p.outcomes[outcome]
 	}
@@ -97,7 +99,7 @@ func (p *pulse) take(ctx context.Context, now time.Time) (usage.Instance, error)
 		lately[bound] = n - p.buckets[bound]
 	}
 	i.P50, i.P99 = quantile(lately, 0.5), quantile(lately, 0.99)
-	p.outcomes, p.buckets = outcomes, buckets
+	p.last, p.outcomes, p.buckets = now, outcomes, buckets
 	if err := p.ping(ctx); err != nil {
 		i.Store = err.Error()
 	}

@@ -276,6 +276,9 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 		if err == nil && s.File == "" && s.Env == "" {
 			err = fmt.Errorf("token %q: want file or env", s.Name)
 		}
+		if err == nil && strings.TrimSpace(secret) != secret {
+			err = fmt.Errorf("token %q begins or ends with a blank: take it away", s.Name)
+		}
 		if err == nil && len(secret) < minToken {
 			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minToken)
 		}

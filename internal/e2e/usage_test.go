@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"reflect"
 	"strings"
 	"sync"
@@ -267,11 +268,36 @@ func TestFleetStopsWithoutLoss(t *testing.T) {
 // TestUsageIsBounded: beyond usage.max_series keys count together.
 func TestUsageIsBounded(t *testing.T) {
 	t.Parallel()
-	s := up(t, devstack.Options{Sets: []string{"usage.max_series=1", "usage.interval=1m"}})
+	s := up(t, devstack.Options{Keep: true, Sets: []string{"usage.max_series=1", "usage.interval=1m"}})
 	for _, key := range []string{"sk-demo-pro", "sk-demo-basic", "sk-demo-basic"} {
 		do(t, s, call{key: key})
 	}
 	if n := metric(t, s, "tiergate_usage_overflowed_total"); n < 2 {
 		t.Errorf("%v counted together, want at least 2", n)
+	}
+	if err := s.Server.Stop(20 * time.Second); err != nil { // so that all is written
+		t.Fatal(err)
+	}
+	if err := s.StartServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	requests := func(path string) int64 {
+		token, err := os.ReadFile(s.AdminTokenFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Options.Operator+"/admin/v1"+path+"?step=day", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+string(token))
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return told(t, read(t, response).body)["requests"]
+	}
+	if fleet, own := requests("/fleet/usage"), requests("/keys/key_demo_pro/usage")+requests("/keys/key_demo_basic/usage"); fleet != 3 || own != 1 {
+		t.Errorf("%d of the fleet, %d under their own keys; want 3 and 1", fleet, own)
 	}
 }

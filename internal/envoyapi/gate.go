@@ -173,15 +173,15 @@ func trusted(s *Settings, id, tier string) *apikey.Record {
 
 // decide charges the request of a known key.
 func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
+	if !q.look && !q.credit {
+		v.Requests = q.hits
+	}
 	if s.Plans[v.Tier] == nil { // the key was made when there was such a tier
 		v.Err = fmt.Errorf("decide for key %s: no tier %q is configured: add it, or give the key another", v.Key.ID, v.Tier)
 		v.refuse(Failed, apierror.Unavailable)
 		return
 	}
 	request, reserved := g.request(s, q, v)
-	if !q.look && !q.credit {
-		v.Requests = q.hits
-	}
 	if !v.Key.MayUse(v.Resource) {
 		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
 		v.Decision, v.Err = g.limiter.Look(ctx, request, v.At)

@@ -94,4 +94,10 @@ func TestTierThatIsGone(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	checkRefusal(t, "a tier that is gone", a, "limiter_unavailable")
+	notes := &notebook{}
+	g.observer = notes
+	check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro"})
+	if want := []string{"key_pro 1 × chat failed"}; !slices.Equal(notes.lines, want) {
+		t.Errorf("%q, want %q", notes.lines, want)
+	}
 }

@@ -279,6 +279,15 @@ func TestRecordsOfOthers(t *testing.T) {
 		t.Errorf("write: %v", err)
 	}
 	w.soon(t, write(t, k, newRecord("b"))[0])
+
+	// A key that was in force is so no more when its record cannot be read.
+	if err := k.client.HSet(t.Context(), "test:{keys}:records", "a", "{").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.client.XAdd(t.Context(), &redis.XAddArgs{Stream: "test:{keys}:audit", Values: []string{"key", "a", "event", "{}"}}).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitThat(t, "the key is gone, and no other", func(d *apikey.Directory) bool { return d.ByID("a") == nil && d.ByID("b") != nil })
 }
 
 // TestDirectoryIsUnderOneTag: every Redis key of the directory is in one slot, and

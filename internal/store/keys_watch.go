@@ -230,9 +230,12 @@ func (w *keysWatcher) takeUp(ctx context.Context, news []redis.XMessage) error {
 		}
 	}
 	if len(ids) > 0 {
-		records, err := w.some(ctx, ids)
+		records, whole, err := w.some(ctx, ids)
 		if err != nil {
 			return err
+		}
+		if !whole { // a key whose record cannot be read any more is in force no more, as after a start
+			return w.load(ctx)
 		}
 		w.apply(records, false)
 	}
@@ -240,17 +243,20 @@ func (w *keysWatcher) takeUp(ctx context.Context, news []redis.XMessage) error {
 	return nil
 }
 
-// some reads the records of IDs, as far as there are any.
-func (w *keysWatcher) some(ctx context.Context, ids []string) ([]apikey.Record, error) {
+// some reads the records of IDs, as far as there are any; whole says that all could be
+// read.
+func (w *keysWatcher) some(ctx context.Context, ids []string) (records []apikey.Record, whole bool, err error) {
 	texts, err := w.client.HMGet(ctx, w.keys.records, ids...).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read changed keys in Redis: %w", err)
+		return nil, false, fmt.Errorf("read changed keys in Redis: %w", err)
 	}
-	reader, records := newKeyReader(), make([]apikey.Record, 0, len(ids))
+	found := 0
+	reader := newKeyReader()
 	for i, text := range texts {
 		if text, ok := text.(string); ok {
+			found++
 			records = w.readInto(records, reader, ids[i], text)
 		}
 	}
-	return records, nil
+	return records, len(records) == found, nil
 }
