@@ -197,7 +197,7 @@ func TestUsageOfAKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = `{"key_id":"key_file","name":"Of the file","tier":"free","priority":1,"now":1772366430,"limits":[` +
+	want = `{"key_id":"key_file","name":"Of the file","tier":"free","priority":1,"resources":null,"now":1772366430,"limits":[` +
 		`{"name":"requests_per_minute","metric":"requests","per":"minute","limit":10,"used":2,"remaining":8,"reset":1772366460},` +
 		`{"name":"images_requests_per_minute","metric":"requests","per":"minute","resource":"images","limit":5,"used":2,"remaining":3,"reset":1772366460}]}`
 	if have := strings.TrimSpace(f.do("GET", "/keys/key_file/limits", "").Body.String()); have != want {

@@ -55,13 +55,7 @@ func (a *Admin) limits(c *call) (any, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}
-	view := limitsView{
-		KeyID: r.ID, Name: r.Name, Tier: r.Tier, Priority: int(r.Granted(plan.Tier.Priority)), Now: now.Unix(), Limits: make([]limitView, len(states)),
-	}
-	for i, s := range states {
-		view.Limits[i] = viewOf(s)
-	}
-	return view, nil
+	return viewOfLimits(r, standing{states, now, r.Granted(plan.Tier.Priority)}), nil
 }
 
 // refusals answers with the latest refusals of a key, the latest first.

@@ -31,7 +31,7 @@ func newCustomers(t *testing.T, clock func() time.Time) (*Customers, *quota.Limi
 		{ID: "key_a", Name: "Ada", Hash: hash("sk-a"), Tier: "free", Overrides: []quota.Override{
 			{Limit: quota.Limit{Metric: quota.Requests, Window: quota.Day, Max: 7}, Until: noon.Add(time.Hour)},
 		}},
-		{ID: "key_b", Hash: hash("sk-b"), Tier: "free", Priority: quota.Critical},
+		{ID: "key_b", Hash: hash("sk-b"), Tier: "free", Priority: quota.Critical, Resources: []string{"chat", "images"}},
 		{ID: "key_all", Hash: hash("sk-all"), Tier: "enterprise"},
 		{ID: "key_demo", Hash: hash("sk-demo"), Tier: "free", Demo: true},
 		{ID: "key_old", Hash: hash("sk-old"), Tier: "free", Expires: noon},
@@ -83,7 +83,7 @@ func TestLimits(t *testing.T) {
 	}
 	for range 3 {
 		w := get(c, "/v1/limits", "Authorization", "Bearer sk-a")
-		want := `{"key_id":"key_a","name":"Ada","tier":"free","priority":1,"now":1772366430,"limits":[` +
+		want := `{"key_id":"key_a","name":"Ada","tier":"free","priority":1,"resources":null,"now":1772366430,"limits":[` +
 			`{"name":"requests_per_minute","metric":"requests","per":"minute","limit":10,"used":2,"remaining":8,"reset":1772366460},` +
 			`{"name":"tokens_per_minute","metric":"tokens","per":"minute","limit":1000,"used":80,"remaining":920,"reset":1772366460},` +
 			`{"name":"requests_per_day","metric":"requests","per":"day","limit":7,"used":0,"remaining":7,"reset":1772409600}]}` + "\n"
@@ -99,7 +99,7 @@ func TestLimits(t *testing.T) {
 			}
 		}
 	}
-	if w := get(c, "/v1/limits?key_id=key_a", "X-Api-Key", "sk-b"); !strings.Contains(w.Body.String(), `"key_id":"key_b","name":"","tier":"free","priority":4`) {
+	if w := get(c, "/v1/limits?key_id=key_a", "X-Api-Key", "sk-b"); !strings.Contains(w.Body.String(), `"key_id":"key_b","name":"","tier":"free","priority":4,"resources":["chat","images"],`) {
 		t.Errorf("another key: %s", w.Body)
 	}
 	if w := get(c, "/v1/limits", "X-Api-Key", "sk-all"); !strings.Contains(w.Body.String(), `"limit":null,"used":0,"remaining":null`) ||

@@ -19,6 +19,7 @@ import (
 const (
 	dashboardPath = "/dashboard"
 	signInPath    = dashboardPath + "/signin"
+	sessionPath   = dashboardPath + "/session" // what the sign-in's form is sent to
 	// maxForm is how long the form of a sign-in may be, in bytes.
 	maxForm = 4096
 
@@ -70,7 +71,8 @@ func (c *Customers) pages() http.Handler {
 		}
 		c.signInPage(w, http.StatusOK, problem)
 	})
-	mux.HandleFunc("POST "+dashboardPath+"/session", c.signIn)
+	mux.HandleFunc("POST "+sessionPath, c.signIn)
+	mux.Handle("GET "+sessionPath, http.RedirectHandler(signInPath, http.StatusSeeOther)) // from the address bar after a failed sign-in
 	mux.HandleFunc("POST "+dashboardPath+"/signout", func(w http.ResponseWriter, r *http.Request) {
 		c.dashboard.sessions.end(w, r)
 		http.Redirect(w, r, signInPath, http.StatusSeeOther)

@@ -73,8 +73,8 @@ func TestSignIn(t *testing.T) {
 	if w := post(c, "/dashboard/session?key=sk-a", nil); w.Code != http.StatusUnauthorized {
 		t.Errorf("a key in the URL: %d", w.Code)
 	}
-	if w := get(c, "/dashboard/session?key=sk-a"); w.Code != http.StatusMethodNotAllowed {
-		t.Errorf("GET: %d", w.Code)
+	if w := get(c, "/dashboard/session?key=sk-a"); w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/dashboard/signin" || len(w.Result().Cookies()) != 0 {
+		t.Errorf("GET: %d %v", w.Code, w.Header())
 	}
 }
 

@@ -16,8 +16,10 @@ type limitsView struct {
 	Name     string      `json:"name"`
 	Tier     string      `json:"tier"`
 	Priority int         `json:"priority"`
-	Now      int64       `json:"now"` // Unix seconds
-	Limits   []limitView `json:"limits"`
+	// Resources are those that the key may use. Null: all.
+	Resources []string    `json:"resources"`
+	Now       int64       `json:"now"` // Unix seconds
+	Limits    []limitView `json:"limits"`
 }
 
 type limitView struct {
@@ -38,13 +40,20 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 	if !ok {
 		return
 	}
+	answer(w, http.StatusOK, viewOfLimits(record, s))
+}
+
+func viewOfLimits(record *apikey.Record, s standing) limitsView {
 	view := limitsView{
 		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.now.Unix(), Limits: make([]limitView, len(s.states)),
+	}
+	if len(record.Resources) > 0 {
+		view.Resources = record.Resources
 	}
 	for i, state := range s.states {
 		view.Limits[i] = viewOf(state)
 	}
-	answer(w, http.StatusOK, view)
+	return view
 }
 
 // A standing is how a key stands with its limits.

@@ -49,7 +49,8 @@ func (p *operatorPages) handler() http.Handler {
 	mux.HandleFunc("GET "+dashboardPath+"/keys", p.view("keys"))
 	mux.HandleFunc("GET "+dashboardPath+"/keys/{id}", p.view("key"))
 	mux.HandleFunc("GET "+signInPath, p.askForToken)
-	mux.HandleFunc("POST "+dashboardPath+"/session", p.open)
+	mux.HandleFunc("POST "+sessionPath, p.open)
+	mux.Handle("GET "+sessionPath, http.RedirectHandler(signInPath, http.StatusSeeOther)) // from the address bar after a failed sign-in
 	mux.HandleFunc("POST "+dashboardPath+"/signout", func(w http.ResponseWriter, r *http.Request) {
 		p.admin.sessions.end(w, r)
 		http.Redirect(w, r, signInPath, http.StatusSeeOther)

@@ -130,8 +130,8 @@ func TestOperatorSignIn(t *testing.T) {
 	if w := o.ask("POST", "/dashboard/session?token=token+of+ada", nil); w.Code != 401 {
 		t.Errorf("a token in the URL: %d", w.Code)
 	}
-	if w := o.ask("GET", "/dashboard/session", nil); w.Code != 405 {
-		t.Errorf("GET: %d", w.Code)
+	if w := o.ask("GET", "/dashboard/session?token=token+of+ada", nil); w.Code != 303 || w.Header().Get("Location") != "/dashboard/signin" || len(w.Result().Cookies()) != 0 {
+		t.Errorf("GET: %d %v", w.Code, w.Header())
 	}
 }
 

@@ -14,6 +14,7 @@ async function now(current) {
   facts($("account"), [
     ["API key", view.name || view.key_id, view.name && view.key_id],
     ["Tier", title(view.tier)],
+    ...(view.resources ? [["Resources", view.resources.join(", "), "this key may use no others"]] : []),
     ["Priority", `${view.priority} ${priorities[view.priority]}`, view.priority === 4 ? "the highest" : "of 4; higher goes first"],
   ]);
   showLimits($("limits"), view);
@@ -21,7 +22,7 @@ async function now(current) {
 
 const lives = {
   now: live($("view-now"), now, 2, seconds),
-  usage: live($("view-usage"), (current) => usage(current, "/dashboard/api/usage"), 10, seconds),
+  usage: live($("view-usage"), (current) => usage(current, "/dashboard/api/usage", { own: true }), 10, seconds),
   refused: live($("view-refused"), refused, 5, seconds),
 };
 zoneSwitch($("zone"), () => Object.values(lives).filter((l) => l.started).forEach((l) => l.now()));

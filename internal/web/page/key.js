@@ -3,7 +3,7 @@
 
 import { showLimits } from "./limits.js";
 import { api, moment, run, stateMark } from "./operator.js";
-import { refusalTable } from "./refused.js";
+import { refusalList } from "./refused.js";
 import { revoking } from "./revoke.js";
 import { ask, element, facts, number, priorities, tableOf, times, title } from "./shared.js";
 import { usage } from "./usage.js";
@@ -74,17 +74,28 @@ async function record(current) {
   document.title = `${k.name || k.id} – TierGate operations`;
   describe(k);
   changeable(k);
+  state = k.state;
+  drawLimits();
+}
+
+let state = ""; // of the key; "": not known yet
+let standing; // the latest answer to /limits
+
+function drawLimits() {
+  if (state && standing) showLimits($("limits"), standing, state === "active" ? "" : `Key ${state}`);
 }
 
 async function limits(current) {
   const view = await ask(`${address}/limits`);
-  if (current()) showLimits($("limits"), view);
+  if (!current()) return;
+  standing = view;
+  drawLimits();
 }
 
 async function refused(current) {
-  const { refusals } = await ask(`${address}/refusals`);
+  const [{ refusals }, used] = await Promise.all([ask(`${address}/refusals`), ask(`${address}/usage?step=minute&from=0`)]);
   if (!current()) return;
-  $("refusals").replaceChildren(refusals.length > 0 ? refusalTable(refusals) : element("p", { className: "empty" }, "No request has been refused lately."));
+  $("refusals").replaceChildren(...refusalList(refusals, used));
 }
 
 async function audit(current) {

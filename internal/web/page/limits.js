@@ -29,16 +29,18 @@ function makeCard(limit) {
   return card;
 }
 
-function fillCard(card, limit) {
-  const state = stateOf(limit);
+/** fillCard says how a limit stands; off: why the key cannot use it, or "". */
+function fillCard(card, limit, off) {
+  const state = off ? "off" : stateOf(limit);
+  const [sign, text] = states[state] ?? ["■", off];
   if (card.state && card.state !== state && state !== "none") {
-    document.getElementById("announcement").textContent = `${title(limit.name)}: ${states[state][1].toLowerCase()}.`;
+    document.getElementById("announcement").textContent = `${title(limit.name)}: ${text.toLowerCase()}.`;
   }
   Object.assign(card, { state, resets: limit.reset });
   card.box.className = `card limit ${state}`;
-  card.mark.replaceChildren(element("span", { "aria-hidden": "true" }, states[state][0] + " "), states[state][1]);
-  card.meter.hidden = state === "none";
-  if (state === "none") {
+  card.mark.replaceChildren(element("span", { "aria-hidden": "true" }, sign + " "), text);
+  card.meter.hidden = limit.limit === null;
+  if (limit.limit === null) {
     card.count.replaceChildren(element("strong", {}, number(limit.used)), ` used this ${limit.per}`);
     card.left.textContent = "No limit: this is only counted.";
     return;
@@ -48,9 +50,9 @@ function fillCard(card, limit) {
   card.count.replaceChildren(element("strong", {}, number(limit.used)), ` of ${number(limit.limit)} used`, ` (${percent} %)`);
   card.meter.setAttribute("aria-valuemax", Math.max(limit.limit, limit.used));
   card.meter.setAttribute("aria-valuenow", limit.used);
-  card.meter.setAttribute("aria-valuetext", `${number(limit.used)} of ${number(limit.limit)}, ${states[state][1].toLowerCase()}`);
+  card.meter.setAttribute("aria-valuetext", `${number(limit.used)} of ${number(limit.limit)}, ${text.toLowerCase()}`);
   card.fill.style.width = `${Math.min(share, 100)}%`;
-  card.left.textContent = `${number(limit.remaining)} left`;
+  card.left.textContent = off ? "" : `${number(limit.remaining)} left`;
 }
 
 /** tick counts down to the end of each limit's window. */
@@ -61,8 +63,8 @@ function tick() {
   }
 }
 
-/** showLimits fills a box with the cards of an answer to /limits. */
-export function showLimits(box, view) {
+/** showLimits fills a box with the cards of an answer to /limits; off: why the key cannot use them. */
+export function showLimits(box, view, off = "") {
   ahead = view.now - Math.floor(Date.now() / 1000);
   for (const [name, card] of cards) {
     if (!view.limits.some((l) => l.name === name)) {
@@ -72,7 +74,7 @@ export function showLimits(box, view) {
   }
   for (const limit of view.limits) {
     if (!cards.has(limit.name)) cards.set(limit.name, makeCard(limit));
-    fillCard(cards.get(limit.name), limit);
+    fillCard(cards.get(limit.name), limit, off);
     box.append(cards.get(limit.name).box);
   }
   tick();

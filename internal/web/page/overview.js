@@ -3,17 +3,17 @@
 import { Chart } from "./charts.js";
 import { api, bar, keyLink, percent, run } from "./operator.js";
 import { refusals } from "./refusals.js";
-import { ask, element, facts, many, number, tableOf, times, title, wait } from "./shared.js";
-import { dense, limited, otherwise, requestBars } from "./usage.js";
+import { ask, element, facts, many, number, tableOf, times, title, unavailable, wait } from "./shared.js";
+import { dense, failed, limited, otherwise } from "./usage.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** groups are the outcomes of decisions that are shown apart. */
+/** groups are what becomes of requests, shown apart: as an outcome of decisions, and of a point of usage. */
 const groups = [
-  { label: "Allowed", colour: "--chart-1", of: ["allowed"] },
-  { label: "Over a limit (429)", colour: "--chart-2", of: ["limited"] },
-  { label: "Refused otherwise", colour: "--chart-3", of: ["too_large", "unauthenticated", "forbidden", "unrecognised"] },
-  { label: "Failed", colour: "--bad-fill", of: ["failed"] },
+  { label: "Admitted", colour: "--chart-1", of: ["allowed"], count: (p) => p.admitted },
+  { label: "Over a limit (429)", colour: "--chart-2", of: ["limited"], count: limited },
+  { label: "Refused otherwise", colour: "--chart-3", of: ["too_large", "unauthenticated", "forbidden", "unrecognised"], count: (p) => otherwise(p) - failed(p) },
+  { label: "Failed", colour: "--bad-fill", of: ["failed"], count: failed },
 ];
 const every = 2; // seconds between samples
 const shown = 300; // seconds of samples
@@ -41,25 +41,33 @@ function drawLive({ now, sum: { rates } }) {
 /** drawMinutes draws the requests of all keys by minute. */
 function drawMinutes(series) {
   const { starts, points } = dense(series, series.points, "minute");
-  const counts = [(p) => p.admitted, limited, otherwise].map((value) => points.map((p) => (p ? value(p) : 0)));
-  charts.minute ??= new Chart($("minute-chart"), requestBars);
+  const counts = groups.map(({ count }) => points.map((p) => (p ? count(p) : 0)));
+  charts.minute ??= new Chart($("minute-chart"), groups);
   charts.minute.draw({ step: "minute", starts, counts });
   $("minute-chart").setAttribute("aria-label", `Requests per minute in the last 3 hours: ${number(series.totals.admitted)} admitted of ${number(series.totals.requests)}`);
 }
 
 function figures({ sum: s }) {
-  const [allowed, over, otherwise, failed] = groups.map((g) => sum(s.rates, g.of));
   const all = sum(s.rates);
   const share = (n) => (all > 0 ? `${percent(n / all)} of all` : "");
   facts($("figures"), [
     ["Decisions", `${rate(all)} /s`, many(s.instances, "instance")],
-    ["Allowed", `${rate(allowed)} /s`, share(allowed)],
-    ["Over a limit (429)", `${rate(over)} /s`, share(over)],
-    ["Refused otherwise", `${rate(otherwise)} /s`, share(otherwise)],
-    ["Failed", `${rate(failed)} /s`, share(failed)],
+    ...groups.map((g) => [g.label, `${rate(sum(s.rates, g.of))} /s`, share(sum(s.rates, g.of))]),
     ["Decided within", milliseconds(s.p99_ms), s.p99_ms === null ? "" : `99 % of them; half in ${milliseconds(s.p50_ms)}`],
     ["Store", store(s)],
   ]);
+}
+
+/** away says that the store does not answer: what stands there is from before, or nothing. */
+function away(trouble) {
+  facts($("figures"), [...["Decisions", ...groups.map((g) => g.label), "Decided within"].map((name) => [name, "–"]), ["Store", mark("full", "■", "Does not answer")]]);
+  $("figures").classList.add("sure");
+  const body = document.querySelector("#now .body");
+  if (!body.hidden) return;
+  document.querySelector("#now .loading").hidden = true;
+  body.hidden = false;
+  body.querySelector(".charts").hidden = true;
+  $("instances").replaceChildren(element("p", { className: "empty" }, unavailable(trouble)));
 }
 
 /** store says for how many instances the store answers. */
@@ -80,7 +88,7 @@ function announce({ failing: n }) {
 
 function instances({ now, instances: all }) {
   if (all.length === 0) return element("p", { className: "empty" }, "No instance has told of itself in the last 30 seconds.");
-  return tableOf(`${many(all.length, "instance")} that told of themselves in the last 30 seconds.`,
+  return tableOf(`${many(all.length, "instance")} told of ${all.length === 1 ? "itself" : "themselves"} in the last 30 seconds.`,
     ["Instance", "Version", "Runs for", ">Decisions/s", ">Median", ">99 %", ">Keys", "Store", "Seen"],
     all.map((i) => [
       i.id, i.version || "–", element("span", { title: `since ${times.both(i.started)} ${times.zone()}` }, wait(now - i.started)), rate(sum(i.rates)),
@@ -92,11 +100,21 @@ function instances({ now, instances: all }) {
 
 let minutesAt = 0; // when the minutes were last asked for, in milliseconds
 
-async function now(current) {
+/** fetched asks for the instances, and now and then for the minutes. */
+function fetched() {
   const stale = Date.now() - minutesAt > 10_000;
-  const [list, minutes] = await Promise.all([ask(`${api}/instances`), stale && ask(`${api}/fleet/usage?step=minute&from=0`)]);
+  return Promise.all([ask(`${api}/instances`), stale && ask(`${api}/fleet/usage?step=minute&from=0`)]);
+}
+
+async function now(current) {
+  const [list, minutes] = await fetched().catch((trouble) => {
+    if (trouble.away && current()) away(trouble);
+    throw trouble;
+  });
   if (!current()) return;
   document.querySelector("#now .body").hidden = false; // charts need their width
+  document.querySelector("#now .charts").hidden = false;
+  $("figures").classList.remove("sure");
   figures(list);
   announce(list.sum);
   drawLive(list);

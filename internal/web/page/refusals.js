@@ -2,10 +2,8 @@
 // priority.
 
 import { api, bar, percent } from "./operator.js";
-import { ask, element, number, priorities, tableOf, title } from "./shared.js";
-
-/** others are the reasons that are no limit's. */
-const others = { forbidden: "No leave for the resource (403)", too_large: "More than a whole limit (413)", failed: "Could not be counted", other: "Other" };
+import { ask, element, number, priorities, tableOf } from "./shared.js";
+import { reasonName } from "./usage.js";
 
 const labels = {
   resource: (name) => name,
@@ -15,7 +13,7 @@ const labels = {
 
 /** byReason counts refused requests by what refused them. */
 function byReason({ totals }) {
-  return Object.entries(totals.refused).map(([reason, n]) => ({ name: others[reason] ?? title(reason), refused: n, of: totals.requests }));
+  return Object.entries(totals.refused).map(([reason, n]) => ({ name: reasonName(reason), refused: n, of: totals.requests }));
 }
 
 /** byLabel counts them by the labels of a series. */
@@ -35,7 +33,7 @@ function card(heading, note, counts) {
   const body = rows.length === 0
     ? element("p", { className: "muted" }, "Nothing.")
     : tableOf(note, [heading.replace("By ", "").replace(/^./, (c) => c.toUpperCase()), ">Refused", ">Share", ""],
-      rows.map((c) => [c.name, number(c.refused), percent(c.refused / c.of), bar(c.refused / rows[0].refused)]));
+      rows.map((c) => [c.name, number(c.refused), percent(c.refused / c.of), bar(c.refused / c.of)]));
   return element("section", { className: "card" }, element("h3", {}, heading), body);
 }
 

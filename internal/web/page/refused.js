@@ -1,6 +1,7 @@
 // The view of the latest refused requests, and what to do about them.
 
-import { ask, element, number, tableOf, times, title, wait } from "./shared.js";
+import { ask, element, many, number, tableOf, times, title, wait } from "./shared.js";
+import { othersOf, othersText } from "./usage.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -24,26 +25,59 @@ const kinds = [
   },
 ];
 
+/** runs joins refusals of the same limit and resource within a minute, the latest first. */
+function runs(refusals) {
+  const all = [];
+  for (const r of refusals) {
+    const run = all.find(({ last }) => last.limit === r.limit && last.resource === r.resource && last.status === r.status && last.at - r.at < 60);
+    if (run) Object.assign(run, { count: run.count + 1, since: r.at, least: Math.min(run.least, r.asked), most: Math.max(run.most, r.asked) });
+    else all.push({ last: r, count: 1, since: r.at, least: r.asked, most: r.asked });
+  }
+  return all;
+}
+
+/** when says when a run was. */
+function when({ last, count, since }) {
+  if (count === 1) return times.both(last.at);
+  return `${number(count)} × ${times.both(since)}${since === last.at ? "" : `–${times.clock(last.at)}`}`;
+}
+
+function fits({ at, max, fits_at: seconds }) {
+  if (seconds === null) return `Never: the whole limit is ${number(max)}`;
+  return `${times.both(seconds)}, ${wait(seconds - at)} later`;
+}
+
 /** refusalTable lists refused requests. */
-export const refusalTable = (refusals) => tableOf(
-  `The latest requests answered with 429 or 413. Times in ${times.zone()}.`,
-  ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"],
-  refusals.map((r) => [
-    times.both(r.at), r.resource, `${title(r.limit)} (${r.status})`, `${number(r.used)} of ${number(r.max)}`, number(r.asked),
-    r.fits_at === null ? "Never: larger than the limit" : `${times.both(r.fits_at)}, ${wait(r.fits_at - r.at)} later`,
-  ]));
+function refusalTable(refusals) {
+  const latest = refusals.length === 1 ? "The latest request" : `The latest ${number(refusals.length)} requests`;
+  return tableOf(`${latest} answered with 429 or 413. Those of the same limit and resource within a minute are one row. Times in ${times.zone()}.`,
+    ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"],
+    runs(refusals).map((run) => [
+      when(run), run.last.resource, `${title(run.last.limit)} (${run.last.status})`,
+      run.last.status === 413 ? "–" : `${number(run.last.used)} of ${number(run.last.max)}`, // of a 413 it is not known
+      run.least === run.most ? number(run.least) : `${number(run.least)} to ${number(run.most)}`, fits(run.last),
+    ]));
+}
+
+/**
+ * refusalList is what to show of the latest refusals, and of the usage of the last hours,
+ * which also has those that are not listed; own: to the holder of the key.
+ */
+export function refusalList(refusals, { points }, { own = false } = {}) {
+  const counts = othersOf(points).filter(([reason]) => reason !== "too_large");
+  const sum = counts.reduce((all, [, n]) => all + n, 0);
+  const listed = refusals.length > 0 ? refusalTable(refusals) : element("p", { className: "none" }, "No request got 429 or 413 lately.");
+  if (sum === 0) return [listed];
+  return [element("p", { className: "rest" }, `In the last 3 hours ${many(sum, "request was", "requests were")} refused for other reasons: ${othersText(counts, own).join(", ")}.`), listed];
+}
 
 /** refused fetches and shows the view. */
 export async function refused(current) {
-  const { refusals } = await ask("/dashboard/api/refusals");
+  const [{ refusals }, usage] = await Promise.all([ask("/dashboard/api/refusals"), ask("/dashboard/api/usage?step=minute&from=0")]);
   if (!current()) return;
-  if (refusals.length === 0) {
-    $("refusals").replaceChildren(element("p", { className: "empty" }, "No request has been refused lately."));
-  } else {
-    $("refusals").replaceChildren(refusalTable(refusals));
-  }
+  $("refusals").replaceChildren(...refusalList(refusals, usage, { own: true }));
+  $("what-to-do").hidden = refusals.length === 0;
   const met = new Set(refusals.map((r) => kinds.find((k) => k.is(r))));
-  const shown = met.size > 0 ? kinds.filter((k) => met.has(k)) : kinds;
-  $("advice").replaceChildren(...shown.toReversed().map((k) =>
+  $("advice").replaceChildren(...kinds.filter((k) => met.has(k)).toReversed().map((k) =>
     element("div", {}, element("h4", {}, k.heading), element("ul", {}, ...k.help.map((text) => element("li", {}, text))))));
 }

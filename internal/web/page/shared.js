@@ -88,11 +88,11 @@ export function wait(seconds) {
   return `${Math.floor(s / 86400)} days`;
 }
 
-/** Trouble is why the server has not answered as it should. */
+/** Trouble is why the server has not answered as it should; away: its store does not answer. */
 export class Trouble extends Error {
-  constructor(text, { signedOut = false, status = 0 } = {}) {
+  constructor(text, { signedOut = false, status = 0, away = false } = {}) {
     super(text);
-    Object.assign(this, { signedOut, status });
+    Object.assign(this, { signedOut, status, away });
   }
 }
 
@@ -108,7 +108,7 @@ export async function ask(address, { method = "GET", body } = {}) {
   if (answer.ok) return answer.json();
   if (answer.status !== 401 && answer.headers.get("Content-Type") === "application/problem+json") {
     const { title, detail, status } = await answer.json();
-    throw new Trouble(`${title}${detail && status < 500 ? `: ${detail}` : ""}.`, { status });
+    throw new Trouble(`${title}${detail && status < 500 ? `: ${detail}` : ""}.`, { status, away: status === 503 });
   }
   switch (answer.status) {
     case 401: throw new Trouble("You are signed out.", { signedOut: true });
@@ -179,16 +179,22 @@ function told(section, trouble) {
   notice.querySelector("button").onclick = first.again;
 }
 
+/** unavailable says in the place of what there is not why that is so. */
+export const unavailable = (trouble) => (trouble.away ? "Not available while the store does not answer." : "Not available at the moment.");
+
 /**
  * live makes the Live of a section, and says how that goes: the part ".loading" is seen
- * until there is a ".body", ".fresh" says how new it is. now is the time, in Unix seconds.
+ * until there is a ".body", ".fresh" says how new it is. A section that is not kept up to
+ * date is ".old". now is the time, in Unix seconds.
  */
 export function live(section, task, every, now = () => Date.now() / 1000) {
   const fresh = section.querySelector(".fresh");
+  const loading = section.querySelector(".loading");
+  let updated = 0; // when it was, in Unix seconds
   const made = new Live(async (current) => {
     await task(current);
     if (!current()) return;
-    section.querySelector(".loading").hidden = true;
+    loading.hidden = true;
     section.querySelector(".body").hidden = false;
   }, every, (trouble, next) => {
     if (trouble?.signedOut) {
@@ -196,10 +202,11 @@ export function live(section, task, every, now = () => Date.now() / 1000) {
       return;
     }
     fresh.classList.toggle("stale", trouble !== null);
-    if (!trouble) {
-      fresh.hidden = false;
-      fresh.textContent = `Live, updated ${times.clock(now())} ${times.zone()}`;
-    }
+    section.classList.toggle("old", trouble !== null);
+    if (trouble) loading.textContent = unavailable(trouble);
+    else updated = now();
+    fresh.hidden = updated === 0;
+    fresh.textContent = `${trouble ? "Stopped at" : "Live, updated"} ${times.clock(updated)} ${times.zone()}`;
     told(section, trouble && { text: `${trouble.message} ${fresh.hidden ? "" : "What you see is old. "}Trying again in ${next} s.`, again: () => made.now() });
   });
   return made;

@@ -5,9 +5,27 @@ import { ask, element, facts, many, number, times, title } from "./shared.js";
 
 const $ = (id) => document.getElementById(id);
 const spans = { minute: "the last 3 hours", hour: "the last 8 days", day: "the last 400 days" };
-const others = ["forbidden", "too_large", "failed", "other"]; // reasons of refusals that are no limit's
 
-export const requestBars = [{ label: "Admitted", colour: "--chart-1" }, { label: "Over a limit (429)", colour: "--chart-2" }, { label: "Refused otherwise", colour: "--chart-3" }];
+/** others are the reasons of refusals that are no limit's: their names, and what the holder of the key should know. */
+const others = {
+  forbidden: ["No leave for the resource (403)"],
+  too_large: ["Too large for the limit (413)"],
+  failed: ["Could not be checked (503)", "not your fault; try again"],
+  other: ["Other reasons"],
+};
+
+/** reasonName names what refused a request, for people. */
+export const reasonName = (reason) => others[reason]?.[0] ?? title(reason);
+
+/** othersOf counts the refusals of points that are no limit's: the reasons that there were, with their counts. */
+export const othersOf = (points) => Object.keys(others)
+  .map((reason) => [reason, points.reduce((sum, p) => sum + (p.refused[reason] ?? 0), 0)])
+  .filter(([, n]) => n > 0);
+
+/** othersText says in words how many of each there were, to the holder of the key if they are its own. */
+export const othersText = (counts, own) => counts.map(([reason, n]) => `${number(n)} × ${others[reason].slice(0, own ? 2 : 1).join(": ")}`);
+
+const requestBars = [{ label: "Admitted", colour: "--chart-1" }, { label: "Over a limit (429)", colour: "--chart-2" }, { label: "Refused otherwise", colour: "--chart-3" }];
 const tokenBars = [{ label: "Input", colour: "--chart-4" }, { label: "Output", colour: "--chart-5" }];
 const charts = {};
 
@@ -24,8 +42,11 @@ function chart(name, bars, line) {
 }
 
 /** limited is how many requests of a point limits have refused; otherwise, how many something else. */
-export const limited = (p) => Object.entries(p.refused).reduce((sum, [reason, n]) => sum + (others.includes(reason) ? 0 : n), 0);
+export const limited = (p) => Object.entries(p.refused).reduce((sum, [reason, n]) => sum + (reason in others ? 0 : n), 0);
 export const otherwise = (p) => p.requests - p.admitted - limited(p);
+
+/** failed is how many of those otherwise refused could not be checked. */
+export const failed = (p) => p.refused.failed ?? 0;
 
 /** least is how many steps a chart shows where there is nothing before them. */
 const least = { minute: 30, hour: 48, day: 30 };
@@ -102,13 +123,19 @@ function table(points, step) {
       element("tr", {}, element("th", { scope: "row" }, stepName(p.start, step)), ...columns.map(([, value]) => element("td", { className: "right" }, number(value(p))))))));
 }
 
-function totals(points) {
+/** reasons lists why requests were refused otherwise; "" where none was. */
+function reasons(points, own) {
+  const texts = othersText(othersOf(points), own);
+  return texts.length > 0 && element("span", {}, ...texts.map((text) => element("span", { className: "line" }, text)));
+}
+
+function totals(points, own) {
   const sum = (value) => points.reduce((all, p) => all + value(p), 0);
   const requests = sum((p) => p.requests), over = sum(limited);
   const share = requests > 0 ? `${((100 * over) / requests).toFixed(1)} % of requests` : "";
   facts($("totals"), [
     ["Requests", number(requests)], ["Admitted", number(sum((p) => p.admitted))], ["Over a limit (429)", number(over), share],
-    ["Refused otherwise", number(sum(otherwise))], ["Input tokens", number(sum((p) => p.input_tokens))], ["Output tokens", number(sum((p) => p.output_tokens))],
+    ["Refused otherwise", number(sum(otherwise)), reasons(points, own)], ["Input tokens", number(sum((p) => p.input_tokens))], ["Output tokens", number(sum((p) => p.output_tokens))],
   ]);
 }
 
@@ -135,8 +162,8 @@ function resources(points) {
   select.value = chosen;
 }
 
-/** usage fetches and shows the view, as its controls say, from an address of the API. */
-export async function usage(current, from) {
+/** usage fetches and shows the view, as its controls say, from an address of the API; own: to the holder of the key. */
+export async function usage(current, from, { own = false } = {}) {
   const step = $("usage-controls").elements.step.value;
   const resource = $("resource").value;
   // From 0 is from the earliest that is kept.
@@ -151,7 +178,7 @@ export async function usage(current, from) {
   $("no-usage").hidden = !nothing;
   $("charts").hidden = $("totals").hidden = $("usage-table").hidden = nothing;
   if (nothing) return;
-  totals(points);
+  totals(points, own);
   drawAll(all, points, step);
   $("usage-table").querySelector("summary").textContent = `Show the numbers as a table (${many(points.length, step)})`;
   const scroll = $("usage-table").querySelector(".scroll");
