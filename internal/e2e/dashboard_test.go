@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -60,7 +61,7 @@ func (b *tab) pictures(name string) {
 func TestCustomersDashboard(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Store: "redis"})
-	secret, id := createKey(t, s, "--tier", "free", "--name", "Ada's laptop")
+	secret, id := createKey(t, s, "--tier", "free", "--name", "Ada's laptop", "--resources", "chat,images")
 	b := browse(t)
 
 	b.do("open the dashboard", chromedp.Navigate("http://"+s.API+"/dashboard"), chromedp.WaitVisible("input[name=key]"))
@@ -69,13 +70,16 @@ func TestCustomersDashboard(t *testing.T) {
 	b.awaitText("#problem", "Invalid API key.")
 	b.save("customer-sign-in-wrong")
 	b.signIn(s, secret)
+	b.do("open what a failed sign-in leaves in the address bar", chromedp.Navigate("http://"+s.API+"/dashboard/session"), chromedp.WaitVisible("#view-now .body"))
 	b.awaitText("#account", "Ada's laptop")
+	b.awaitText("#account", "chat, images")
 	b.awaitText("#limits", "0 of 10 used")
 	b.pictures("customer-now-empty")
 	b.view("usage")
 	b.awaitText("#no-usage", "No requests yet")
 	b.pictures("customer-usage-empty")
 	b.view("refused")
+	b.awaitText("#refusals", "No request got 429 or 413 lately.")
 	b.pictures("customer-refused-empty")
 
 	freshMinute(t, 25*time.Second)
@@ -88,18 +92,26 @@ func TestCustomersDashboard(t *testing.T) {
 	if refused != 3 {
 		t.Errorf("%d refused, want 3", refused)
 	}
+	if r := do(t, s, call{key: secret, path: "/v1/audio/speech"}); r.StatusCode != http.StatusForbidden {
+		t.Errorf("a resource that the key may not use: %s", r.Status)
+	}
+	do(t, s, call{key: secret, body: `{"model": "mock-1", "max_tokens": 99999999}`})
 	b.view("now")
 	b.awaitText("#limits", "10 of 10 used")
 	b.awaitText("#limits", "20,000 of 40,000 used")
 	b.pictures("customer-now")
 	b.view("refused")
 	b.awaitText("#refusals", "Requests per minute")
-	if rows := evaluate[int](b, `document.querySelectorAll("#refusals tbody tr").length`); rows != 3 {
-		t.Errorf("%d refusals listed, want 3: %s", rows, b.text("#refusals"))
+	b.awaitText("#refusals", "The latest 4 requests")
+	b.awaitText("#refusals", "1 request was refused for other reasons: 1 × No leave for the resource (403).")
+	rows := evaluate[string](b, `[...document.querySelectorAll("#refusals tbody tr")].map((r) => [...r.cells].map((c) => c.innerText).join("|")).join("\n")`)
+	want413, want429 := regexp.MustCompile(`(?m)\|Tokens per minute \(413\)\|–\|[\d,]+\|Never: the whole limit is 40,000$`), regexp.MustCompile(`(?m)^3 × .*\|chat\|Requests per minute \(429\)\|10 of 10\|1\|`)
+	if !want413.MatchString(rows) || !want429.MatchString(rows) || strings.Count(rows, "\n") != 1 {
+		t.Errorf("refusals are listed as\n%s", rows)
 	}
 	b.pictures("customer-refused")
 	b.view("usage")
-	want := map[string]int64{"Requests": 13, "Admitted": 10, "Over a limit (429)": 3, "Refused otherwise": 0, "Input tokens": 7000, "Output tokens": 13000}
+	want := map[string]int64{"Requests": 15, "Admitted": 10, "Over a limit (429)": 3, "Refused otherwise": 2, "Input tokens": 7000, "Output tokens": 13000}
 	if !trueWithin(browserPatience, func() bool { return equal(b.totals(), want) }) {
 		t.Errorf("totals %v, want %v", b.totals(), want)
 	}
@@ -108,6 +120,7 @@ func TestCustomersDashboard(t *testing.T) {
 		if !trueWithin(browserPatience, func() bool { return equal(b.totals(), want) }) {
 			t.Errorf("by %s: totals %v, want %v", step, b.totals(), want)
 		}
+		b.awaitText("#totals", "1 × No leave for the resource (403)\n1 × Too large for the limit (413)")
 		b.pictures("customer-usage-" + step)
 	}
 	b.checkCookie("tiergate_session", secret)
@@ -311,9 +324,57 @@ func TestOperatorsDashboard(t *testing.T) {
 	if r := do(t, s, call{key: secret}); r.StatusCode != http.StatusUnauthorized || errorCode(t, r) != "revoked_api_key" {
 		t.Errorf("after the revocation: %s %s", r.Status, r.body)
 	}
+	b.awaitText("#limits", "Key revoked")
+	if text := b.text("#limits"); strings.Contains(text, "OK") || strings.Contains(text, "left") {
+		t.Errorf("limits of a revoked key: %s", text)
+	}
 	b.save("operator-key-revoked")
 	b.checkCookie("tiergate_operator", string(token))
 	if hosts := b.hosts(); !slices.Equal(hosts, []string{s.Options.Operator}) {
 		t.Errorf("asked %q, want %s alone", hosts, s.Options.Operator)
 	}
+}
+
+// TestOperatorsDashboardWithoutStore: while the store does not answer, the overview says
+// so in the place of what was so before, also to whoever opens it only then.
+func TestOperatorsDashboardWithoutStore(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{Store: "redis"})
+	token, err := os.ReadFile(s.AdminTokenFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := browse(t)
+	b.operate(s, "/", "input[name=token]")
+	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+	b.awaitText("#figures", "Answers")
+	b.awaitText("#now .fresh", "Live, updated")
+	b.awaitText("#standing .fresh", "Live, updated")
+
+	kill(t, s.Redis)
+	b.awaitText("#figures", "■ Does not answer")
+	for _, section := range []string{"#now", "#refused", "#standing"} {
+		b.awaitText(section+" .fresh", "Stopped at")
+	}
+	if text := b.text("#figures"); strings.Contains(text, "/s") || strings.Contains(text, "Answers") {
+		t.Errorf("figures without a store: %s", text)
+	}
+	b.pictures("operator-overview-away")
+	b.operate(s, "/dashboard", "#now .body")
+	b.awaitText("#figures", "■ Does not answer")
+	for _, section := range []string{"#now", "#refused", "#standing"} {
+		b.awaitText(section, "Not available while the store does not answer.")
+	}
+	b.awaitText("#notice", "The store does not answer")
+	if text := b.text("main"); strings.Contains(text, "Loading") || strings.Contains(text, "Live") {
+		t.Errorf("opened without a store: %s", text)
+	}
+	b.pictures("operator-overview-away-fresh")
+
+	if err := s.StartRedis(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitText("#figures", "● Answers")
+	b.awaitText("#now .fresh", "Live, updated")
+	b.awaitText("#minute-chart", "Admitted")
 }

@@ -12,10 +12,10 @@ import (
 
 // The customers' view of their limits, as JSON.
 type limitsView struct {
-	KeyID    string      `json:"key_id"`
-	Name     string      `json:"name"`
-	Tier     string      `json:"tier"`
-	Priority int         `json:"priority"`
+	KeyID    string `json:"key_id"`
+	Name     string `json:"name"`
+	Tier     string `json:"tier"`
+	Priority int    `json:"priority"`
 	// Resources are those that the key may use. Null: all.
 	Resources []string    `json:"resources"`
 	Now       int64       `json:"now"` // Unix seconds
