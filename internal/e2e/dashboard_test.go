@@ -356,8 +356,8 @@ func TestOperatorsDashboardWithoutStore(t *testing.T) {
 	for _, section := range []string{"#now", "#refused", "#standing"} {
 		b.awaitText(section+" .fresh", "Stopped at")
 	}
-	if text := b.text("#figures"); strings.Contains(text, "/s") || strings.Contains(text, "Answers") {
-		t.Errorf("figures without a store: %s", text)
+	if text := b.text("#now"); strings.Contains(text, "/s\n") || strings.Contains(text, "Answers") {
+		t.Errorf("without a store: %s", text)
 	}
 	b.pictures("operator-overview-away")
 	b.operate(s, "/dashboard", "#now .body")

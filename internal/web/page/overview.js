@@ -62,6 +62,7 @@ function figures({ sum: s }) {
 function away(trouble) {
   facts($("figures"), [...["Decisions", ...groups.map((g) => g.label), "Decided within"].map((name) => [name, "–"]), ["Store", mark("full", "■", "Does not answer")]]);
   $("figures").classList.add("sure");
+  for (const cell of $("instances").querySelectorAll(`td[data-label="Store"]`)) cell.replaceChildren("Not known");
   const body = document.querySelector("#now .body");
   if (!body.hidden) return;
   document.querySelector("#now .loading").hidden = true;

@@ -66,7 +66,7 @@ function refusalTable(refusals) {
 export function refusalList(refusals, { points }, { own = false } = {}) {
   const counts = othersOf(points).filter(([reason]) => reason !== "too_large");
   const sum = counts.reduce((all, [, n]) => all + n, 0);
-  const listed = refusals.length > 0 ? refusalTable(refusals) : element("p", { className: "none" }, "No request got 429 or 413 lately.");
+  const listed = refusals.length > 0 ? refusalTable(refusals) : element("p", {}, "No request got 429 or 413 lately.");
   if (sum === 0) return [listed];
   return [element("p", { className: "rest" }, `In the last 3 hours ${many(sum, "request was", "requests were")} refused for other reasons: ${othersText(counts, own).join(", ")}.`), listed];
 }
