@@ -91,6 +91,24 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("TIERGATE_SERVER", server.URL)
 }
 
+// guess sends so many wrong tokens to the server that TIERGATE_SERVER names: guess N.
+func guess(ts *testscript.TestScript, neg bool, args []string) {
+	var n int
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: guess N")
+	}
+	_, err := fmt.Sscan(args[0], &n)
+	ts.Check(err)
+	for i := range n {
+		request, err := http.NewRequest(http.MethodGet, ts.Getenv("TIERGATE_SERVER")+web.AdminPath+"/tiers", nil)
+		ts.Check(err)
+		request.Header.Set("Authorization", fmt.Sprintf("Bearer guess-%d", i))
+		response, err := http.DefaultClient.Do(request)
+		ts.Check(err)
+		response.Body.Close()
+	}
+}
+
 // keyOf sets a variable to the key in the latest output: keyof NAME.
 func keyOf(ts *testscript.TestScript, neg bool, args []string) {
 	key := regexp.MustCompile(`tg_live_\w+`).FindString(ts.ReadFile("stdout"))

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -45,9 +46,10 @@ func (f *adminFlags) add(flags *flag.FlagSet, env environment) {
 
 // An adminClient asks a server's admin API.
 type adminClient struct {
-	server string
-	token  apikey.Key // redacts itself
-	http   *http.Client
+	server    string
+	token     apikey.Key // redacts itself; none: zero
+	tokenFrom string     // where the token was found, for people
+	http      *http.Client
 }
 
 // client checks the flags.
@@ -56,29 +58,64 @@ func (f *adminFlags) client(env environment) (*adminClient, error) {
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
 		return nil, usagef("--server: want a URL such as %s", defaultServer)
 	}
-	token := env.getenv(tokenVariable)
-	if f.tokenFile != "" {
-		content, err := os.ReadFile(f.tokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("read the token: %w: name its file with --token-file", err)
-		}
-		if token = strings.TrimSpace(string(content)); token == "" {
-			return nil, fmt.Errorf("the file %s is empty: write the token into it", f.tokenFile)
-		}
-	}
 	c := &adminClient{server: strings.TrimRight(f.server, "/"), http: &http.Client{
 		Timeout: answerTimeout,
 		// The token is for the server that was named.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	if token != "" {
+	return c, c.takeToken(f.tokenFile, env)
+}
+
+// takeToken finds the token to show: in the file, or without one in the environment.
+func (c *adminClient) takeToken(file string, env environment) error {
+	token := env.getenv(tokenVariable)
+	c.tokenFrom = tokenVariable
+	if file != "" {
+		content, err := os.ReadFile(file) //nolint:gosec // whoever calls the program names the file
+		if err != nil {
+			return fmt.Errorf("read the token: %w: name its file with --token-file", err)
+		}
+		token, c.tokenFrom = string(content), "the file "+file
+	}
+	token = strings.TrimSpace(token)
+	wrong := func(r rune) bool { return r <= ' ' || r > '~' } // of what a header may hold
+	switch {
+	case file != "" && (token == "" || strings.ContainsFunc(token, wrong)):
+		return fmt.Errorf("the file %s holds no token: want one line of visible ASCII characters, as the server's operator.tokens name it", file)
+	case strings.ContainsFunc(token, wrong):
+		return fmt.Errorf("%s holds no token: want visible ASCII characters, as the server's operator.tokens name it", tokenVariable)
+	case token != "":
 		c.token = apikey.Redacting(token)
 	}
-	return c, nil
+	return nil
 }
 
 // A serverError is a problem that the server answered with.
 type serverError web.Problem
+
+// The types of problems that need other words in a terminal.
+const (
+	problemToken   = "urn:tiergate:problem:token-needed" //nolint:gosec // a name
+	problemTooMany = "urn:tiergate:problem:too-many-failures"
+	problemNoKey   = "urn:tiergate:problem:no-such-key"
+)
+
+// inTerminal says what to do about a problem at the command line, where the server
+// speaks of HTTP.
+func (c *adminClient) inTerminal(e *serverError, header http.Header) *serverError {
+	switch {
+	case e.Type == problemToken && c.token.IsZero():
+		e.Detail = "put it into " + tokenVariable + ", or name a file that holds it with --token-file"
+	case e.Type == problemToken:
+		e.Title = "The token is wrong"
+		e.Detail = fmt.Sprintf("that of %s is none of those that %s knows: put another into %s, or name a file that holds it with --token-file", c.tokenFrom, c.server, tokenVariable)
+	case e.Type == problemTooMany:
+		e.Detail = fmt.Sprintf("try again in %s seconds, with another token than that of %s", header.Get("Retry-After"), c.tokenFrom)
+	case e.Type == problemNoKey:
+		e.Detail = "no key has this ID: `tiergate keys list` lists them"
+	}
+	return e
+}
 
 // Error returns the title, the detail and every fault on a line of its own.
 func (e *serverError) Error() string {
@@ -119,10 +156,7 @@ func (c *adminClient) ask(ctx context.Context, method, path string, query url.Va
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		if failed, ok := errors.AsType[*url.Error](err); ok {
-			err = failed.Err
-		}
-		return nil, fmt.Errorf("cannot reach the server at %s: %w: start it, or name it with --server", c.server, err)
+		return nil, c.unreached(err)
 	}
 	defer response.Body.Close()
 	return c.read(response)
@@ -140,9 +174,29 @@ func (c *adminClient) read(response *http.Response) (json.RawMessage, error) {
 	case err == nil && media == "application/json" && response.StatusCode < http.StatusMultipleChoices && json.Valid(text):
 		return text, nil
 	case err == nil && media == "application/problem+json" && json.Unmarshal(text, &problem) == nil:
-		return nil, &problem
+		return nil, c.inTerminal(&problem, response.Header)
 	}
-	return nil, fmt.Errorf("%s answers %s, and not as the admin API does: name the operators' listener of a server with --server", c.server, response.Status)
+	return nil, notOperators(c.server, response.Status+", and not as the admin API does")
+}
+
+// unreached is the error of a request that got no answer of HTTP.
+func (c *adminClient) unreached(err error) error {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err
+	}
+	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
+	switch { // net/http has texts only for two of them
+	case noTLS, strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		return fmt.Errorf("%s has no TLS: name it with --server as in %s", c.server, defaultServer)
+	case strings.Contains(err.Error(), "malformed HTTP response"):
+		return notOperators(c.server, "something else than HTTP/1, as the port for Envoy does")
+	}
+	return fmt.Errorf("cannot reach the server at %s: %w: start it, or name it with --server", c.server, err)
+}
+
+// notOperators is the error of a server that is none of ours, or of another port of it.
+func notOperators(server, answers string) error {
+	return fmt.Errorf("%s is not the operators' port, it answers %s: name that port with --server, as in %s", server, answers, defaultServer)
 }
 
 // into decodes an answer.

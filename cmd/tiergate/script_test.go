@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile,
+			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile, "guess": guess,
 		},
 	})
 }
