@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"flag"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"github.com/tiergate/tiergate/internal/web"
 )
 
 // keysChange changes what is known of a key: what is given. An empty value takes away.
@@ -24,7 +28,7 @@ func keysChange(ctx context.Context, args []string, env environment) error {
 	if len(body) == 0 {
 		return usagef("nothing to change: want --tier, --name, --owner, --priority, --resources, --expires or --label; an empty value takes away")
 	}
-	return askFor(ctx, f.adminFlags, env, request{http.MethodPatch, path, nil, body}, printKeyView)
+	return askFor(ctx, f.adminFlags, env, request{http.MethodPatch, path, nil, body}, printChanged("All was so already: nothing is changed."))
 }
 
 // keysOverride gives a key a limit of its own, or takes it away.
@@ -48,7 +52,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 			return usagef("--remove takes neither --max nor --until")
 		}
 		query := given(flags, "metric", "per", "resource", "priority")
-		return askFor(ctx, f, env, request{http.MethodDelete, path, query, nil}, printKeyView)
+		return askFor(ctx, f, env, request{http.MethodDelete, path, query, nil}, printChanged("The key has no such limit of its own: nothing is changed. This is the key:"))
 	}
 	most, err := strconv.ParseInt(*limit, 10, 64)
 	if err != nil {
@@ -64,7 +68,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	if *until != "" {
 		body["until"] = *until
 	}
-	return askFor(ctx, f, env, request{http.MethodPost, path, url.Values{}, body}, printKeyView)
+	return askFor(ctx, f, env, request{http.MethodPost, path, url.Values{}, body}, printChanged("The key has this limit already: nothing is changed."))
 }
 
 // keysRotate gives a key another secret.
@@ -104,5 +108,15 @@ func keysRevoke(ctx context.Context, args []string, env environment) error {
 	if *reason != "" {
 		body["reason"] = *reason
 	}
-	return askFor(ctx, f, env, request{http.MethodPost, path, nil, body}, printKeyView)
+	return askFor(ctx, f, env, request{http.MethodPost, path, nil, body}, printChanged("The key was revoked already: nothing is changed, and the first reason stays (see tiergate audit --key KEY-ID)."))
+}
+
+// printChanged prints a key after a change, and before it a text where nothing was changed.
+func printChanged(unchanged string) func(io.Writer, web.KeyView) {
+	return func(w io.Writer, k web.KeyView) {
+		if k.Unchanged {
+			fmt.Fprintf(w, "%s\n\n", unchanged)
+		}
+		printKeyView(w, k)
+	}
 }

@@ -239,6 +239,9 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	s.log.InfoContext(ctx, "serving", "grpc", s.start.GRPC.String(), "operator", s.start.Operator.String(), "customer", s.start.Customer.String(),
 		"redis", s.start.Store.Redis, "keys", s.keyring(c.Reload).Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
 
+	if !s.start.Store.Redis && s.start.Store.File == "" {
+		s.log.WarnContext(ctx, "the store is in memory alone: keys made by the admin API, and usage, end with this process: set store.memory.file, or store.type=redis")
+	}
 	if len(c.Reload.AdminTokens) == 0 {
 		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only, and only where operator.address is its own")
 	}

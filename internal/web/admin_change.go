@@ -23,7 +23,7 @@ func isConflict(err error) bool { return errors.Is(err, apikey.ErrConflict) }
 func (a *Admin) rotate(c *call) (any, error) {
 	key := apikey.New()
 	first := int64(-1)
-	r, err := a.modify(c, "rotate", func(r *apikey.Record) (string, error) {
+	view, err := a.modify(c, "rotate", func(r *apikey.Record) (string, error) {
 		if first >= 0 && r.Revision != first { // another rotation's secret must not end at once
 			return "", apikey.ErrConflict
 		}
@@ -53,7 +53,7 @@ func (a *Admin) rotate(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewKey{key.Reveal(), a.shown(c, r, false)}, nil
+	return NewKey{key.Reveal(), view}, nil
 }
 
 func takeGrace(o *object) time.Duration {
@@ -81,7 +81,7 @@ func (a *Admin) setOverride(c *call) (any, error) {
 	if err := o.err(); err != nil {
 		return nil, err
 	}
-	r, err := a.modify(c, "change", func(r *apikey.Record) (string, error) {
+	return a.modify(c, "change", func(r *apikey.Record) (string, error) {
 		r.Overrides = slices.Clone(r.Overrides) // others have the old ones in their hands
 		i := slices.IndexFunc(r.Overrides, func(old quota.Override) bool { return alike(old.Limit, override.Limit) })
 		switch {
@@ -100,10 +100,6 @@ func (a *Admin) setOverride(c *call) (any, error) {
 		}
 		return detail, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return a.shown(c, r, false), nil
 }
 
 // removeOverride takes a limit of its own from a key. Where there is none it is done
@@ -113,7 +109,7 @@ func (a *Admin) removeOverride(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := a.modify(c, "change", func(r *apikey.Record) (string, error) {
+	return a.modify(c, "change", func(r *apikey.Record) (string, error) {
 		n := len(r.Overrides)
 		r.Overrides = slices.DeleteFunc(slices.Clone(r.Overrides), func(old quota.Override) bool { return alike(old.Limit, l) })
 		if len(r.Overrides) == n {
@@ -121,10 +117,6 @@ func (a *Admin) removeOverride(c *call) (any, error) {
 		}
 		return "override " + l.Name() + ": removed", nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return a.shown(c, r, false), nil
 }
 
 // overrideAsked is the limit that the parameters name. What is not configured any more

@@ -136,7 +136,7 @@ func (c *call) change(r apikey.Record, action, detail string) apikey.Change {
 func (a *Admin) write(c *call, changes []apikey.Change) ([]apikey.Record, error) {
 	written, err := a.keys.Write(c.Context(), changes)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it says what and why, for the answer
+		return nil, unwritten(err)
 	}
 	a.stored.Apply(written) // without faults: all was checked
 	return written, nil
@@ -149,48 +149,51 @@ const changeTries = 4
 // where there is nothing to change.
 type edit func(*apikey.Record) (detail string, err error)
 
-// modify changes the key that the path names, as it is in the store at that time.
-func (a *Admin) modify(c *call, action string, change edit) (*apikey.Record, error) {
+// modify changes the key that the path names, as it is in the store at that time, and
+// returns how it is then.
+func (a *Admin) modify(c *call, action string, change edit) (KeyView, error) {
 	id := c.PathValue("id")
 	if !apikey.ValidID(id) || strings.HasPrefix(id, apikey.Prefix) { // a secret goes no further
-		return nil, noSuchKey()
+		return KeyView{}, noSuchKey()
 	}
 	inFile := c.inFile(id)
 	of := problem(kindInFile, "key "+id+" is in the file of keys: change it there")
 	if inFile && action != "revoke" { // one of the store that the file hides may be ended
-		return nil, of
+		return KeyView{}, of
 	}
 	for try := 1; ; try++ {
 		r, err := a.keys.Read(c.Context(), id)
 		if inFile && errors.Is(err, apikey.ErrUnknown) {
-			return nil, of
+			return KeyView{}, of
 		}
 		if err != nil {
-			return nil, err //nolint:wrapcheck // it says what and why, for the answer
+			return KeyView{}, err //nolint:wrapcheck // it says what and why, for the answer
 		}
 		if r.Revoked && action != "revoke" {
-			return nil, problem(kindRevoked, "key "+id+" is revoked, for good: create another")
+			return KeyView{}, problem(kindRevoked, "key "+id+" is revoked, for good: create another")
 		}
 		detail, err := change(&r)
 		if err != nil {
-			return nil, err
+			return KeyView{}, err
 		}
 		if detail == "" {
-			return &r, nil
+			view := a.shown(c, &r, false)
+			view.Unchanged = true
+			return view, nil
 		}
 		written, err := a.write(c, []apikey.Change{c.change(r, action, detail)})
 		if err == nil {
-			return &written[0], nil
+			return a.shown(c, &written[0], false), nil
 		}
 		if !isConflict(err) || try == changeTries {
-			return nil, err
+			return KeyView{}, err
 		}
 	}
 }
 
 // patch changes what is known of a key, as RFC 7396 has it: null takes away.
 func (a *Admin) patch(c *call) (any, error) {
-	r, err := a.modify(c, "change", func(r *apikey.Record) (string, error) {
+	return a.modify(c, "change", func(r *apikey.Record) (string, error) {
 		o, err := newObject(c.body)
 		if err != nil {
 			return "", err
@@ -203,13 +206,10 @@ func (a *Admin) patch(c *call) (any, error) {
 		o.end()
 		return difference(&before, r), o.err()
 	})
-	if err != nil {
-		return nil, err
-	}
-	return a.shown(c, r, false), nil
 }
 
-// revoke ends a key for good. A second time is no error.
+// revoke ends a key for good, and what it was before. A second time is no error and
+// changes nothing: the first reason stays.
 func (a *Admin) revoke(c *call) (any, error) {
 	o, err := newObject(c.body)
 	if err != nil {
@@ -223,18 +223,14 @@ func (a *Admin) revoke(c *call) (any, error) {
 	if err := o.err(); err != nil {
 		return nil, err
 	}
-	r, err := a.modify(c, "revoke", func(r *apikey.Record) (string, error) {
+	return a.modify(c, "revoke", func(r *apikey.Record) (string, error) {
 		if r.Revoked {
 			return "", nil
 		}
-		r.Revoked = true
+		r.Revoked, r.Former = true, nil
 		if reason == "" {
 			return "no reason given", nil
 		}
 		return reason, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return a.shown(c, r, false), nil
 }

@@ -71,13 +71,13 @@ func TestLifeOfAKey(t *testing.T) {
 		t.Errorf("the last key: %v", err)
 	}
 
-	if v := ok[KeyView](f, "POST", "/keys/key_ada/revoke", `{"reason":"leaked"}`); v.State != KeyRevoked {
+	if v := ok[KeyView](f, "POST", "/keys/key_ada/revoke", `{"reason":"leaked"}`); v.State != KeyRevoked || v.Unchanged {
 		t.Errorf("%+v", v)
 	}
 	if _, err := f.opens(last.Key); !errors.Is(err, apikey.ErrRevoked) {
 		t.Errorf("after its end: %v", err)
 	}
-	if v := ok[KeyView](f, "POST", "/keys/key_ada/revoke", ""); v.Revision != 6 {
+	if v := ok[KeyView](f, "POST", "/keys/key_ada/revoke", `{"reason":"again"}`); v.Revision != 6 || !v.Unchanged {
 		t.Errorf("a second end: %+v", v)
 	}
 	f.refused("PATCH", "/keys/key_ada", `{"name":"x"}`, kindRevoked, "key key_ada is revoked, for good: create another")
@@ -106,6 +106,28 @@ func TestLifeOfAKey(t *testing.T) {
 		if strings.Contains(everything.String(), secret) {
 			t.Error("a secret is shown a second time")
 		}
+	}
+}
+
+// TestRevokeEndsTheFormerSecret: it opens nothing any more, and is not shown to.
+func TestRevokeEndsTheFormerSecret(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	created := ok[NewKey](f, "POST", "/keys", `{"id":"key_ada","tier":"free"}`)
+	if rotated := ok[NewKey](f, "POST", "/keys/key_ada/rotate", ""); rotated.Record.Former.IsZero() {
+		t.Fatalf("no grace: %+v", rotated.Record)
+	}
+	if v := ok[KeyView](f, "POST", "/keys/key_ada/revoke", ""); !v.Former.IsZero() {
+		t.Errorf("%+v", v)
+	}
+	if v := ok[KeyView](f, "GET", "/keys/key_ada", ""); !v.Former.IsZero() {
+		t.Errorf("%+v", v)
+	}
+	if _, err := f.opens(created.Key); err == nil {
+		t.Error("the former secret still works")
+	}
+	if export := f.do("GET", "/keys/export", "").Body.String(); strings.Contains(export, `"former"`) {
+		t.Errorf("its hash is kept: %s", export)
 	}
 }
 

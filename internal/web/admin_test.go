@@ -360,9 +360,19 @@ func TestStoreAway(t *testing.T) {
 	f := newAdmin(t)
 	created := ok[NewKey](f, "POST", "/keys", `{"tier":"free"}`)
 	f.file.Close()
-	w := f.do("POST", "/keys/"+created.Record.ID+"/rotate", "")
-	if w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), "may have been done all the same") {
-		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	for _, c := range []struct {
+		method, path, body string
+		perhaps            bool
+	}{
+		{"POST", "/keys", `{"tier":"free"}`, true},
+		{"POST", "/keys/" + created.Record.ID + "/rotate", "", false}, // the key could not even be read
+		{"GET", "/keys/key_file/usage", "", false},
+		{"GET", "/audit", "", false},
+	} {
+		w := f.do(c.method, c.path, c.body)
+		if w.Code != 503 || w.Header().Get("Retry-After") != "1" || strings.Contains(w.Body.String(), "may have been done all the same") != c.perhaps {
+			t.Errorf("%s %s: %d %v %s", c.method, c.path, w.Code, w.Header(), w.Body)
+		}
 	}
 	f.refused("POST", "/keys", `{"tier":"free"}`, kindStoreAway, "write keys to the file")
 	f.refused("POST", "/keys/"+created.Key+"/revoke", "", kindNoKey, "") // the store has not seen it

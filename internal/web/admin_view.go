@@ -43,6 +43,7 @@ type KeyView struct {
 	LastUsed  json.RawMessage   `json:"last_used,omitempty"`   // a time, or null: not in 400 days; without: it could not be read
 	Demo      bool              `json:"demo,omitempty"`        // works only under allow_demo_keys
 	Revision  int64             `json:"revision,omitempty"`    // counts its changes; without: it is in the file
+	Unchanged bool              `json:"unchanged,omitempty"`   // answers a change that changed nothing: all was so already
 }
 
 // An OverrideView is a limit that a key has instead of its tier's, or beside them.
@@ -66,7 +67,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	} else {
 		v.Hidden = a.Keys.File.ByID(r.ID) != nil || a.Keys.File.ByHash(r.Hash) != nil
 	}
-	if r.Former != nil && now.Before(r.Former.Until) {
+	if r.Former != nil && !r.Revoked && now.Before(r.Former.Until) {
 		v.Former = r.Former.Until
 	}
 	for _, o := range r.Overrides {

@@ -130,8 +130,19 @@ func problemOf(err error) *Problem {
 	case errors.Is(err, apikey.ErrLost):
 		return problem(kindStoreEmptied, err.Error())
 	}
-	p = problem(kindStoreAway, err.Error()+": what was asked for may have been done all the same: look before you ask again")
+	p = problem(kindStoreAway, err.Error())
 	p.retryAfter = time.Second
+	return p
+}
+
+// unwritten is the error of a change that failed. Of a store that does not answer nobody
+// knows whether it has made it.
+func unwritten(err error) error {
+	p := problemOf(err)
+	if p.Type != problem(kindStoreAway, "").Type {
+		return err
+	}
+	p.Detail += ": what was asked for may have been done all the same: look before you ask again"
 	return p
 }
 
