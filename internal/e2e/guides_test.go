@@ -77,7 +77,8 @@ func TestKeysGuide(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g := newGuideRun(t, s, config, "127.0.0.1:9011", extra[0], "127.0.0.1:9012", extra[1], "127.0.0.1:9013", extra[2])
+	g := newGuideRun(t, s, config, "127.0.0.1:9011", extra[0], "127.0.0.1:9012", extra[1], "127.0.0.1:9013", extra[2],
+		"127.0.0.1:6379", s.Options.RedisAddress)
 	out := g.do(blocks(t, "docs/keys.md", "sh")...)
 	if n := strings.Count(out, "\n  tg_live_"); n != 3 { // created, rotated, rotated
 		t.Errorf("%d secrets are printed, want 3:\n%s", n, out)
@@ -109,13 +110,15 @@ func TestKeysGuide(t *testing.T) {
 		out, err := tryAdmin(t, s, "keys", "create", "--tier", "pro")
 		return err != nil && strings.Contains(out, "The store has lost the directory of keys")
 	})
-	merge(t, config, "store: {type: redis, redis: {address: \""+s.Options.RedisAddress+"\"}}\n"+
-		"operator: {tokens: [{name: developer, file: "+s.AdminTokenFile()+"}]}")
-	inForeground(t, "", "bash", "-ec", "cd "+g.dir+"\n"+g.replace.Replace(block(t, "sh extra instance")))
+	merge(t, config, "operator: {tokens: [{name: developer, file: "+s.AdminTokenFile()+"}]}")
+	another := inForeground(t, "", "bash", "-ec", "cd "+g.dir+"\n"+g.replace.Replace(block(t, "sh extra instance")))
 	eventually(t, "the extra instance serves", func() bool {
 		response, err := client.Get("http://" + extra[1] + "/readyz")
 		return err == nil && read(t, response).StatusCode == http.StatusOK
 	})
+	if log := another.output(t); !strings.Contains(log, "msg=serving") || !strings.Contains(log, "redis=true") {
+		t.Errorf("the extra instance does not use Redis:\n%s", log)
+	}
 	g.do(block(t, "sh restore"))
 	eventually(t, "changes are taken again", func() bool {
 		_, err := tryAdmin(t, s, "keys", "create", "--id", "key_new", "--tier", "pro")
