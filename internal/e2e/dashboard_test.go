@@ -303,6 +303,7 @@ func TestOperatorsDashboard(t *testing.T) {
 	b.awaitText("#refusals", "Requests per minute")
 	b.awaitText("#limits", "10 of 10 used")
 	b.awaitText("#events", "create")
+	b.awaitText("#totals", "Output tokens")
 	b.pictures("operator-key")
 	b.operate(s, "/dashboard", "#now .body")
 	b.awaitText("#top", "Bob's robot")
@@ -312,6 +313,9 @@ func TestOperatorsDashboard(t *testing.T) {
 	b.operate(s, "/dashboard/keys", "main table")
 	b.awaitText("main", "ACME")
 	b.pictures("operator-keys")
+	b.operate(s, "/dashboard/keys?q=nobody", "main")
+	b.awaitText("main", "No key")
+	b.pictures("operator-keys-empty")
 
 	b.operate(s, "/dashboard/keys/"+id, "#revoke")
 	b.do("ask to revoke", chromedp.Click("#revoke"), chromedp.WaitVisible("#revoke-dialog[open]"))

@@ -26,7 +26,7 @@ func operatorViews() []string { return []string{"overview", "keys", "key"} }
 func newOperatorPages(a *Admin) (*operatorPages, error) {
 	p := &operatorPages{admin: a, frames: map[string]*template.Template{}}
 	var err error
-	if p.assets, err = newAssets(append(sharedAssets(), "operator.css", "operator.js", "overview.js", "refusals.js", "keys.js", "key.js", "revoke.js")...); err != nil {
+	if p.assets, err = newAssets(append(sharedAssets(), "operator.css", "operator.js", "overview.js", "reasons.js", "keys.js", "key.js", "revoke.js")...); err != nil {
 		return nil, err
 	}
 	for _, view := range operatorViews() {

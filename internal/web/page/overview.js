@@ -2,7 +2,7 @@
 
 import { Chart } from "./charts.js";
 import { api, bar, keyLink, percent, run } from "./operator.js";
-import { refusals } from "./refusals.js";
+import { refusals } from "./reasons.js";
 import { ask, element, facts, many, number, tableOf, times, title, unavailable, wait } from "./shared.js";
 import { dense, failed, limited, otherwise } from "./usage.js";
 
