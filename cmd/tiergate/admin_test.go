@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"strings"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -146,4 +149,18 @@ func appendFile(ts *testscript.TestScript, neg bool, args []string) {
 	defer file.Close()
 	_, err = file.WriteString(ts.ReadFile(args[1]))
 	ts.Check(err)
+}
+
+// TestUnknownCertificate: a server whose certificate cannot be trusted is told as one.
+func TestUnknownCertificate(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	env := environment{getenv: func(string) string { return "" }, stdout: io.Discard, stderr: io.Discard}
+	err := run(t.Context(), []string{"keys", "list", "--server", server.URL}, env)
+	if err == nil || !strings.HasPrefix(err.Error(), "cannot reach the server at "+server.URL+": tls: failed to verify certificate: ") {
+		t.Errorf("%v", err)
+	}
 }

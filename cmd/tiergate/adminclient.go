@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -185,11 +186,14 @@ func (c *adminClient) unreached(err error) error {
 		err = failed.Err
 	}
 	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
-	switch { // net/http has texts only for two of them
+	_, broken := errors.AsType[net.Error](err) // not there, cut off or too slow
+	_, stranger := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
 	case noTLS, strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return fmt.Errorf("%s has no TLS: name it with --server as in %s", c.server, defaultServer)
-	case strings.Contains(err.Error(), "malformed HTTP response"):
-		return notOperators(c.server, "something else than HTTP/1, as the port for Envoy does")
+	case !broken && !stranger && !errors.Is(err, context.Canceled):
+		// Connected, and then no HTTP/1: net/http has many texts for that.
+		return fmt.Errorf("%s gives no HTTP answer, so perhaps it is not the operators' port: name that with --server, as in %s; if it is, look whether a change was made", c.server, defaultServer)
 	}
 	return fmt.Errorf("cannot reach the server at %s: %w: start it, or name it with --server", c.server, err)
 }

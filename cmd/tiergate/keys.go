@@ -35,7 +35,7 @@ func (f *keyFlags) add(flags *flag.FlagSet, env environment) {
 	flags.StringVar(&f.owner, "owner", "", "whom it belongs to, for people")
 	flags.StringVar(&f.priority, "priority", "", "instead of the tier's priority: 1 to 4, or low, normal, high, critical")
 	flags.StringVar(&f.resources, "resources", "", "the only `resources` the key has leave for, as in chat,images")
-	flags.StringVar(&f.expires, "expires", "", "the end of the key's life, as in 2027-01-31T00:00:00Z")
+	flags.StringVar(&f.expires, "expires", "", "the end of the key's life, "+aTime)
 	flags.Var(&f.labels, "label", "a label of yours, as in `team=search`; may be repeated")
 }
 
@@ -51,8 +51,10 @@ func (f *keyFlags) body(flags *flag.FlagSet) (map[string]any, error) {
 	flags.Visit(func(given *flag.Flag) {
 		value := given.Value.String()
 		switch given.Name {
-		case "tier", "name", "owner", "expires", "pepper", "id":
+		case "tier", "name", "owner", "pepper", "id":
 			orNull(given.Name, value)
+		case "expires":
+			orNull(given.Name, instant(value))
 		case "resources":
 			if body["resources"] = strings.Split(value, ","); value == "" {
 				body["resources"] = nil
@@ -88,6 +90,18 @@ func setPriority(body map[string]any, value string) error {
 	}
 	body["priority"] = int(p)
 	return nil
+}
+
+// aTime says in helps how to write a point in time.
+const aTime = "as in 2027-01-31T12:00:00Z, or 2027-01-31 for the beginning of that day, UTC"
+
+// instant is a point in time as the server reads it: of a plain date the beginning of the
+// day, UTC. What is neither the server finds fault with.
+func instant(text string) string {
+	if day, err := time.Parse(time.DateOnly, text); err == nil {
+		return day.Format(time.RFC3339)
+	}
+	return text
 }
 
 // keysCreate makes an API key at a server, or without one for the file of keys.

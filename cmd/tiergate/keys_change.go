@@ -41,7 +41,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	resource := flags.String("resource", "", "count requests for this `resource` alone")
 	priority := flags.String("priority", "", "count requests of this `priority` alone")
 	limit := flags.String("max", "", "the most that is admitted in a window; 0 refuses everything")
-	until := flags.String("until", "", "the end of the override, as in 2027-01-31T00:00:00Z")
+	until := flags.String("until", "", "the end of the override, "+aTime)
 	remove := flags.Bool("remove", false, "take the limit away")
 	path, err := parseKey(flags, args, env, "/overrides")
 	if err != nil {
@@ -66,7 +66,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 		body["resource"] = *resource
 	}
 	if *until != "" {
-		body["until"] = *until
+		body["until"] = instant(*until)
 	}
 	return askFor(ctx, f, env, request{http.MethodPost, path, url.Values{}, body}, printChanged("The key has this limit already: nothing is changed."))
 }

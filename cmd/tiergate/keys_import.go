@@ -70,24 +70,23 @@ func keysImport(ctx context.Context, args []string, env environment) error {
 // list, or an object with such a list under keys. FILE is - or left out for standard
 // input.
 func readEntries(files []string, env environment) ([]json.RawMessage, error) {
-	from, name := env.stdin, "standard input"
-	if len(files) > 0 && files[0] != "-" {
-		content, err := os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
-		if err != nil {
-			return nil, fmt.Errorf("read the keys: %w", err)
-		}
-		from, name = bytes.NewReader(content), files[0]
+	name, content, err := readKeys(files, env)
+	if err != nil {
+		return nil, fmt.Errorf("read the keys: %w", err)
 	}
-	decoder := json.NewDecoder(from)
+	decoder := json.NewDecoder(bytes.NewReader(content))
 	var entries []json.RawMessage
 	for {
 		var one json.RawMessage
 		err := decoder.Decode(&one)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) && len(entries) > 0 {
 			return entries, nil
 		}
+		if errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("%s has no keys: want a key a line, or a list of keys, as JSON", name)
+		}
 		if err != nil { // its text may quote what was read, which may be a secret
-			return nil, fmt.Errorf("%s is not JSON after key %d, near byte %d: want a key a line, or a list of keys", name, len(entries), decoder.InputOffset())
+			return nil, fmt.Errorf("%s is not JSON after key %d, in line %d: want a key a line, or a list of keys", name, len(entries), faultyLine(content, decoder.InputOffset()))
 		}
 		var whole struct{ Keys []json.RawMessage }
 		var some []json.RawMessage
@@ -100,6 +99,25 @@ func readEntries(files []string, env environment) ([]json.RawMessage, error) {
 			entries = append(entries, one)
 		}
 	}
+}
+
+// readKeys reads the file that is named, or standard input.
+func readKeys(files []string, env environment) (name string, content []byte, err error) {
+	if len(files) > 0 && files[0] != "-" {
+		content, err = os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
+		return files[0], content, err        //nolint:wrapcheck // it says what was tried
+	}
+	content, err = io.ReadAll(env.stdin)
+	return "standard input", content, err //nolint:wrapcheck // it says what was tried
+}
+
+// faultyLine is the line in which JSON behind an offset goes wrong, counted from 1.
+func faultyLine(content []byte, offset int64) int {
+	rest := bytes.TrimRight(content[offset:], "\r\n\t ")
+	if fault, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(rest, new(json.RawMessage))); ok {
+		offset += max(fault.Offset, 1) - 1
+	}
+	return 1 + bytes.Count(content[:offset], []byte("\n"))
 }
 
 // A chunk is what one call imports.

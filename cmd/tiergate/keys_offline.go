@@ -58,8 +58,8 @@ func describe(r *apikey.Record, priority, expires string, c config.Reload) error
 		}
 	}
 	if expires != "" {
-		if r.Expires, err = time.Parse(time.RFC3339, expires); err != nil {
-			faults = append(faults, fmt.Errorf("--expires %q: want a point in time such as 2027-01-31T00:00:00Z", expires))
+		if r.Expires, err = time.Parse(time.RFC3339, instant(expires)); err != nil {
+			faults = append(faults, fmt.Errorf("--expires %q: want a point in time such as 2027-01-31T00:00:00Z, or a date", expires))
 		}
 	}
 	if len(faults) > 0 {

@@ -84,21 +84,34 @@ func run(ctx context.Context, args []string, env environment) error {
 			return c.run(ctx, args[len(words):], env)
 		}
 	}
-	if len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
-		printUsage(env.stdout)
+	if len(args) > 0 && slices.Contains([]string{"-version", "--version"}, args[0]) {
+		return version(ctx, args[1:], env)
+	}
+	help := func(n int) bool {
+		return len(args) > n && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[n])
+	}
+	group := ""
+	if len(args) > 0 && slices.ContainsFunc(commands(), func(c command) bool { return strings.HasPrefix(c.name, args[0]+" ") }) {
+		group = args[0] + " "
+	}
+	if help(0) || (group != "" && help(1)) {
+		printUsage(env.stdout, group)
 		return nil
 	}
-	printUsage(env.stderr)
+	printUsage(env.stderr, group)
 	if len(args) == 0 {
 		return usagef("no command: want one of those above")
 	}
 	return usagef("unknown command %q", strings.Join(args[:min(2, len(args))], " "))
 }
 
-func printUsage(w io.Writer) {
+// printUsage lists the commands whose names begin with a group's, as in "keys ", or all.
+func printUsage(w io.Writer, group string) {
 	fmt.Fprint(w, "TierGate: API quotas behind Envoy.\n\nUsage: tiergate COMMAND [flags]\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-13s %s\n", c.name, c.summary)
+		if strings.HasPrefix(c.name, group) {
+			fmt.Fprintf(w, "  %-13s %s\n", c.name, c.summary)
+		}
 	}
 	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n"+
 		"keys, audit and usage ask a running server, named by --server or "+serverVariable+".\n")

@@ -20,8 +20,8 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 	var f adminFlags
 	f.add(flags, env)
 	flags.String("step", "hour", "minute, hour or day")
-	flags.String("from", "", "the beginning, as in 2027-01-31T00:00:00Z (default an hour, a day or 30 days before the end)")
-	flags.String("to", "", "the end (default now)")
+	flags.String("from", "", "the beginning, "+aTime+" (default an hour, a day or 30 days before the end)")
+	flags.String("to", "", "the end, likewise (default now)")
 	flags.String("by", "", "resource: each resource on its own")
 	limits := flags.Bool("limits", false, "show instead what is used of the key's limits now")
 	refused := flags.Bool("refused", false, "show instead the latest requests that were refused")
@@ -44,6 +44,11 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 		return askFor(ctx, f, env, request{http.MethodGet, path + "/refusals", nil, nil}, printRefusals)
 	default:
 		query := given(flags, "step", "from", "to", "by")
+		for _, end := range []string{"from", "to"} {
+			if query.Has(end) {
+				query.Set(end, instant(query.Get(end)))
+			}
+		}
 		return askFor(ctx, f, env, request{http.MethodGet, path + "/usage", query, nil}, printSeries)
 	}
 }

@@ -28,11 +28,15 @@ func (a *Admin) list(c *call) (any, error) {
 	if states := []KeyState{"", KeyActive, KeyRevoked, KeyExpired, KeyDisabled}; !slices.Contains(states, state) {
 		q.fault("state", "want active, revoked, expired or disabled")
 	}
+	all := a.listing.of(c.accounts.Keys)
+	if _, configured := c.accounts.Plans[tier]; tier != "" && len(q.faults) == 0 && !configured && !slices.ContainsFunc(all, func(l listed) bool { return l.Tier == tier }) {
+		q.fault("tier", "unknown tier %q: want one of %s", short(tier), c.accounts.tierNames())
+	}
 	if err := q.end(); err != nil {
 		return nil, err
 	}
 	contains := func(s string) bool { return strings.Contains(strings.ToLower(s), text) }
-	found, next := pageOf(after(a.listing.of(c.accounts.Keys), from), most, func(l listed) bool {
+	found, next := pageOf(after(all, from), most, func(l listed) bool {
 		return (tier == "" || l.Tier == tier) && (owner == "" || l.Owner == owner) &&
 			(state == "" || c.accounts.state(l.Record, c.now) == state) &&
 			(text == "" || contains(l.ID) || contains(l.Name) || contains(l.Owner))
