@@ -204,6 +204,9 @@ func TestUsageOfAKey(t *testing.T) {
 		t.Errorf("%s\nwant\n%s", have, want)
 	}
 	f.stored.Apply([]apikey.Record{{ID: "key_gone", Hash: apikey.New().Hash(), Tier: "gold", Revision: 1}})
+	if list := ok[KeyList](f, "GET", "/keys?tier=gold", ""); len(list.Keys) != 1 { // found, to give it another
+		t.Errorf("keys of a tier that is gone: %+v", list)
+	}
 	f.refused("GET", "/keys/key_gone/limits", "", kindNoTier, "the configuration has no tier gold: add it, or give the key another")
 	for _, path := range []string{"/limits", "/refusals"} {
 		f.refused("GET", "/keys/nobody"+path, "", kindNoKey, "")

@@ -129,6 +129,12 @@ func TestRevokeEndsTheFormerSecret(t *testing.T) {
 	if export := f.do("GET", "/keys/export", "").Body.String(); strings.Contains(export, `"former"`) {
 		t.Errorf("its hash is kept: %s", export)
 	}
+
+	ok[Imported](f, "POST", "/keys/import", `{"keys":[{"id":"key_old","secret":"sk-of-old-times","tier":"free","revoked":true,
+		"former":{"hash":"sha256:bad806c6c8c69b1f6b01ceb6a5e73aa533574416d19ca31381e1ff6525ecfaa8","until":"2031-01-31T00:00:00Z"}}]}`)
+	if v := ok[KeyView](f, "GET", "/keys/key_old", ""); !v.Former.IsZero() {
+		t.Errorf("imported: %+v", v)
+	}
 }
 
 // TestFaultsOfAKey are all told at once, each with its field, and nothing is written.
