@@ -231,7 +231,7 @@ func (a *Admin) revoke(c *call) (any, error) {
 		if r.Revoked {
 			return "", nil
 		}
-		r.Revoked, r.Former = true, nil
+		r.Revoked = true
 		if reason == "" {
 			return "no reason given", nil
 		}
