@@ -6,7 +6,8 @@
 # make test    set up and run every test
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
-# make bench   measure the decision in the process, and what settling costs Envoy and us
+# make bench   measure the decision in the process, what counting for the dashboards adds to it,
+#              and what settling costs Envoy and us
 
 GO ?= go
 TOOL = $(GO) tool -modfile=tools/go.mod
@@ -50,7 +51,7 @@ fuzz:
 	done
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store ./internal/usage ./cmd/tiergate
 	$(GO) test -run '^$$' -bench Settlement -benchtime 20000x -timeout 20m ./internal/e2e
 
 clean:
