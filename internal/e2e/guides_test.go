@@ -208,7 +208,9 @@ func TestCommandsElsewhere(t *testing.T) {
 	}
 	holds(image, "COPY --from=build /out/tiergate /\n")
 	holds(manifest, "kind: Deployment\nmetadata:\n  name: tiergate\n  namespace: tiergate\n")
-	holds(manifest, `operator: {address: "0.0.0.0:9002"}`)
+	// The command line in the pod has the server's token.
+	holds(manifest, `operator: {address: "0.0.0.0:9002", tokens: [{name: operator, env: TIERGATE_ADMIN_TOKEN}]}`)
+	holds(manifest, "- name: TIERGATE_ADMIN_TOKEN ")
 	if _, ok := composeProject(t).Services["tiergate"]; !ok {
 		t.Error("compose has no service tiergate")
 	}
