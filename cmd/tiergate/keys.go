@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -198,7 +199,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	line("source", k.Source+source)
 	line("tier", k.Tier)
 	line("priority", priorityName(k.Priority))
-	line("resources", orText(strings.Join(k.Resources, ", "), "all"))
+	line("resources", cmp.Or(strings.Join(k.Resources, ", "), "all"))
 	for _, o := range k.Overrides {
 		line("override", overrideText(o))
 	}
@@ -214,13 +215,6 @@ func printKeyView(w io.Writer, k web.KeyView) {
 		line("revision", strconv.FormatInt(k.Revision, 10))
 	}
 	_ = table.Flush() // as with any printing
-}
-
-func orText(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }
 
 func priorityName(p int) string {

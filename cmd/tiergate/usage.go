@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -115,7 +116,7 @@ func printSeries(w io.Writer, s series) {
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", at, resource, c.Admitted, refusedText(c.Refused), c.InputTokens, c.OutputTokens, peak)
 	}
 	for _, p := range s.Points {
-		row(clock(p.Start), orText(p.Resource, "all"), p.usageCounts, fmt.Sprintf("%d requests, %d tokens", p.Peak.Requests, p.Peak.Tokens))
+		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.usageCounts, fmt.Sprintf("%d requests, %d tokens", p.Peak.Requests, p.Peak.Tokens))
 	}
 	row("total", "", s.Totals, "")
 	_ = table.Flush() // as with any printing

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	cryptorand "crypto/rand"
 	"errors"
@@ -106,8 +107,8 @@ func (s *Stack) up(ctx context.Context) error {
 // fillIn replaces what the options leave open.
 func (s *Stack) fillIn() error {
 	o := &s.Options
-	o.Chain, o.Store = or(o.Chain, "ext_authz"), or(o.Store, "memory")
-	o.Config = or(o.Config, filepath.Join(o.Root, "config", "tiergate.yaml"))
+	o.Chain, o.Store = cmp.Or(o.Chain, "ext_authz"), cmp.Or(o.Store, "memory")
+	o.Config = cmp.Or(o.Config, filepath.Join(o.Root, "config", "tiergate.yaml"))
 	for _, address := range []*string{&o.API, &o.TierGateAddress, &o.Operator, &o.CustomerAddress, &o.RedisAddress, &s.Admin, &s.Upstream} {
 		if *address != "" {
 			continue
@@ -133,13 +134,6 @@ func (s *Stack) fillIn() error {
 		return fmt.Errorf("make the directory for logs: %w", err)
 	}
 	return nil
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 // The ports that FreeAddress hands out. They lie below those that systems give to

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/http/httptest"
@@ -169,7 +170,7 @@ func (b *tab) totals() map[string]int64 {
 // else in .cache/screenshots.
 func (b *tab) save(name string) {
 	b.t.Helper()
-	dir := or(os.Getenv("TIERGATE_SCREENSHOTS"), filepath.Join(root, ".cache", "screenshots"))
+	dir := cmp.Or(os.Getenv("TIERGATE_SCREENSHOTS"), filepath.Join(root, ".cache", "screenshots"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		b.t.Fatal(err)
 	}

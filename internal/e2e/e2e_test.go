@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -137,7 +138,7 @@ func do(t *testing.T, s *devstack.Stack, c call) reply {
 		c.path = "/v1/chat/completions"
 	}
 	if c.method == "" {
-		c.method, c.body = http.MethodPost, or(c.body, `{"model": "mock-1", "messages": []}`)
+		c.method, c.body = http.MethodPost, cmp.Or(c.body, `{"model": "mock-1", "messages": []}`)
 	}
 	r, err := http.NewRequestWithContext(t.Context(), c.method, "http://"+s.API+c.path, strings.NewReader(c.body))
 	if err != nil {
@@ -160,13 +161,6 @@ func do(t *testing.T, s *devstack.Stack, c call) reply {
 		t.Fatal(err)
 	}
 	return reply{response, string(body)}
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 // freshMinute returns when at least that much of the current minute is left, so

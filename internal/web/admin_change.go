@@ -1,7 +1,7 @@
 package web
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,8 +16,6 @@ const (
 	usualGrace   = 24 * time.Hour
 	longestGrace = 366 * 24 * time.Hour
 )
-
-func isConflict(err error) bool { return errors.Is(err, apikey.ErrConflict) }
 
 // rotate gives a key another secret. The former one works for the grace.
 func (a *Admin) rotate(c *call) (any, error) {
@@ -148,6 +146,7 @@ func untilToCome(o *object, r apikey.Record, now time.Time) {
 
 // difference says for people what a change makes of a record; "" for nothing.
 func difference(before, now *apikey.Record) string {
+	const none = "none"
 	var parts []string
 	add := func(field, from, to string) {
 		if from != to {
@@ -155,8 +154,8 @@ func difference(before, now *apikey.Record) string {
 		}
 	}
 	add("tier", before.Tier, now.Tier)
-	add("name", orNone(before.Name), orNone(now.Name))
-	add("owner", orNone(before.Owner), orNone(now.Owner))
+	add("name", cmp.Or(before.Name, none), cmp.Or(now.Name, none))
+	add("owner", cmp.Or(before.Owner, none), cmp.Or(now.Owner, none))
 	add("priority", priorityText(before.Priority), priorityText(now.Priority))
 	add("resources", orAll(before.Resources), orAll(now.Resources))
 	add("expires", timeText(before.Expires), timeText(now.Expires))
@@ -164,13 +163,6 @@ func difference(before, now *apikey.Record) string {
 		parts = append(parts, "labels changed")
 	}
 	return strings.Join(parts, "; ")
-}
-
-func orNone(text string) string {
-	if text == "" {
-		return "none"
-	}
-	return text
 }
 
 func priorityText(p quota.Priority) string {

@@ -189,7 +189,7 @@ func (a *Admin) modify(c *call, action string, change edit) (KeyView, error) {
 		if err == nil {
 			return a.shown(c, &written[0], false), nil
 		}
-		if !isConflict(err) || try == changeTries {
+		if !errors.Is(err, apikey.ErrConflict) || try == changeTries {
 			return KeyView{}, err
 		}
 	}
