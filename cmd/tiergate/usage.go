@@ -13,6 +13,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/web"
 )
 
 // keyUsage shows what a key has used, what is used of its limits, or what was refused.
@@ -64,62 +66,25 @@ func givenFlags(flags *flag.FlagSet, names ...string) (first string) {
 	return first
 }
 
-// What the server says of usage, as far as it is printed for people.
-type (
-	usageCounts struct {
-		Requests     int64            `json:"requests"`
-		Admitted     int64            `json:"admitted"`
-		Refused      map[string]int64 `json:"refused"`
-		InputTokens  int64            `json:"input_tokens"`
-		OutputTokens int64            `json:"output_tokens"`
-	}
-	series struct {
-		Step   string      `json:"step"`
-		Totals usageCounts `json:"totals"`
-		Points []struct {
-			Start    int64  `json:"start"`
-			Resource string `json:"resource"`
-			usageCounts
-
-			Peak struct {
-				Requests int64 `json:"requests"`
-				Tokens   int64 `json:"tokens"`
-			} `json:"peak"`
-		} `json:"points"`
-	}
-	limitStates struct {
-		Limits []struct {
-			Name  string `json:"name"`
-			Limit *int64 `json:"limit"`
-			Used  int64  `json:"used"`
-			Reset int64  `json:"reset"`
-		} `json:"limits"`
-	}
-	refusals struct {
-		Refusals []struct {
-			At       int64  `json:"at"`
-			Status   int    `json:"status"`
-			Resource string `json:"resource"`
-			Limit    string `json:"limit"`
-			Used     int64  `json:"used"`
-			Max      int64  `json:"max"`
-			Asked    int64  `json:"asked"`
-			FitsAt   *int64 `json:"fits_at"`
-		} `json:"refusals"`
-	}
-)
-
-func printSeries(w io.Writer, s series) {
+func printSeries(w io.Writer, s web.UsageView) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, strings.ToUpper(s.Step)+" (UTC)\tRESOURCE\tADMITTED\tREFUSED\tINPUT TOKENS\tOUTPUT TOKENS\tBUSIEST MINUTE")
-	row := func(at, resource string, c usageCounts, peak string) {
+	row := func(at, resource string, c web.CountsView, peak string) {
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", at, resource, c.Admitted, refusedText(c.Refused), c.InputTokens, c.OutputTokens, peak)
 	}
 	for _, p := range s.Points {
-		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.usageCounts, fmt.Sprintf("%d requests, %d tokens", p.Peak.Requests, p.Peak.Tokens))
+		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.CountsView, fmt.Sprintf("%d requests, %d tokens", number(p.Peak.Requests), number(p.Peak.Tokens)))
 	}
 	row("total", "", s.Totals, "")
 	_ = table.Flush() // as with any printing
+}
+
+// number is what is pointed to; nothing is 0.
+func number(n *int64) int64 {
+	if n == nil {
+		return 0
+	}
+	return *n
 }
 
 func refusedText(refused map[string]int64) string {
@@ -138,7 +103,7 @@ func refusedText(refused map[string]int64) string {
 // clock is a time in whole minutes, UTC.
 func clock(seconds int64) string { return time.Unix(seconds, 0).UTC().Format("2006-01-02 15:04") }
 
-func printLimits(w io.Writer, s limitStates) {
+func printLimits(w io.Writer, s web.LimitsView) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET")
 	for _, l := range s.Limits {
@@ -151,7 +116,7 @@ func printLimits(w io.Writer, s limitStates) {
 	_ = table.Flush() // as with any printing
 }
 
-func printRefusals(w io.Writer, s refusals) {
+func printRefusals(w io.Writer, s web.RefusalsView) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "AT\tSTATUS\tRESOURCE\tLIMIT\tUSED\tMAX\tASKED\tFITS AT")
 	for _, r := range s.Refusals {

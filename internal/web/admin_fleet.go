@@ -117,16 +117,16 @@ type fleetView struct {
 	From   int64        `json:"from"`         // Unix seconds
 	To     int64        `json:"to"`           // Unix seconds; the points begin before it
 	Step   string       `json:"step"`
-	Totals countsView   `json:"totals"` // of all points
+	Totals CountsView   `json:"totals"` // of all points
 	Points []fleetPoint `json:"points"` // steps in which nothing was used are left out
 }
 
 type fleetPoint struct {
 	Start int64  `json:"start"`           // Unix seconds
 	Label string `json:"label,omitempty"` // of what it is; without: all together
-	countsView
+	CountsView
 
-	Peak perMinuteView `json:"peak"` // the busiest minute
+	Peak PerMinuteView `json:"peak"` // the busiest minute
 }
 
 // fleetSeries answers with the usage of the whole fleet, for the parameters of a key's
@@ -150,7 +150,7 @@ func (a *Admin) fleetSeries(c *call) (any, error) {
 	of := wanted.view(points)
 	view := fleetView{Of: wanted.by, From: of.From, To: of.To, Step: of.Step, Totals: of.Totals, Points: make([]fleetPoint, len(of.Points))}
 	for i, p := range of.Points {
-		view.Points[i] = fleetPoint{p.Start, p.Resource, p.countsView, p.Peak}
+		view.Points[i] = fleetPoint{p.Start, p.Resource, p.CountsView, p.Peak}
 	}
 	return view, nil
 }

@@ -1,8 +1,6 @@
 package web
 
 import (
-	"cmp"
-	"slices"
 	"strings"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -71,10 +69,5 @@ func (a *Admin) refusals(c *call) (any, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}
-	view := refusalsView{KeyID: r.ID, Refusals: make([]refusalView, len(refusals))}
-	for i := range refusals {
-		view.Refusals[i] = viewOfRefusal(&refusals[i])
-	}
-	slices.SortStableFunc(view.Refusals, func(a, b refusalView) int { return cmp.Compare(b.At, a.At) })
-	return view, nil
+	return viewOfRefusals(r.ID, refusals), nil
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// The customers' view of their limits, as JSON.
-type limitsView struct {
+// A LimitsView is every limit of a key and what is used of it, as JSON.
+type LimitsView struct {
 	KeyID    string `json:"key_id"`
 	Name     string `json:"name"`
 	Tier     string `json:"tier"`
@@ -19,10 +19,11 @@ type limitsView struct {
 	// Resources are those that the key may use. Null: all.
 	Resources []string    `json:"resources"`
 	Now       int64       `json:"now"` // Unix seconds
-	Limits    []limitView `json:"limits"`
+	Limits    []LimitView `json:"limits"`
 }
 
-type limitView struct {
+// A LimitView is one of them.
+type LimitView struct {
 	Name      string `json:"name"`
 	Metric    string `json:"metric"`
 	Per       string `json:"per"`
@@ -43,9 +44,9 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 	answer(w, http.StatusOK, viewOfLimits(record, s))
 }
 
-func viewOfLimits(record *apikey.Record, s standing) limitsView {
-	view := limitsView{
-		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.now.Unix(), Limits: make([]limitView, len(s.states)),
+func viewOfLimits(record *apikey.Record, s standing) LimitsView {
+	view := LimitsView{
+		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.now.Unix(), Limits: make([]LimitView, len(s.states)),
 	}
 	if len(record.Resources) > 0 {
 		view.Resources = record.Resources
@@ -98,8 +99,8 @@ func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited
 	h.Set("X-Request-Priority", priority.Number())
 }
 
-func viewOf(s quota.State) limitView {
-	v := limitView{
+func viewOf(s quota.State) LimitView {
+	v := LimitView{
 		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Resource: s.Limit.Resource,
 		Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
 	}

@@ -11,13 +11,15 @@ import (
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
-// The customers' view of their latest refused requests, as JSON.
-type refusalsView struct {
+// A RefusalsView is the latest requests of a key that were refused with 429 or 413, as
+// JSON.
+type RefusalsView struct {
 	KeyID    string        `json:"key_id"`
-	Refusals []refusalView `json:"refusals"` // the latest first
+	Refusals []RefusalView `json:"refusals"` // the latest first
 }
 
-type refusalView struct {
+// A RefusalView is one of them.
+type RefusalView struct {
 	At       int64  `json:"at"`     // Unix seconds
 	Status   int    `json:"status"` // 429, or 413 where the request is more than the whole limit
 	Resource string `json:"resource"`
@@ -35,16 +37,21 @@ func (c *Customers) refusals(w http.ResponseWriter, r *http.Request, _ *Accounts
 		c.unreadable(w, r, err)
 		return
 	}
-	view := refusalsView{KeyID: record.ID, Refusals: make([]refusalView, len(refusals))}
+	answer(w, http.StatusOK, viewOfRefusals(record.ID, refusals))
+}
+
+// viewOfRefusals puts the refusals of a key in order.
+func viewOfRefusals(keyID string, refusals []usage.Refusal) RefusalsView {
+	view := RefusalsView{KeyID: keyID, Refusals: make([]RefusalView, len(refusals))}
 	for i := range refusals {
 		view.Refusals[i] = viewOfRefusal(&refusals[i])
 	}
-	slices.SortStableFunc(view.Refusals, func(a, b refusalView) int { return cmp.Compare(b.At, a.At) })
-	answer(w, http.StatusOK, view)
+	slices.SortStableFunc(view.Refusals, func(a, b RefusalView) int { return cmp.Compare(b.At, a.At) })
+	return view
 }
 
-func viewOfRefusal(r *usage.Refusal) refusalView {
-	v := refusalView{
+func viewOfRefusal(r *usage.Refusal) RefusalView {
+	v := RefusalView{
 		At: r.At.Unix(), Status: http.StatusTooManyRequests, Resource: r.Resource, Limit: r.Limit, Used: r.Used, Max: r.Max, Asked: r.Asked,
 	}
 	if r.TooLarge {

@@ -27,17 +27,18 @@ type Usage interface {
 	Refusals(ctx context.Context, account string) ([]usage.Refusal, error)
 }
 
-// The customers' view of what their key has used, as JSON.
-type usageView struct {
+// A UsageView is what a key has used, as JSON.
+type UsageView struct {
 	KeyID  string      `json:"key_id"`
 	From   int64       `json:"from"` // Unix seconds
 	To     int64       `json:"to"`   // Unix seconds; the points begin before it
 	Step   string      `json:"step"`
-	Totals countsView  `json:"totals"` // of all points
-	Points []pointView `json:"points"` // steps in which nothing was used are left out
+	Totals CountsView  `json:"totals"` // of all points
+	Points []PointView `json:"points"` // steps in which nothing was used are left out
 }
 
-type countsView struct {
+// A CountsView is what some requests came to.
+type CountsView struct {
 	Requests     int64            `json:"requests"` // admitted and refused
 	Admitted     int64            `json:"admitted"`
 	Refused      map[string]int64 `json:"refused"` // by reason: the name of a limit, forbidden, too_large or failed; other beyond 16 of them
@@ -45,17 +46,18 @@ type countsView struct {
 	OutputTokens int64            `json:"output_tokens"`
 }
 
-type pointView struct {
+// A PointView is what the requests of one step came to.
+type PointView struct {
 	Start    int64  `json:"start"` // Unix seconds
 	Resource string `json:"resource,omitempty"`
-	countsView
+	CountsView
 
-	Peak   perMinuteView  `json:"peak"`             // the busiest minute
-	Limits *perMinuteView `json:"limits,omitempty"` // of all resources together; as they were then
+	Peak   PerMinuteView  `json:"peak"`             // the busiest minute
+	Limits *PerMinuteView `json:"limits,omitempty"` // of all resources together; as they were then
 }
 
-// A perMinuteView says something of one minute. Null: there was no limit, or none is known.
-type perMinuteView struct {
+// A PerMinuteView says something of one minute. Null: there was no limit, or none is known.
+type PerMinuteView struct {
 	Requests *int64 `json:"requests"`
 	Tokens   *int64 `json:"tokens"`
 }
@@ -195,9 +197,9 @@ func parseInstant(text string) (time.Time, error) {
 }
 
 // view chooses among the points and lays them out, the earliest first.
-func (q *usageRequest) view(points []usage.Point) usageView {
-	v := usageView{
-		From: q.From.Unix(), To: q.To.Unix(), Step: q.Step.String(), Totals: countsView{Refused: map[string]int64{}}, Points: []pointView{},
+func (q *usageRequest) view(points []usage.Point) UsageView {
+	v := UsageView{
+		From: q.From.Unix(), To: q.To.Unix(), Step: q.Step.String(), Totals: CountsView{Refused: map[string]int64{}}, Points: []PointView{},
 	}
 	for i := range points {
 		if p := &points[i]; (p.Resource != "") == (q.by != "") {
@@ -205,26 +207,26 @@ func (q *usageRequest) view(points []usage.Point) usageView {
 			v.Totals.add(p.Counts)
 		}
 	}
-	slices.SortFunc(v.Points, func(a, b pointView) int {
+	slices.SortFunc(v.Points, func(a, b PointView) int {
 		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.Resource, b.Resource))
 	})
 	return v
 }
 
-func viewOfPoint(p *usage.Point) pointView {
-	v := pointView{
-		Start: p.Start.Unix(), Resource: p.Resource, countsView: countsView{Refused: map[string]int64{}},
-		Peak: perMinuteView{&p.PeakRequests, &p.PeakTokens},
+func viewOfPoint(p *usage.Point) PointView {
+	v := PointView{
+		Start: p.Start.Unix(), Resource: p.Resource, CountsView: CountsView{Refused: map[string]int64{}},
+		Peak: PerMinuteView{&p.PeakRequests, &p.PeakTokens},
 	}
 	v.add(p.Counts)
 	if p.Resource == "" {
-		v.Limits = &perMinuteView{known(p.LimitRequests), known(p.LimitTokens)}
+		v.Limits = &PerMinuteView{known(p.LimitRequests), known(p.LimitTokens)}
 	}
 	return v
 }
 
 // add adds what more requests came to.
-func (v *countsView) add(c usage.Counts) {
+func (v *CountsView) add(c usage.Counts) {
 	v.Requests += c.Requests()
 	v.Admitted += c.Admitted
 	v.InputTokens += c.InputTokens
