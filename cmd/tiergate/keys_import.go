@@ -14,12 +14,13 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/web"
 )
 
 const (
-	// One call to import. The server takes 1,000 keys and 4 MiB.
-	chunkKeys  = 1000
+	// One call to import. The server takes apikey.MaxChanges keys and 4 MiB.
+	chunkKeys  = apikey.MaxChanges
 	chunkBytes = 3 << 20
 )
 

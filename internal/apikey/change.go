@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// MaxChanges is how many changes a directory takes in one step.
+const MaxChanges = 1000
+
 // A Change is what becomes of one record, and what the audit log says of it.
 type Change struct {
 	// Record is as it is to be. Its Revision is that of the record it changes, or 0

@@ -10,9 +10,6 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 )
 
-// MaxChanges is how many changes of the directory of keys one Write may make.
-const MaxChanges = 1000
-
 const (
 	maxEvents     = 100_000 // entries of the audit log; the oldest make room
 	maxEventsRead = 1000    // entries that one call of Events returns
@@ -60,8 +57,8 @@ func digestOf(h apikey.Hash) string {
 // keyChanges checks changes as far as that goes without the store, and returns them
 // as they are written, with the records as they will be.
 func keyChanges(changes []apikey.Change) ([]keyChange, []apikey.Record, error) {
-	if len(changes) > MaxChanges {
-		return nil, nil, fmt.Errorf("write %d keys: want at most %d at once", len(changes), MaxChanges)
+	if len(changes) > apikey.MaxChanges {
+		return nil, nil, fmt.Errorf("write %d keys: want at most %d at once", len(changes), apikey.MaxChanges)
 	}
 	seen := make(map[string]bool, len(changes))
 	written, records := make([]keyChange, len(changes)), make([]apikey.Record, len(changes))

@@ -33,8 +33,8 @@ func manyKeys(t *testing.T, k keyStore, n int) {
 	t.Helper()
 	began := time.Now()
 	var last []apikey.Record
-	for first := 0; first < n; first += MaxChanges {
-		records := make([]apikey.Record, MaxChanges)
+	for first := 0; first < n; first += apikey.MaxChanges {
+		records := make([]apikey.Record, apikey.MaxChanges)
 		for i := range records {
 			records[i] = ordinaryRecord(first + i)
 		}
@@ -79,7 +79,7 @@ func TestTheAuditLogIsBounded(t *testing.T) {
 	for _, k := range []keyStore{inFile, inRedis} {
 		oldest := write(t, k, plainRecord("oldest"))[0]
 		var records []apikey.Record
-		for i := range MaxChanges {
+		for i := range apikey.MaxChanges {
 			records = append(records, plainRecord("k"+strconv.Itoa(i)))
 		}
 		for range 3 {

@@ -84,7 +84,7 @@ func (k *RedisKeys) Read(ctx context.Context, id string) (apikey.Record, error) 
 // wraps ErrTaken where its revision is 0 and there is such a key, or where one of its
 // hashes, current or former, is another key's; and ErrConflict where its revision is
 // not that of the record. The changes count one after the other: a hash that one lets
-// go is free for the next. Two changes of one ID, or more than MaxChanges, are an
+// go is free for the next. Two changes of one ID, or more than apikey.MaxChanges, are an
 // error. Where Redis has lost the directory that this process knows, the error is
 // ErrLost. After another error it is unknown whether the changes were made: read one
 // of the keys to see.

@@ -232,7 +232,7 @@ func TestAllChangesOrNone(t *testing.T) {
 func TestChangesThatAreNoneOfTheStores(t *testing.T) {
 	eachKeys(t, func(t *testing.T, k keyStore) {
 		var many []apikey.Change
-		for i := range MaxChanges + 1 {
+		for i := range apikey.MaxChanges + 1 {
 			many = append(many, changing(plainRecord("k"+strconv.Itoa(i))))
 		}
 		negative := plainRecord("a")
@@ -249,7 +249,7 @@ func TestChangesThatAreNoneOfTheStores(t *testing.T) {
 			}
 		}
 		wantNone(t, k, "a")
-		if _, err := k.Write(t.Context(), many[:MaxChanges]); err != nil {
+		if _, err := k.Write(t.Context(), many[:apikey.MaxChanges]); err != nil {
 			t.Error(err)
 		}
 		for _, before := range []string{"x", "-", "1-2-3", "(1"} {
@@ -352,12 +352,12 @@ func TestManyChangesAreWatched(t *testing.T) {
 		w := watch(t, k)
 		for batch := range 3 {
 			var records []apikey.Record
-			for i := range MaxChanges {
+			for i := range apikey.MaxChanges {
 				records = append(records, plainRecord(fmt.Sprintf("k%d-%d", batch, i)))
 			}
 			write(t, k, records...)
 		}
-		w.awaitThat(t, "all keys", func(d *apikey.Directory) bool { return d.Len() == 3*MaxChanges+1 })
+		w.awaitThat(t, "all keys", func(d *apikey.Directory) bool { return d.Len() == 3*apikey.MaxChanges+1 })
 		if n := w.wholes.Load(); n != 1 {
 			t.Errorf("%d loads: want the first alone", n)
 		}

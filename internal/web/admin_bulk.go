@@ -11,9 +11,6 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 )
 
-// maxImport is how many keys one call may bring, which all are written or none.
-const maxImport = 1000
-
 // An Imported says what became of an import.
 type Imported struct {
 	Count  int      `json:"count"`
@@ -30,9 +27,9 @@ func (a *Admin) importKeys(c *call) (any, error) {
 	}
 	var dry bool
 	take(o, "dry_run", "true or false", &dry)
-	entries := o.objects("keys", maxImport)
+	entries := o.objects("keys", apikey.MaxChanges)
 	if len(entries) == 0 && !o.faulty("keys") {
-		o.fault("keys", "none: want 1 to %d", maxImport)
+		o.fault("keys", "none: want 1 to %d", apikey.MaxChanges)
 	}
 	o.end()
 	changes := make([]apikey.Change, len(entries))
