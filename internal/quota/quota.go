@@ -69,6 +69,9 @@ const (
 	// MaxMax is the largest maximum a limit may have. Sums up to here are exact
 	// in the floating-point numbers that Redis scripts compute with.
 	MaxMax int64 = 1_000_000_000_000_000
+	// MaxUsed is where counts stop growing: far above any maximum, and exact in the
+	// numbers of a Redis script.
+	MaxUsed int64 = 4 * MaxMax
 	// MaxCost is the largest cost of a single charge; larger ones are cut to it.
 	MaxCost int64 = 1_000_000_000
 )

@@ -150,10 +150,10 @@ func TestCostZeroLooks(t *testing.T) {
 
 func TestCountsSaturate(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
-		c := charge(quota.Month, quota.NoMax, maxUsed-1)
-		wantTaken(t, take(t, counts, of("a", c)), true, maxUsed-1)
-		wantTaken(t, take(t, counts, of("a", c)), true, maxUsed)
-		wantTaken(t, take(t, counts, of("a", charge(quota.Month, quota.MaxMax, 1))), false, maxUsed)
+		c := charge(quota.Month, quota.NoMax, quota.MaxUsed-1)
+		wantTaken(t, take(t, counts, of("a", c)), true, quota.MaxUsed-1)
+		wantTaken(t, take(t, counts, of("a", c)), true, quota.MaxUsed)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, quota.MaxMax, 1))), false, quota.MaxUsed)
 	})
 }
 

@@ -109,7 +109,7 @@ func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 	return taken, nil
 }
 
-func clamp(used int64) int64 { return min(max(used, 0), maxUsed) }
+func clamp(used int64) int64 { return min(max(used, 0), quota.MaxUsed) }
 
 func find(counters []counter, name string) int {
 	for i := range counters {

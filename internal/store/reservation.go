@@ -169,7 +169,7 @@ func (c reserved) settle(counters []counter, st quota.Settlement, now time.Time)
 // computes it.
 func share(most, thousandths int64) int64 {
 	if most == quota.NoMax {
-		return maxUsed
+		return quota.MaxUsed
 	}
 	return most/1000*thousandths + most%1000*thousandths/1000
 }

@@ -38,7 +38,3 @@ func usedOf(used quota.Cost, metric quota.Metric) int64 {
 	}
 	return quota.Unknown // a request stays a request
 }
-
-// maxUsed is where counters stop growing: far above any maximum, and exact in
-// the numbers of a Redis script.
-const maxUsed = 4 * quota.MaxMax

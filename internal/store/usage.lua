@@ -52,7 +52,7 @@ local function open(key, field)
 end
 
 local function raise(f, i, n) f[i] = math.max(tonumber(f[i] or 0), n) end
-local MAX = 4e15 -- maxUsed, where numbers are still exact
+local MAX = 4e15 -- quota.MaxUsed, where numbers are still exact
 local function increase(f, i, n) f[i] = math.min(tonumber(f[i] or 0) + n, MAX) end
 
 local function refuse(f, reason, n)

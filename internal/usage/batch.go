@@ -95,12 +95,8 @@ func (c *Counts) Add(o Counts) {
 	}
 }
 
-// maxCount is where counts stop growing: far above any that is true, and exact in the
-// numbers of a Redis script.
-const maxCount = 4 * quota.MaxMax
-
-// Sum adds counts, none of which is below 0.
-func Sum(a, b int64) int64 { return min(a+b, maxCount) }
+// Sum adds counts, none of which is below 0, up to quota.MaxUsed.
+func Sum(a, b int64) int64 { return min(a+b, quota.MaxUsed) }
 
 // at returns the counts of a minute and a label, which may be new.
 func (a *Account) at(minute int64, label string) *Counts {
