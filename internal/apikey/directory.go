@@ -240,10 +240,19 @@ func (d *Directory) find(h Hash) *Record {
 // is hashed once for each scheme in use; a hash betrays nothing by the time it takes to
 // find.
 func (d *Directory) Lookup(k Key) (*Record, Hash) {
+	var plain Hash
 	if d.plain {
-		h := k.Hash()
-		if r := d.find(h); r != nil {
-			return r, h
+		plain = k.Hash()
+	}
+	return d.lookup(k, plain)
+}
+
+// lookup does the same with the key's hash without a pepper, which a directory without
+// such hashes does not look at.
+func (d *Directory) lookup(k Key, plain Hash) (*Record, Hash) {
+	if d.plain {
+		if r := d.find(plain); r != nil {
+			return r, plain
 		}
 	}
 	for _, p := range d.peppers {

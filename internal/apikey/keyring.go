@@ -48,11 +48,18 @@ func (k Keyring) visible(r *Record) *Record {
 
 // Lookup finds the record of a key and the hash that it was found by, or nil.
 func (k Keyring) Lookup(key Key) (*Record, Hash) {
-	r, h := k.File.Lookup(key)
-	if r != nil || k.Stored == nil {
+	if k.Stored == nil {
+		return k.File.Lookup(key)
+	}
+	stored := k.Stored.Directory()
+	var plain Hash
+	if k.File.plain || stored.plain { // once for both
+		plain = key.Hash()
+	}
+	if r, h := k.File.lookup(key, plain); r != nil {
 		return r, h
 	}
-	r, h = k.Stored.Directory().Lookup(key)
+	r, h := stored.lookup(key, plain)
 	return k.visible(r), h
 }
 
