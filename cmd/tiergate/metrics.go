@@ -102,6 +102,14 @@ func newMetrics() *metrics {
 	return m
 }
 
+// decided are the metrics that a pulse reads, without those of the process and of Go,
+// which cost more to read.
+func (m *metrics) decided() prometheus.Gatherer {
+	r := prometheus.NewRegistry()
+	r.MustRegister(m.decisions, m.decisionTime)
+	return r
+}
+
 // addUsage makes the metrics of the counting for dashboards.
 func (m *metrics) addUsage(r *usage.Recorder) {
 	m.registry.MustRegister(

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/tiergate/tiergate/internal/usage"
@@ -25,7 +26,7 @@ type pulse struct {
 	keys    func() int
 	ping    func(context.Context) error
 	tell    func(context.Context, usage.Instance) error
-	metrics *metrics
+	decided prometheus.Gatherer
 	log     *slog.Logger
 
 	last     time.Time
@@ -73,7 +74,7 @@ func (p *pulse) beat(ctx context.Context, now time.Time) {
 // take measures what has happened since the last time.
 func (p *pulse) take(ctx context.Context, now time.Time) (usage.Instance, error) {
 	outcomes, buckets := map[string]int64{}, map[float64]uint64{}
-	families, err := p.metrics.registry.Gather()
+	families, err := p.decided.Gather()
 	if err != nil {
 		return usage.Instance{}, fmt.Errorf("read the metrics: %w", err)
 	}

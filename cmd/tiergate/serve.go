@@ -125,7 +125,7 @@ func (s *server) addUsage() {
 	s.metrics.addUsage(s.recorder)
 	s.pulse = &pulse{
 		id: id, started: time.Now(), keys: func() int { return s.gate.Keys().Len() }, ping: s.stores.counts.Ping, tell: s.stores.usage.Tell,
-		metrics: s.metrics, log: s.log,
+		decided: s.metrics.decided(), log: s.log,
 	}
 }
 
