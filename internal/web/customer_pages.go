@@ -34,7 +34,7 @@ const (
 type dashboard struct {
 	sessions *sessions
 	secret   []byte
-	page     asset
+	page     *template.Template
 	signIn   *template.Template
 	assets   map[string]asset
 	views    *visits // of keys
@@ -50,8 +50,8 @@ func newDashboard(secret []byte) (dashboard, error) {
 	if d.assets, err = newAssets(append(sharedAssets(), "customer.css", "customer.js")...); err != nil {
 		return dashboard{}, err
 	}
-	if d.page, err = newAsset("customer.html"); err != nil {
-		return dashboard{}, err
+	if d.page, err = template.ParseFS(page, "page/customer.html", "page/usage.html"); err != nil {
+		return dashboard{}, fmt.Errorf("read the dashboard's page: %w", err)
 	}
 	if d.signIn, err = template.ParseFS(page, "page/signin.html"); err != nil {
 		return dashboard{}, fmt.Errorf("read the sign-in page: %w", err)
@@ -92,7 +92,8 @@ func (c *Customers) pages() http.Handler {
 func (c *Customers) home(w http.ResponseWriter, r *http.Request) {
 	_, err := c.holder(r, c.accounts.Load())
 	if err == nil {
-		c.dashboard.page.write(w, http.StatusOK)
+		w.Header().Set("Content-Type", htmlType)
+		_ = c.dashboard.page.Execute(w, nil) // nobody to tell if the caller is gone
 		return
 	}
 	if errors.Is(err, apikey.ErrUnread) {

@@ -30,7 +30,7 @@ func newOperatorPages(a *Admin) (*operatorPages, error) {
 		return nil, err
 	}
 	for _, view := range operatorViews() {
-		if p.frames[view], err = template.ParseFS(page, "page/operator.html", "page/"+view+".html"); err != nil {
+		if p.frames[view], err = template.ParseFS(page, "page/operator.html", "page/usage.html", "page/"+view+".html"); err != nil {
 			return nil, fmt.Errorf("read a page of the operators' dashboard: %w", err)
 		}
 	}

@@ -38,7 +38,7 @@ func newAsset(name string) (asset, error) {
 		return asset{}, fmt.Errorf("read a file of the dashboard: %w", err)
 	}
 	kinds := map[string]string{
-		".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".html": htmlType, ".svg": "image/svg+xml",
+		".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
 	}
 	kind := kinds[path.Ext(name)]
 	if kind == "" {
@@ -59,13 +59,6 @@ func newAssets(names ...string) (map[string]asset, error) {
 		assets[name] = a
 	}
 	return assets, nil
-}
-
-// write answers with the asset, whatever is asked.
-func (a asset) write(w http.ResponseWriter, status int) {
-	w.Header().Set("Content-Type", a.kind)
-	w.WriteHeader(status)
-	_, _ = w.Write(a.content) // nobody to tell if the caller is gone
 }
 
 // serveAssets serves files by their names. Browsers keep them and ask whether they are
