@@ -90,7 +90,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
 	s.directory = newDirectory(c.Reload.Peppers, s.metrics, log)
 	var err error
-	if s.stores, err = openStores(c.Start.Store, s.directory.notices()); err != nil {
+	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices()); err != nil {
 		return nil, err
 	}
 	s.addUsage()

@@ -43,10 +43,10 @@ type stores struct {
 	close  func() error
 }
 
-func openStores(c config.Store, notices store.KeyNotices) (stores, error) {
+func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices) (stores, error) {
 	if c.Redis {
 		redis := store.NewRedis(store.RedisOptions{
-			Address: c.Address, Username: c.Username, Password: c.Password.Reveal(), Database: c.Database,
+			Address: c.Address, Username: c.Username, Password: access.Password.Reveal(), Database: c.Database,
 			KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
 		})
 		return stores{counts: redis, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close}, nil

@@ -50,6 +50,7 @@ func (c *checker) fault(path, format string, args ...any) {
 func (c *checker) check(f file) {
 	start, reload := &c.loader.config.Start, &c.loader.config.Reload
 	start.GRPC = c.address("grpc.address", f.GRPC.Address, true)
+	start.Listener, reload.Listener = c.listener(f.GRPC)
 	start.Operator = c.address("operator.address", f.Operator.Address, false)
 	start.Customer = c.address("customer.address", f.Customer.Address, false)
 	start.LogLevel = c.logLevel(f.Log.Level)
@@ -57,6 +58,11 @@ func (c *checker) check(f file) {
 	start.ShutdownDelay = c.duration("shutdown.delay", f.Shutdown.Delay, 0, 10*time.Minute)
 	start.ShutdownTimeout = c.duration("shutdown.timeout", f.Shutdown.Timeout, time.Millisecond, 10*time.Minute)
 	start.Store = c.store(f.Store)
+	if start.Store.Redis {
+		reload.Redis = c.redisAccess(f.Store.Redis)
+	}
+	start.Tracing = c.tracing(f.Tracing)
+	reload.Identity = c.identity(f.ExtAuthz)
 	start.SessionSecret = c.sessionSecret(f.Customer)
 	start.UsageInterval = c.duration("usage.interval", f.Usage.Interval, 100*time.Millisecond, time.Minute)
 	start.UsageMaxSeries = c.number("usage.max_series", f.Usage.MaxSeries, 1, 10_000_000)
@@ -130,14 +136,24 @@ func (c *checker) number(path string, n, least, most int) int {
 func (c *checker) store(s storeSection) Store {
 	r := s.Redis
 	store := Store{
-		Redis:     c.oneOf("store.type", s.Type, "memory", "redis") == "redis",
-		MaxKeys:   c.number("store.memory.max_keys", s.Memory.MaxKeys, 1, 100_000_000),
+		Redis:   c.oneOf("store.type", s.Type, "memory", "redis") == "redis",
+		MaxKeys: c.number("store.memory.max_keys", s.Memory.MaxKeys, 1, 100_000_000),
+
+		SnapshotInterval: c.duration("store.memory.snapshot_interval", s.Memory.SnapshotInterval, 10*time.Millisecond, time.Hour),
+
 		Address:   c.address("store.redis.address", r.Address, false).Address,
 		Username:  r.Username,
 		Database:  c.number("store.redis.database", r.Database, 0, 1_000_000),
 		KeyPrefix: r.KeyPrefix,
 		Timeout:   c.duration("store.redis.timeout", r.Timeout, time.Millisecond, 10*time.Second),
 		PoolSize:  c.number("store.redis.pool_size", r.PoolSize, 1, 10_000),
+
+		Sentinels: c.addresses("store.redis.sentinel.addresses", r.Sentinel.Addresses), SentinelMaster: r.Sentinel.Master, SentinelUsername: r.Sentinel.Username,
+		Cluster: c.addresses("store.redis.cluster.addresses", r.Cluster.Addresses),
+		TLS:     r.TLS.Enabled,
+
+		AssumedInstances:     c.number("store.redis.assumed_instances", r.AssumedInstances, 1, 10_000),
+		MaxQueuedSettlements: c.number("store.redis.max_queued_settlements", r.MaxQueuedSettlements, 1, 10_000_000),
 	}
 	if !keyPrefix.MatchString(r.KeyPrefix) {
 		c.fault("store.redis.key_prefix", "%q: want 1 to 64 letters, digits and _ . : -", r.KeyPrefix)
@@ -148,15 +164,7 @@ func (c *checker) store(s storeSection) Store {
 		}
 		return store
 	}
-	password, err := c.loader.secret(r.PasswordFile, r.PasswordEnv)
-	if err != nil {
-		at := "store.redis.password_file"
-		if r.PasswordFile == "" {
-			at = "store.redis.password_env"
-		}
-		c.fault(at, "%v", err)
-	}
-	store.Password = apikey.Redacting(password)
+	c.redisForm(r)
 	return store
 }
 
@@ -212,8 +220,9 @@ func (c *checker) rateLimit(s rateLimitSection) RateLimit {
 	return RateLimit{
 		SettlementDomain: s.SettlementDomain, FactPrefix: s.Entries.FactPrefix, Hits: hits,
 		NegativeHits: s.NegativeHits, LimitOverride: s.LimitOverride,
-		AllowUnknown: c.oneOf("ratelimit.unknown", s.Unknown, "refuse", "allow") == "allow",
-		Domain:       s.Domain, KeyID: s.Entries.KeyID, Tier: s.Entries.Tier, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
+		MaxDescriptors: c.number("ratelimit.max_descriptors", s.MaxDescriptors, 1, 10_000),
+		AllowUnknown:   c.oneOf("ratelimit.unknown", s.Unknown, "refuse", "allow") == "allow",
+		Domain:         s.Domain, KeyID: s.Entries.KeyID, Tier: s.Entries.Tier, APIKey: s.Entries.APIKey, Resource: s.Entries.Resource,
 		Path: s.Entries.Path, Priority: s.Entries.Priority,
 	}
 }

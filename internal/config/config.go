@@ -8,6 +8,8 @@ package config
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +39,7 @@ type Config struct {
 // Start is what takes effect at a start only.
 type Start struct {
 	GRPC            Address
+	Listener        Listener
 	Operator        Address
 	Customer        Address
 	LogLevel        slog.Level
@@ -46,6 +50,25 @@ type Start struct {
 	SessionSecret   apikey.Key // zero: none
 	UsageInterval   time.Duration
 	UsageMaxSeries  int
+	Tracing         Tracing
+}
+
+// A Listener is what the gRPC listener is held to.
+type Listener struct {
+	SocketMode      os.FileMode
+	TLS             bool // whether it has a certificate; see Reload.Listener
+	ClientCerts     bool // whether every client must show one
+	MaxConnections  int
+	MaxCalls        int
+	MaxMessageBytes int
+}
+
+// Tracing says where traces go.
+type Tracing struct {
+	Endpoint    string // host:port; empty: nothing is traced
+	Insecure    bool
+	CAFile      string // as configured: it is read when the collector is connected to
+	SampleRatio float64
 }
 
 // Reload is what a running server swaps in one step.
@@ -63,6 +86,33 @@ type Reload struct {
 	IETFHeaders        bool
 	RateLimit          RateLimit
 	Tokens             Tokens
+	Identity           Identity
+	Listener           TLS // the certificate of the gRPC listener, and whom it serves
+	Redis              RedisAccess
+}
+
+// Identity says where the ID and the tier of a key are found that another filter has
+// authenticated. Empty paths: nowhere.
+type Identity struct{ KeyID, Tier MetadataPath }
+
+// A MetadataPath leads to a text in Envoy's filter metadata.
+type MetadataPath struct {
+	Namespace string
+	Fields    []string
+}
+
+// TLS is what one side of a connection shows and believes.
+type TLS struct {
+	Certificate *tls.Certificate // nil: none
+	Roots       *x509.CertPool   // nil: those of the system; of a listener: nobody is asked for a certificate
+	Names       []string         // of a listener: the only clients; none: all that have a certificate
+	ServerName  string           // of a client: what the server is called; empty: as its address
+}
+
+// RedisAccess is how Redis lets TierGate in.
+type RedisAccess struct {
+	Password, SentinelPassword apikey.Key // zero: none
+	TLS                        TLS
 }
 
 // Tokens says what tokens are reserved and how they are settled.
@@ -110,25 +160,30 @@ func (a Address) Loopback() bool {
 
 // Equal reports whether a start with either would be the same.
 func (s Start) Equal(o Start) bool {
-	same := s.Store.Password.Equal(o.Store.Password) && s.SessionSecret.Equal(o.SessionSecret)
-	s.Store.Password, o.Store.Password = apikey.Key{}, apikey.Key{}
-	s.SessionSecret, o.SessionSecret = apikey.Key{}, apikey.Key{}
-	return same && s == o
+	return reflect.DeepEqual(s, o)
 }
 
 // Store says where counts are kept.
 type Store struct {
 	Redis   bool   // else in memory
 	MaxKeys int    // memory: accounts counted at once
-	File    string // memory: where keys and usage are kept; empty: only as long as the process
+	File    string // memory: where keys and usage are kept, and beside it counts; empty: only as long as the process
 
-	Address   string // Redis: host:port
-	Username  string
-	Password  apikey.Key // redacts itself
-	Database  int
-	KeyPrefix string
-	Timeout   time.Duration
-	PoolSize  int
+	SnapshotInterval time.Duration // memory: how often counts are written
+
+	Address              string   // Redis: host:port
+	Sentinels            []string // host:port of each; none: there are none
+	SentinelMaster       string
+	SentinelUsername     string
+	Cluster              []string // host:port of some of its servers; none: it is no Cluster
+	TLS                  bool     // see Reload.Redis
+	Username             string
+	Database             int
+	KeyPrefix            string
+	Timeout              time.Duration
+	PoolSize             int
+	AssumedInstances     int
+	MaxQueuedSettlements int
 }
 
 // UnlimitedHeader says what stands for a limit that there is not. Omit leaves
@@ -148,6 +203,7 @@ type RateLimit struct {
 	Hits                             quota.Metric // what hits_addend counts: requests or tokens
 	NegativeHits, LimitOverride      bool
 	AllowUnknown                     bool
+	MaxDescriptors                   int
 }
 
 // Options say what to load.

@@ -162,7 +162,7 @@ keys: {peppers: [{name: p1, env: PEPPER}]}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Start.Store.Password.Reveal() != "open-sesame" || len(c.Reload.Peppers) != 1 || len(sources) != 3 {
+	if c.Reload.Redis.Password.Reveal() != "open-sesame" || len(c.Reload.Peppers) != 1 || len(sources) != 3 {
 		t.Errorf("%+v, %v", c, sources)
 	}
 	env["PEPPER"] = "short"

@@ -18,6 +18,8 @@ type file struct {
 	Shutdown shutdownSection `yaml:"shutdown"`
 	// Where counts are kept.
 	Store storeSection `yaml:"store"`
+	// What becomes of requests while Redis is away. local: each instance goes on by itself with its share of every limit. deny: 503. allow: all pass. A tier may differ.
+	OnStoreFailure string `yaml:"on_store_failure" jsonschema:"enum=local,enum=deny,enum=allow"`
 	// What is counted for the dashboards and the usage API, off the way of requests.
 	Usage usageSection `yaml:"usage"`
 	// Which API keys there are and how requests carry them.
@@ -36,11 +38,54 @@ type file struct {
 	Headers headersSection `yaml:"headers"`
 	// The rate limit service: what its requests are called.
 	RateLimit rateLimitSection `yaml:"ratelimit"`
+	// External authorization: what is believed that other filters say of a request.
+	ExtAuthz extAuthzSection `yaml:"ext_authz"`
+	// Traces, as OpenTelemetry has them.
+	Tracing tracingSection `yaml:"tracing"`
+}
+
+type extAuthzSection struct {
+	// Where the key ID is found in Envoy's filter metadata, of a filter that has authenticated the caller: the filter's namespace and the names of the fields down to a text, joined by dots after a colon, such as envoy.filters.http.jwt_authn:claims.sub. It stands in for the key, and a request without it is refused. Empty: believed from nobody.
+	KeyID string `yaml:"key_id"`
+	// Where the tier of that key is found, instead of the one on record. Empty: believed from nobody.
+	Tier string `yaml:"tier"`
+}
+
+type tracingSection struct {
+	// host:port of a collector that takes OTLP over gRPC. Empty: nothing is traced.
+	Endpoint string `yaml:"endpoint"`
+	// Whether the collector is reached in clear.
+	Insecure bool `yaml:"insecure"`
+	// A PEM file with the roots that the collector's certificate must lead to, relative to this file; empty: those of the system.
+	CAFile string `yaml:"ca_file,omitempty"`
+	// Of the calls that Envoy does not say whether to trace, the share that is.
+	SampleRatio float64 `yaml:"sample_ratio" jsonschema:"minimum=0,maximum=1"`
 }
 
 type grpcSection struct {
 	// host:port, or unix: and the absolute path of a socket.
 	Address string `yaml:"address"`
+	// The permissions of the socket, octal.
+	SocketMode string `yaml:"socket_mode"`
+	// The certificate of the listener and those it asks Envoy for. Without a certificate it serves in clear.
+	TLS grpcTLSSection `yaml:"tls"`
+	// How many connections there may be; further ones are closed at once.
+	MaxConnections int `yaml:"max_connections"`
+	// How many calls may be answered at the same time; further ones get UNAVAILABLE at once.
+	MaxCalls int `yaml:"max_calls"`
+	// How large a message may be, in bytes.
+	MaxMessageBytes int `yaml:"max_message_bytes"`
+}
+
+type grpcTLSSection struct {
+	// A PEM file with the certificate and those between it and its root, relative to this file. Its content may change while the server runs.
+	CertFile string `yaml:"cert_file,omitempty"`
+	// A PEM file with the certificate's private key.
+	KeyFile string `yaml:"key_file,omitempty"`
+	// A PEM file with the roots that certificates of clients must lead to. With it, every client must show one.
+	ClientCAFile string `yaml:"client_ca_file,omitempty"`
+	// The only clients that are served, by a DNS name, URI (such as a SPIFFE ID) or common name of their certificates; none named means all.
+	ClientNames []string `yaml:"client_names,omitempty"`
 }
 
 type operatorSection struct {
@@ -102,15 +147,24 @@ type memorySection struct {
 	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended.
 	MaxKeys int `yaml:"max_keys"`
 	// The file in which keys made by the admin API and usage outlive the process, relative to this file. Without one, they end with it.
+	// Counts go into a second file beside it, whose name ends in .counts.
 	File string `yaml:"file"`
+	// How often the counts are written to their file, and so what a killed process forgets of them.
+	SnapshotInterval string `yaml:"snapshot_interval"`
 }
 
 type redisSection struct {
-	// host:port of the server.
+	// host:port of the server. It has no meaning where sentinel or cluster names any.
 	Address string `yaml:"address"`
+	// The Sentinels that know which server is the primary.
+	Sentinel sentinelSection `yaml:"sentinel"`
+	// The Cluster that the counts are spread over.
+	Cluster clusterSection `yaml:"cluster"`
+	// How the connections are secured, those to Sentinels too.
+	TLS redisTLSSection `yaml:"tls"`
 	// The ACL user; empty for the default user.
 	Username string `yaml:"username"`
-	// A file that holds the password.
+	// A file that holds the password, relative to this file. Its content may change while the server runs.
 	PasswordFile string `yaml:"password_file"`
 	// An environment variable that holds the password.
 	PasswordEnv string `yaml:"password_env"`
@@ -120,8 +174,43 @@ type redisSection struct {
 	KeyPrefix string `yaml:"key_prefix"`
 	// How long one call may take. Keep it below Envoy's timeout.
 	Timeout string `yaml:"timeout"`
-	// How many connections there may be.
+	// How many connections there may be, to each server.
 	PoolSize int `yaml:"pool_size"`
+	// How many instances are taken to share the limits while Redis is away and never told how many there are.
+	AssumedInstances int `yaml:"assumed_instances"`
+	// How many settlements wait for Redis while it is away; further ones are lost.
+	MaxQueuedSettlements int `yaml:"max_queued_settlements"`
+}
+
+type sentinelSection struct {
+	// host:port of each Sentinel; none: there are none.
+	Addresses []string `yaml:"addresses,omitempty"`
+	// What the Sentinels call the primary.
+	Master string `yaml:"master,omitempty"`
+	// The ACL user of the Sentinels; empty for the default user.
+	Username string `yaml:"username,omitempty"`
+	// A file that holds the password of the Sentinels, relative to this file.
+	PasswordFile string `yaml:"password_file,omitempty"`
+	// An environment variable that holds it.
+	PasswordEnv string `yaml:"password_env,omitempty"`
+}
+
+type clusterSection struct {
+	// host:port of some of its servers, by which the others are found; none: it is no Cluster.
+	Addresses []string `yaml:"addresses,omitempty"`
+}
+
+type redisTLSSection struct {
+	// Whether the connections are encrypted and the servers' certificates checked.
+	Enabled bool `yaml:"enabled"`
+	// A PEM file with the roots that the servers' certificates must lead to, relative to this file; empty: those of the system.
+	CAFile string `yaml:"ca_file,omitempty"`
+	// A PEM file with the certificate to show to the servers, where they ask for one.
+	CertFile string `yaml:"cert_file,omitempty"`
+	// A PEM file with that certificate's private key.
+	KeyFile string `yaml:"key_file,omitempty"`
+	// The name that the servers' certificates must have; empty: that of the address.
+	ServerName string `yaml:"server_name,omitempty"`
 }
 
 type keysSection struct {
@@ -189,6 +278,8 @@ type tierSection struct {
 	Priority string `yaml:"priority" jsonschema:"oneof_type=string;integer"`
 	// Says that the tier has no limit over all resources.
 	Unlimited bool `yaml:"unlimited,omitempty"`
+	// What becomes of the tier's requests while Redis is away, instead of what on_store_failure says for all.
+	OnStoreFailure string `yaml:"on_store_failure,omitempty" jsonschema:"enum=local,enum=deny,enum=allow"`
 	// The limits; all that apply to a request are charged together.
 	Limits []limitSection `yaml:"limits,omitempty"`
 }
@@ -230,6 +321,8 @@ type rateLimitSection struct {
 	LimitOverride bool `yaml:"limit_override"`
 	// What becomes of calls in which no entry is known: refuse or allow.
 	Unknown string `yaml:"unknown" jsonschema:"enum=refuse,enum=allow"`
+	// How many descriptors a call may have, and how many entries all of them together four times that; others are refused.
+	MaxDescriptors int `yaml:"max_descriptors"`
 }
 
 type entriesSection struct {
@@ -286,26 +379,30 @@ type overrideSection struct {
 // written returns the configuration that holds where the file says nothing.
 func written() file {
 	return file{
-		GRPC:     grpcSection{Address: "127.0.0.1:9001"},
+		GRPC:     grpcSection{Address: "127.0.0.1:9001", SocketMode: "0660", MaxConnections: 1000, MaxCalls: 10_000, MaxMessageBytes: 4 << 20},
 		Operator: operatorSection{Address: "127.0.0.1:9002"},
 		Customer: customerSection{Address: "127.0.0.1:9003"},
 		Log:      logSection{Level: "info", Format: "text"},
 		Shutdown: shutdownSection{Delay: "0s", Timeout: "10s"},
 		Store: storeSection{
 			Type:   "memory",
-			Memory: memorySection{MaxKeys: 1_000_000},
-			Redis:  redisSection{Address: "127.0.0.1:6379", KeyPrefix: "tiergate", Timeout: "50ms", PoolSize: 32},
+			Memory: memorySection{MaxKeys: 1_000_000, SnapshotInterval: "5s"},
+			Redis: redisSection{
+				Address: "127.0.0.1:6379", KeyPrefix: "tiergate", Timeout: "50ms", PoolSize: 32, AssumedInstances: 1, MaxQueuedSettlements: 100_000,
+			},
 		},
-		Usage:   usageSection{Interval: "5s", MaxSeries: 100_000},
-		Keys:    keysSection{File: "keys.yaml"},
-		CountBy: "key",
+		OnStoreFailure: "local",
+		Usage:          usageSection{Interval: "5s", MaxSeries: 100_000},
+		Keys:           keysSection{File: "keys.yaml"},
+		CountBy:        "key",
 		Tokens: tokensSection{
 			SettleBy: []string{"access_log"}, Keep: "1h", CachedInput: 1, Refunds: refundsSection{MaxShare: 0.1},
 		},
 		Headers: headersSection{Unlimited: "unlimited"},
 		RateLimit: rateLimitSection{
-			Domain: "tiergate", SettlementDomain: "tiergate-settle", Hits: "requests", Unknown: "refuse",
+			Domain: "tiergate", SettlementDomain: "tiergate-settle", Hits: "requests", Unknown: "refuse", MaxDescriptors: 64,
 			Entries: entriesSection{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority", FactPrefix: "request."},
 		},
+		Tracing: tracingSection{SampleRatio: 0.01},
 	}
 }

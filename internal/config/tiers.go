@@ -18,6 +18,10 @@ func (c *checker) tiers(f file, resources []quota.Resource) map[string]*quota.Pl
 	if len(f.Tiers) == 0 && !c.unread("tiers") {
 		c.fault("tiers", "no tier: want at least one")
 	}
+	if f.OnStoreFailure == "" {
+		c.fault("on_store_failure", "empty: want local, deny or allow")
+	}
+	onFailure := c.onFailure("on_store_failure", f.OnStoreFailure, quota.Local)
 	plans := map[string]*quota.Plan{}
 	for _, n := range sortedKeys(f.Tiers) {
 		at := "tiers." + n
@@ -28,6 +32,7 @@ func (c *checker) tiers(f file, resources []quota.Resource) map[string]*quota.Pl
 		if tier.Priority, err = quota.ParsePriority(f.Tiers[n].Priority); err != nil {
 			c.fault(at+".priority", "%v", err)
 		}
+		tier.OnFailure = c.onFailure(at+".on_store_failure", f.Tiers[n].OnStoreFailure, onFailure)
 		valid := true
 		for i, s := range f.Tiers[n].Limits {
 			l, ok := limit(c.fault, fmt.Sprintf("%s.limits[%d]", at, i), s, resources)

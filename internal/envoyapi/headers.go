@@ -36,6 +36,9 @@ func (v *Verdict) appendCounts(hs []header, s *Settings) []header {
 		header{"X-RateLimit-Reset", strconv.FormatInt(v.reset(), 10)},
 		header{"X-RateLimit-Used", strconv.FormatInt(v.Decision.Used, 10)},
 	)
+	if v.Decision.Degraded {
+		hs = append(hs, header{"X-RateLimit-Degraded", "1"})
+	}
 	if s.PerMetric && v.counted() {
 		hs = v.appendPerMetric(hs)
 	}

@@ -47,7 +47,7 @@ func SettlementWays() []string { return []string{byAccessLog, byRateLimit} }
 // SettlementResults lists what SettlementReport.Result can be.
 func SettlementResults() []string {
 	return []string{
-		quota.Settled.String(), quota.Duplicate.String(), quota.NotFound.String(), Unreserved, InvalidTicket, StoreFailed, Lost,
+		quota.Settled.String(), quota.Duplicate.String(), quota.NotFound.String(), quota.Queued.String(), Unreserved, InvalidTicket, StoreFailed, Lost,
 	}
 }
 
@@ -77,7 +77,7 @@ type SettlementReport struct {
 	Used     int64 // tokens; quota.Unknown: not reported, or maybe not all
 	Err      error
 
-	// Where Result is settled or Unreserved, what the request is counted as.
+	// Where Result is settled, queued or Unreserved, what the request is counted as.
 	Account, Tier, Resource   string
 	Priority                  quota.Priority // that the key may use
 	At                        time.Time
@@ -140,7 +140,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	if a.clean() {
 		report.Used = used.Tokens
 	}
-	if report.Result == quota.Settled.String() || report.Result == Unreserved {
+	if report.Result == quota.Settled.String() || report.Result == quota.Queued.String() || report.Result == Unreserved {
 		report.of(s, t, g.now())
 		report.InputTokens, report.OutputTokens = t.counted(settlement)
 		g.learn(s, t, a)

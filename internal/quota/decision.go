@@ -31,6 +31,9 @@ type Decision struct {
 	Reset time.Time     // end of the minute; refused: when the request can pass
 	Wait  time.Duration // refused: from Now to Reset
 
+	// Degraded: the counts could not be reached; see Taken.
+	Degraded bool
+
 	// Repeated: this is the answer to an order that was admitted before; nothing more
 	// was taken.
 	Repeated bool
@@ -68,7 +71,7 @@ func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
 // number for each charge.
 func decide(charges []Charge, taken Taken) Decision {
 	d := Decision{
-		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, charges: charges, used: taken.Used,
+		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, Degraded: taken.Degraded, charges: charges, used: taken.Used,
 	}
 	for i, c := range charges {
 		used := taken.Used[i]

@@ -30,6 +30,7 @@ type Order struct {
 	// is kept, for repeats or for a settlement.
 	Request, Secret string
 	Keep            time.Duration // how long a Settlement may take
+	OnFailure       OnFailure
 }
 
 // Kept reports whether what the order takes is to be kept.
@@ -41,6 +42,9 @@ type Taken struct {
 	Admitted bool      // whether the charges were taken
 	Used     []int64   // of each charge's counter, after what was taken
 	Secret   string    // the order's, or that of the one it repeats; empty: nothing is kept
+	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used
+	// then is so that what remains is what this instance would still admit.
+	Degraded bool
 }
 
 // A Limiter decides requests by charging their limits.
@@ -58,7 +62,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
 		return l.tooLarge(ctx, r, now, charges[i])
 	}
-	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret}
+	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret, OnFailure: r.Tier.Tier.OnFailure}
 	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
@@ -96,7 +100,7 @@ func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision,
 	for i := range looking {
 		looking[i].Cost = 0
 	}
-	taken, err := l.take(ctx, Order{Account: r.Account, Charges: looking})
+	taken, err := l.take(ctx, Order{Account: r.Account, Charges: looking, OnFailure: r.Tier.Tier.OnFailure})
 	if err != nil {
 		return Decision{}, err
 	}

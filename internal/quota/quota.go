@@ -155,6 +155,30 @@ type Tier struct {
 	Priority  Priority
 	Unlimited bool // said openly: no limit on requests per minute is needed
 	Limits    []Limit
+	OnFailure OnFailure
+}
+
+// OnFailure says what becomes of requests while the counts cannot be reached.
+type OnFailure uint8
+
+// The ways to go on.
+const (
+	Local OnFailure = iota // by this instance alone, with its share of every limit
+	Deny                   // all are refused
+	Allow                  // all are admitted
+)
+
+// String returns the name used in configuration and metrics.
+func (f OnFailure) String() string { return [...]string{"local", "deny", "allow"}[f] }
+
+// ParseOnFailure finds the way of a name.
+func ParseOnFailure(name string) (OnFailure, error) {
+	for _, f := range []OnFailure{Local, Deny, Allow} {
+		if name == f.String() {
+			return f, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown value %q: want local, deny or allow", name)
 }
 
 // Validate reports everything that is wrong with the tier, each fault with the

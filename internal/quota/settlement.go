@@ -84,7 +84,10 @@ const (
 	NotFound  Outcome = iota // no such reservation, or it has expired, or the secret is wrong: nothing changed
 	Settled                  // the counters are corrected
 	Duplicate                // it was settled before: nothing changed
+	Queued                   // it waits until the counts can be reached
 )
 
 // String returns the outcome as metrics show it.
-func (o Outcome) String() string { return [...]string{"not_found", "settled", "duplicate"}[o] }
+func (o Outcome) String() string {
+	return [...]string{"not_found", "settled", "duplicate", "queued"}[o]
+}

@@ -27,7 +27,7 @@ func stateOf(c Charge, used int64, now time.Time) State {
 // base limits first, and the time at which that was so. It takes nothing.
 func (l *Limiter) States(ctx context.Context, r Request, now time.Time) ([]State, time.Time, error) {
 	charges := r.Tier.all(r.Overrides, now)
-	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges})
+	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges, OnFailure: r.Tier.Tier.OnFailure})
 	if err != nil {
 		return nil, time.Time{}, err
 	}

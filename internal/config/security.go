@@ -1,0 +1,198 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// listener checks what the gRPC listener is held to.
+func (c *checker) listener(s grpcSection) (Listener, TLS) {
+	mode, err := strconv.ParseUint(s.SocketMode, 8, 32)
+	if err != nil || mode > 0o777 {
+		c.fault("grpc.socket_mode", "%q: want permissions in octal, such as \"0660\"", s.SocketMode)
+	}
+	l := Listener{
+		SocketMode:      os.FileMode(mode), //nolint:gosec // not above 0777
+		TLS:             s.TLS.CertFile != "",
+		ClientCerts:     s.TLS.ClientCAFile != "",
+		MaxConnections:  c.number("grpc.max_connections", s.MaxConnections, 1, 1_000_000),
+		MaxCalls:        c.number("grpc.max_calls", s.MaxCalls, 1, 1_000_000),
+		MaxMessageBytes: c.number("grpc.max_message_bytes", s.MaxMessageBytes, 1<<10, 1<<30),
+	}
+	if l.ClientCerts && !l.TLS {
+		c.fault("grpc.tls.client_ca_file", "there is no grpc.tls.cert_file: a listener in clear asks nobody for a certificate")
+	}
+	if len(s.TLS.ClientNames) > 0 && !l.ClientCerts {
+		c.fault("grpc.tls.client_names", "there is no grpc.tls.client_ca_file: names are those of clients' certificates")
+	}
+	for i, n := range s.TLS.ClientNames {
+		if n == "" {
+			c.fault(fmt.Sprintf("grpc.tls.client_names[%d]", i), "empty: want the name of a client")
+		}
+	}
+	return l, TLS{
+		Certificate: c.certificate("grpc.tls", s.TLS.CertFile, s.TLS.KeyFile),
+		Roots:       c.roots("grpc.tls.client_ca_file", s.TLS.ClientCAFile),
+		Names:       s.TLS.ClientNames,
+	}
+}
+
+// redisForm checks that Redis is named in one way.
+func (c *checker) redisForm(r redisSection) {
+	sentinel, cluster := len(r.Sentinel.Addresses) > 0, len(r.Cluster.Addresses) > 0
+	switch {
+	case sentinel && cluster:
+		c.fault("store.redis.cluster.addresses", "there is store.redis.sentinel.addresses too: name one of the two")
+	case sentinel && r.Sentinel.Master == "":
+		c.fault("store.redis.sentinel.master", "empty: want what the Sentinels call the primary")
+	case !sentinel && (r.Sentinel.Master != "" || r.Sentinel.Username != "" || r.Sentinel.PasswordFile != "" || r.Sentinel.PasswordEnv != ""):
+		c.fault("store.redis.sentinel.addresses", "empty: want host:port of each Sentinel, or nothing else of sentinel")
+	case cluster && r.Database != 0:
+		c.fault("store.redis.database", "%d: a Cluster has database 0 only", r.Database)
+	}
+	if t := r.TLS; !t.Enabled && (t.CAFile != "" || t.CertFile != "" || t.KeyFile != "" || t.ServerName != "") {
+		c.fault("store.redis.tls.enabled", "false, though files or a name are set: set it to true, or take them away")
+	}
+}
+
+// redisAccess reads what Redis asks for.
+func (c *checker) redisAccess(r redisSection) RedisAccess {
+	return RedisAccess{
+		Password:         c.password("store.redis", r.PasswordFile, r.PasswordEnv),
+		SentinelPassword: c.password("store.redis.sentinel", r.Sentinel.PasswordFile, r.Sentinel.PasswordEnv),
+		TLS: TLS{
+			Certificate: c.certificate("store.redis.tls", r.TLS.CertFile, r.TLS.KeyFile),
+			Roots:       c.roots("store.redis.tls.ca_file", r.TLS.CAFile),
+			ServerName:  r.TLS.ServerName,
+		},
+	}
+}
+
+// password reads one from a file or from the environment; the zero Key is none.
+func (c *checker) password(at, file, env string) apikey.Key {
+	password, err := c.loader.secret(file, env)
+	if err != nil && file != "" {
+		c.fault(at+".password_file", "%v", err)
+	} else if err != nil {
+		c.fault(at+".password_env", "%v", err)
+	}
+	return apikey.Redacting(password)
+}
+
+// certificate reads a certificate and its key.
+func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
+	switch {
+	case certFile == "" && keyFile == "":
+		return nil
+	case certFile == "":
+		c.fault(at+".cert_file", "empty: want the certificate of the key in key_file")
+		return nil
+	case keyFile == "":
+		c.fault(at+".key_file", "empty: want the private key of the certificate in cert_file")
+		return nil
+	}
+	certPEM, err := c.loader.readFile(c.loader.beside(certFile))
+	if err != nil {
+		c.fault(at+".cert_file", "%v", err)
+	}
+	keyPEM, keyErr := c.loader.readFile(c.loader.beside(keyFile))
+	if keyErr != nil {
+		c.fault(at+".key_file", "%v", keyErr)
+	}
+	if err != nil || keyErr != nil {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		c.fault(at+".cert_file", "%v: want PEM files of a certificate and of its private key", err)
+		return nil
+	}
+	return &pair
+}
+
+// roots reads certificates that others must lead to; nil where no file is named.
+func (c *checker) roots(at, file string) *x509.CertPool {
+	if file == "" {
+		return nil
+	}
+	content, err := c.loader.readFile(c.loader.beside(file))
+	if err != nil {
+		c.fault(at, "%v", err)
+		return nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(content) {
+		c.fault(at, "file %s has no certificate: want PEM", file)
+		return nil
+	}
+	return pool
+}
+
+// addresses checks a list of host:port.
+func (c *checker) addresses(path string, list []string) []string {
+	for i, a := range list {
+		c.address(fmt.Sprintf("%s[%d]", path, i), a, false)
+	}
+	return list
+}
+
+func (c *checker) tracing(s tracingSection) Tracing {
+	t := Tracing{Endpoint: s.Endpoint, Insecure: s.Insecure, SampleRatio: s.SampleRatio}
+	if s.Endpoint != "" {
+		c.address("tracing.endpoint", s.Endpoint, false)
+	}
+	if s.SampleRatio < 0 || s.SampleRatio > 1 {
+		c.fault("tracing.sample_ratio", "%v is out of range: want 0 to 1", s.SampleRatio)
+	}
+	if s.CAFile != "" {
+		if s.Insecure {
+			c.fault("tracing.ca_file", "there is insecure: true too: name one of the two")
+		}
+		c.roots("tracing.ca_file", s.CAFile)
+		t.CAFile = c.loader.beside(s.CAFile)
+	}
+	return t
+}
+
+// identity reads what is believed of other filters.
+func (c *checker) identity(s extAuthzSection) Identity {
+	if s.Tier != "" && s.KeyID == "" {
+		c.fault("ext_authz.tier", "a tier is believed only beside a key ID: set key_id too")
+	}
+	return Identity{KeyID: c.metadataPath("ext_authz.key_id", s.KeyID), Tier: c.metadataPath("ext_authz.tier", s.Tier)}
+}
+
+// metadataPath is a namespace, a colon, and names joined by dots.
+var metadataPath = regexp.MustCompile(`^([A-Za-z0-9_.-]+):([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)$`)
+
+func (c *checker) metadataPath(at, s string) MetadataPath {
+	if s == "" {
+		return MetadataPath{}
+	}
+	parts := metadataPath.FindStringSubmatch(s)
+	if parts == nil {
+		c.fault(at, "%q: want namespace:field, such as envoy.filters.http.jwt_authn:claims.sub", s)
+		return MetadataPath{}
+	}
+	return MetadataPath{parts[1], strings.Split(parts[2], ".")}
+}
+
+// onFailure reads what becomes of requests while the store is away; empty: as all.
+func (c *checker) onFailure(at, s string, all quota.OnFailure) quota.OnFailure {
+	if s == "" {
+		return all
+	}
+	f, err := quota.ParseOnFailure(s)
+	if err != nil {
+		c.fault(at, "%v", err)
+	}
+	return f
+}
