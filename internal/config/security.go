@@ -20,7 +20,7 @@ func (c *checker) listener(s grpcSection) (Listener, TLS) {
 		c.fault("grpc.socket_mode", "%q: want permissions in octal, such as \"0660\"", s.SocketMode)
 	}
 	l := Listener{
-		SocketMode:      os.FileMode(mode), //nolint:gosec // not above 0777
+		SocketMode:      os.FileMode(mode),
 		TLS:             s.TLS.CertFile != "",
 		ClientCerts:     s.TLS.ClientCAFile != "",
 		MaxConnections:  c.number("grpc.max_connections", s.MaxConnections, 1, 1_000_000),
