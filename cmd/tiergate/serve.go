@@ -31,6 +31,7 @@ import (
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
 	"github.com/tiergate/tiergate/internal/web"
 )
@@ -47,7 +48,9 @@ func serve(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return fmt.Errorf("the configuration cannot be used:\n%w", err)
 	}
-	s, err := newServer(loaded, newLogger(env.stderr, loaded.Start))
+	log := newLogger(env.stderr, loaded.Start)
+	store.LogRedis(log)
+	s, err := newServer(loaded, log)
 	if err != nil {
 		return err
 	}

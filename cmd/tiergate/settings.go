@@ -9,6 +9,9 @@ import (
 
 // use takes up a changed configuration.
 func (s *server) use(c config.Reload) {
+	if s.stores.useAccess != nil {
+		s.stores.useAccess(c.Redis)
+	}
 	s.directory.usePeppers(c.Peppers)
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))

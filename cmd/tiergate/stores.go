@@ -41,15 +41,13 @@ type stores struct {
 	usage  usageStore
 	sweep  func(context.Context) error // nil: Redis does it
 	close  func() error
+
+	useAccess func(config.RedisAccess) // nil: there is no Redis
 }
 
 func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices) (stores, error) {
 	if c.Redis {
-		redis := store.NewRedis(store.RedisOptions{
-			Address: c.Address, Username: c.Username, Password: access.Password.Reveal(), Database: c.Database,
-			KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
-		})
-		return stores{counts: redis, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close}, nil
+		return openRedis(c, access, notices), nil
 	}
 	file, err := store.OpenFile(c.File)
 	if err != nil {

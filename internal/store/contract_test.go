@@ -16,6 +16,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/devstack"
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -501,11 +502,11 @@ func TestRedisPassword(t *testing.T) {
 	if err := admin.client.ConfigSet(t.Context(), "requirepass", "open-sesame").Err(); err != nil {
 		t.Fatal(err)
 	}
-	options := RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 10 * time.Second, PoolSize: 4, Password: "open-sesame"}
+	options := RedisOptions{Address: server.Options.RedisAddress, KeyPrefix: "test", Timeout: 10 * time.Second, PoolSize: 4, Access: RedisAccess{Password: apikey.Redacting("open-sesame")}}
 	good := NewRedis(options)
 	defer good.Close()
 	wantTaken(t, take(t, good, of("a", charge(quota.Month, 10, 1))), true, 1)
-	options.Password = "guess-42"
+	options.Access.Password = apikey.Redacting("guess-42")
 	bad := NewRedis(options)
 	defer bad.Close()
 	_, err := bad.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 10, 1)}})

@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -21,7 +20,7 @@ var keysSource string
 
 // keysTimeout is how long one call about the directory may take. No request waits for
 // it, and a thousand records take longer than a count.
-const keysTimeout = 5 * time.Second
+const keysTimeout = patientTimeout
 
 // eventsChunk is how many entries of the audit log are fetched at once.
 const eventsChunk = 1000
@@ -38,9 +37,9 @@ const eventsChunk = 1000
 // The audit log is also how instances learn of changes. None of it has a TTL. It is
 // safe for concurrent use.
 type RedisKeys struct {
-	client  *redis.Client
-	options redis.Options // of the clients that watch
-	write   *redis.Script
+	redis   *Redis
+	client  redis.UniversalClient
+	write   script
 	notices KeyNotices
 	kept    int          // events
 	epoch   atomic.Value // string: that of the directory that this process knows
@@ -53,8 +52,8 @@ type RedisKeys struct {
 func NewRedisKeys(r *Redis, notices KeyNotices) *RedisKeys {
 	name := func(last string) string { return r.prefix + ":{keys}:" + last }
 	k := &RedisKeys{
-		client: r.client.WithTimeout(keysTimeout), options: watchOptions(r.client.Options()), notices: notices, kept: maxEvents,
-		write:   redis.NewScript(keysSource),
+		redis: r, client: r.patient, notices: notices, kept: maxEvents,
+		write:   newScript(keysSource),
 		records: name("records"), hashes: name("hashes"), epochKey: name("epoch"), audit: name("audit"),
 	}
 	k.epoch.Store("")
@@ -70,7 +69,7 @@ func (k *RedisKeys) Read(ctx context.Context, id string) (apikey.Record, error) 
 		return apikey.Record{}, &apikey.KeyError{ID: id, Err: apikey.ErrUnknown}
 	}
 	if err != nil {
-		return apikey.Record{}, fmt.Errorf("read key %s in Redis: %w", id, err)
+		return apikey.Record{}, fmt.Errorf("read key %s in Redis: %w", id, advised(err))
 	}
 	record, fault := newKeyReader().read(id, text)
 	if fault != nil {
@@ -99,7 +98,11 @@ func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apike
 	for _, c := range written {
 		args = append(args, c.id, c.revision, c.record, strings.Join(c.digests, " "), c.event)
 	}
-	reply, err := k.write.Run(ctx, k.client, []string{k.records, k.hashes, k.epochKey, k.audit}, args...).Slice()
+	answer, err := k.redis.run(ctx, k.client, k.write, []string{k.records, k.hashes, k.epochKey, k.audit}, args)
+	if err != nil {
+		return nil, fmt.Errorf("write keys to Redis: %w: read them again", err)
+	}
+	reply, err := answer.Slice()
 	if err != nil {
 		return nil, fmt.Errorf("write keys to Redis: %w: read them again", err)
 	}
@@ -153,7 +156,7 @@ func (k *RedisKeys) Events(ctx context.Context, keyID, before string, most int) 
 		}
 		entries, err := k.client.XRevRangeN(ctx, k.audit, olderThan(before), "-", int64(chunk)).Result()
 		if err != nil {
-			return nil, fmt.Errorf("read the audit log in Redis: %w", err)
+			return nil, fmt.Errorf("read the audit log in Redis: %w", advised(err))
 		}
 		for _, entry := range entries {
 			before = entry.ID

@@ -39,17 +39,8 @@ func (k *RedisKeys) Watch(ctx context.Context, apply func(records []apikey.Recor
 			return nil //nolint:nilerr // it is what ended the watch
 		}
 		w.tell(err)
-		pause(ctx)
-	}
-}
-
-// pause waits before another attempt.
-func pause(ctx context.Context) {
-	timer := time.NewTimer(watchAgain)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
+		k.redis.lookAgain(ctx)
+		waits(ctx, watchAgain)
 	}
 }
 
@@ -77,19 +68,17 @@ func (w *keysWatcher) tell(err error) {
 func (w *keysWatcher) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	options := w.keys.options
 	var err error
-	if options.Dialer, err = connected(ctx, &w.keys.options); err != nil {
+	if w.client, err = w.keys.watchClient(ctx); err != nil {
 		return err
 	}
-	w.client = redis.NewClient(&options)
 	defer func() { _ = w.client.Close() }() // nothing of use is on its way
 	var news []redis.XMessage
 	for {
 		current, err := w.isCurrent(ctx)
 		for errors.Is(err, apikey.ErrLost) && ctx.Err() == nil {
 			w.tell(err)
-			pause(ctx)
+			waits(ctx, watchAgain)
 			current, err = w.isCurrent(ctx)
 		}
 		if err == nil && current {
@@ -141,7 +130,7 @@ func (w *keysWatcher) position(ctx context.Context, last, first string) (string,
 		err = entries.Err()
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("watch keys in Redis: %w", err)
+		return "", nil, fmt.Errorf("watch keys in Redis: %w", advised(err))
 	}
 	return epoch.Val(), entries.Val(), nil
 }
@@ -173,13 +162,13 @@ func (w *keysWatcher) load(ctx context.Context) error {
 func (w *keysWatcher) all(ctx context.Context) ([]apikey.Record, error) {
 	n, err := w.client.HLen(ctx, w.keys.records).Result()
 	if err != nil {
-		return nil, fmt.Errorf("load keys from Redis: %w", err)
+		return nil, fmt.Errorf("load keys from Redis: %w", advised(err))
 	}
 	reader, records, seen := newKeyReader(), make([]apikey.Record, 0, n), make(map[string]bool, n)
 	for cursor, more := uint64(0), true; more; more = cursor != 0 {
 		var pairs []string // ID, record, …; one may come more than once
 		if pairs, cursor, err = w.client.HScan(ctx, w.keys.records, cursor, "", watchChunk).Result(); err != nil {
-			return nil, fmt.Errorf("load keys from Redis: %w", err)
+			return nil, fmt.Errorf("load keys from Redis: %w", advised(err))
 		}
 		for i := 0; i+1 < len(pairs); i += 2 {
 			if !seen[pairs[i]] {
@@ -208,7 +197,7 @@ func (w *keysWatcher) await(ctx context.Context) ([]redis.XMessage, error) {
 	question := redis.XReadArgs{Streams: []string{w.keys.audit, w.last}, Count: watchChunk, Block: watchFor}
 	streams, err := w.client.XRead(ctx, &question).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, fmt.Errorf("wait for changes of keys in Redis: %w", err)
+		return nil, fmt.Errorf("wait for changes of keys in Redis: %w", advised(err))
 	}
 	if len(streams) != 1 {
 		return nil, nil
@@ -248,7 +237,7 @@ func (w *keysWatcher) takeUp(ctx context.Context, news []redis.XMessage) error {
 func (w *keysWatcher) some(ctx context.Context, ids []string) (records []apikey.Record, whole bool, err error) {
 	texts, err := w.client.HMGet(ctx, w.keys.records, ids...).Result()
 	if err != nil {
-		return nil, false, fmt.Errorf("read changed keys in Redis: %w", err)
+		return nil, false, fmt.Errorf("read changed keys in Redis: %w", advised(err))
 	}
 	found := 0
 	reader := newKeyReader()

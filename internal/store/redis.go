@@ -2,14 +2,13 @@ package store
 
 import (
 	"context"
-	"crypto/tls"
 	_ "embed" // for the script
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -23,62 +22,65 @@ var takeSource string
 //go:embed settle.lua
 var settleSource string
 
-// RedisOptions say how to reach Redis.
+// RedisOptions say how to reach Redis: at Address, or by Sentinels, or as a Cluster.
 type RedisOptions struct {
-	Address   string // host:port
-	Username  string // empty: the default user
-	Password  string // empty: no authentication
-	Database  int
-	KeyPrefix string        // of every key, such as "tiergate"
-	Timeout   time.Duration // of one call, from asking for a connection to the answer
-	PoolSize  int           // connections at the most
-	TLS       *tls.Config   // nil: in clear
+	Address          string   // host:port
+	Sentinels        []string // host:port of each; none: there are none
+	SentinelMaster   string   // what they call the primary
+	SentinelUsername string   // empty: the default user
+	Cluster          []string // host:port of some of its servers; none: it is no Cluster
+	TLS              bool     // else in clear
+	Access           RedisAccess
+	Username         string // empty: the default user
+	Database         int
+	KeyPrefix        string        // of every key, such as "tiergate"
+	Timeout          time.Duration // of one count, from asking for a connection to the answer
+	PoolSize         int           // connections that count, at the most, to each server
 }
 
 // Redis counts in one Redis that any number of instances share. Each account
 // has one hash, so that a script touches one slot of a Cluster. It is safe for
 // concurrent use.
 type Redis struct {
-	client  *redis.Client
-	take    *redis.Script
-	settle  *redis.Script
+	options RedisOptions
+	access  atomic.Pointer[RedisAccess]
+	client  redis.UniversalClient // that requests wait for
+	patient redis.UniversalClient // for all else
+	take    script
+	settle  script
 	prefix  string
-	timeout time.Duration
+	checked []*checkedPart // by part
 }
 
-// NewRedis returns a store on a Redis server. It does not connect yet, so that
-// TierGate starts without Redis.
+// NewRedis returns a store on a Redis. It does not connect yet, so that TierGate
+// starts without Redis.
 func NewRedis(o RedisOptions) *Redis {
-	client := redis.NewClient(&redis.Options{
-		Addr:                  o.Address,
-		Username:              o.Username,
-		Password:              o.Password,
-		DB:                    o.Database,
-		TLSConfig:             o.TLS,
-		PoolSize:              o.PoolSize,
-		DialTimeout:           o.Timeout,
-		ReadTimeout:           o.Timeout,
-		WriteTimeout:          o.Timeout,
-		PoolTimeout:           o.Timeout,
-		ContextTimeoutEnabled: true,
-		// A script whose outcome is unknown must not run twice.
-		MaxRetries:               -1,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
-	return &Redis{
-		client: client, prefix: o.KeyPrefix, timeout: o.Timeout,
-		take: redis.NewScript(commonSource + takeSource), settle: redis.NewScript(commonSource + settleSource),
+	r := &Redis{
+		options: o, prefix: o.KeyPrefix,
+		take: newScript(commonSource + takeSource), settle: newScript(commonSource + settleSource),
 	}
+	r.UseAccess(o.Access)
+	r.client, r.patient = r.connect(o.Timeout, o.PoolSize), r.connect(patientTimeout, patientPool)
+	parts := 1
+	if len(o.Cluster) > 0 {
+		parts = clusterParts
+	}
+	r.checked = newCheckedParts(parts)
+	return r
 }
 
 // Take implements quota.Counts with one script call: EVALSHA, and EVAL where
-// Redis does not know the script yet. After an error it is unknown whether the
-// charges were taken.
+// Redis does not know the script yet. A caller who goes away does not end it. After
+// an error it may be unknown whether the charges were taken.
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 	defer cancel()
 	keys, args := takeArguments(r.prefix, o)
-	reply, err := r.take.Run(ctx, r.client, keys, args...).Slice()
+	answer, err := r.run(ctx, r.client, r.take, keys, args)
+	if err != nil {
+		return quota.Taken{}, fmt.Errorf("count in Redis: %w", err)
+	}
+	reply, err := answer.Slice()
 	if err != nil {
 		return quota.Taken{}, fmt.Errorf("count in Redis: %w", err)
 	}
@@ -121,10 +123,14 @@ func taken(reply []any, charges int) (quota.Taken, error) {
 
 // Settle implements quota.Counts with one script call.
 func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 	defer cancel()
 	keys, args := settleArguments(r.prefix, s)
-	n, err := r.settle.Run(ctx, r.client, keys, args...).Int()
+	answer, err := r.run(ctx, r.client, r.settle, keys, args)
+	if err != nil {
+		return 0, fmt.Errorf("settle in Redis: %w", err)
+	}
+	n, err := answer.Int()
 	if err != nil {
 		return 0, fmt.Errorf("settle in Redis: %w", err)
 	}
@@ -157,19 +163,9 @@ func reservationKey(prefix, account, request string) string {
 	return prefix + ":{" + account + "}:request:" + request
 }
 
-// Ping reports whether Redis answers.
-func (r *Redis) Ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
-	if err := r.client.Ping(ctx).Err(); err != nil {
-		return fmt.Errorf("ping Redis: %w", err)
-	}
-	return nil
-}
-
 // Close ends the connections.
 func (r *Redis) Close() error {
-	if err := r.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
+	if err := errors.Join(r.client.Close(), r.patient.Close()); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("close the connections to Redis: %w", err)
 	}
 	return nil

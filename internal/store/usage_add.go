@@ -14,7 +14,7 @@ import (
 
 // A call is one call of a script.
 type call struct {
-	script *redis.Script
+	script script
 	keys   []string
 	args   []any
 }
@@ -28,36 +28,32 @@ func (u *RedisUsage) Add(ctx context.Context, b usage.Batch) error {
 	}
 	for first := 0; first < len(calls); first += partsInPipeline {
 		some := calls[first:min(first+partsInPipeline, len(calls))]
-		err := u.send(ctx, some)
+		err := u.send(ctx, some, false)
 		if redis.HasErrorPrefix(err, "NOSCRIPT") {
-			if err = u.load(ctx); err == nil {
-				err = u.send(ctx, some)
-			}
+			err = u.send(ctx, some, true)
 		}
 		if err != nil {
-			return fmt.Errorf("add usage in Redis: %w", err)
+			return fmt.Errorf("add usage in Redis: %w", advised(err))
 		}
 	}
 	return nil
 }
 
-// send makes calls, and returns the first error among their answers.
-func (u *RedisUsage) send(ctx context.Context, calls []call) error {
+// send makes calls, and returns the first error among their answers. whole sends the
+// scripts with them, so that Redis knows them from then on.
+func (u *RedisUsage) send(ctx context.Context, calls []call, whole bool) error {
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	pipe := u.client.Pipeline()
 	for _, c := range calls {
-		c.script.EvalSha(ctx, pipe, c.keys, c.args...)
+		if whole {
+			c.script.Eval(ctx, pipe, c.keys, c.args...)
+		} else {
+			c.script.EvalSha(ctx, pipe, c.keys, c.args...)
+		}
 	}
 	_, err := pipe.Exec(ctx)
 	return err
-}
-
-func (u *RedisUsage) load(ctx context.Context) error {
-	for _, s := range []*redis.Script{u.account, u.fleet} {
-		if err := s.Load(ctx, u.client).Err(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // calls are the script calls of a batch, in their order, which is the same each time.

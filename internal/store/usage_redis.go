@@ -44,9 +44,9 @@ const (
 // one account is in one slot of a Cluster, as its counters are. Every key has a TTL.
 // It is safe for concurrent use, if the batches of one instance come one after another.
 type RedisUsage struct {
-	client  *redis.Client
-	account *redis.Script
-	fleet   *redis.Script
+	client  redis.UniversalClient
+	account script
+	fleet   script
 	prefix  string
 	now     func() time.Time
 }
@@ -54,8 +54,8 @@ type RedisUsage struct {
 // NewRedisUsage returns the usage on a Redis server. now says what has ended.
 func NewRedisUsage(r *Redis, now func() time.Time) *RedisUsage {
 	return &RedisUsage{
-		client: r.client.WithTimeout(usageTimeout), prefix: r.prefix, now: now,
-		account: redis.NewScript(onceSource + usageSource), fleet: redis.NewScript(onceSource + fleetSource),
+		client: r.patient, prefix: r.prefix, now: now,
+		account: newScript(onceSource + usageSource), fleet: newScript(onceSource + fleetSource),
 	}
 }
 
@@ -80,6 +80,8 @@ func (u *RedisUsage) Series(ctx context.Context, account string, q usage.Query) 
 		return nil, err
 	}
 	q = clamped(q, u.now())
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	pipe := u.client.Pipeline()
 	numbers := b.numbers(q.From, q.To)
 	replies := make([]*redis.MapStringStringCmd, len(numbers))
@@ -87,7 +89,7 @@ func (u *RedisUsage) Series(ctx context.Context, account string, q usage.Query) 
 		replies[i] = pipe.HGetAll(ctx, u.blockKey(account, b, n))
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, fmt.Errorf("read the usage of %s from Redis: %w", account, err)
+		return nil, fmt.Errorf("read the usage of %s from Redis: %w", account, advised(err))
 	}
 	s := newSeries(q)
 	for i, n := range numbers {
@@ -103,11 +105,13 @@ func (u *RedisUsage) Series(ctx context.Context, account string, q usage.Query) 
 // Refusals returns the latest refusals of an account, the newest first: at most 50, of
 // the last 8 days. Two that are alike in all, to the nanosecond, are one.
 func (u *RedisUsage) Refusals(ctx context.Context, account string) ([]usage.Refusal, error) {
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	texts, err := u.client.ZRangeArgs(ctx, redis.ZRangeArgs{
 		Key: u.usageKey(account, "refused"), Start: 0, Stop: mostRefusals - 1, Rev: true,
 	}).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read the refusals of %s from Redis: %w", account, err)
+		return nil, fmt.Errorf("read the refusals of %s from Redis: %w", account, advised(err))
 	}
 	all, err := decodeAll[usage.Refusal](texts)
 	if err != nil {
@@ -133,13 +137,15 @@ func (u *RedisUsage) LastUsed(ctx context.Context, accounts []string) (map[strin
 	if err := checkLastUsed(accounts); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	pipe := u.client.Pipeline()
 	replies := make([]*redis.StringCmd, len(accounts))
 	for i, a := range accounts {
 		replies[i] = pipe.Get(ctx, u.usageKey(a, "last"))
 	}
 	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
-		return nil, fmt.Errorf("read from Redis when accounts were last used: %w", err)
+		return nil, fmt.Errorf("read from Redis when accounts were last used: %w", advised(err))
 	}
 	used := map[string]time.Time{}
 	for i, a := range accounts {
@@ -163,13 +169,15 @@ func (u *RedisUsage) Top(ctx context.Context, by usage.Rank, hours, most int) ([
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	pipe := u.client.Pipeline()
 	replies := make([]*redis.ZSliceCmd, len(numbers))
 	for i, n := range numbers {
 		replies[i] = pipe.ZRevRangeWithScores(ctx, u.topKey(by, n), 0, leastRanked-1)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, fmt.Errorf("read the ranks of accounts from Redis: %w", err)
+		return nil, fmt.Errorf("read the ranks of accounts from Redis: %w", advised(err))
 	}
 	counts := map[string]int64{}
 	for _, reply := range replies {
@@ -192,13 +200,15 @@ func (u *RedisUsage) nearKey(minute int64) string {
 // Near returns the accounts that have used usage.NearShare of a limit or more in the
 // last two or three minutes, the nearest first, at most 100.
 func (u *RedisUsage) Near(ctx context.Context) ([]usage.Near, error) {
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	pipe := u.client.Pipeline()
 	var replies []*redis.ZSliceCmd
 	for _, n := range nearRange(u.now()) {
 		replies = append(replies, pipe.ZRevRangeWithScores(ctx, u.nearKey(n), 0, mostNearRead-1))
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, fmt.Errorf("read from Redis which accounts are near a limit: %w", err)
+		return nil, fmt.Errorf("read from Redis which accounts are near a limit: %w", advised(err))
 	}
 	all := []usage.Near{}
 	for _, reply := range replies {
@@ -217,6 +227,8 @@ func (u *RedisUsage) Tell(ctx context.Context, i usage.Instance) error {
 	if err != nil {
 		return fmt.Errorf("tell of instance %s: %w", i.ID, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	key, old := u.fleetKey("instances"), u.now().Add(-instanceKept).UnixMilli()
 	_, err = u.client.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
 		pipe.ZAdd(ctx, key, redis.Z{Score: float64(i.Seen.UnixMilli()), Member: text})
@@ -233,12 +245,14 @@ func (u *RedisUsage) Tell(ctx context.Context, i usage.Instance) error {
 // Instances returns what each instance has told last, by ID, if it has in the last
 // 30 s by its own clock.
 func (u *RedisUsage) Instances(ctx context.Context) ([]usage.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	now := u.now()
 	texts, err := u.client.ZRangeArgs(ctx, redis.ZRangeArgs{
 		Key: u.fleetKey("instances"), Start: now.Add(-instanceKept).UnixMilli(), Stop: "+inf", ByScore: true,
 	}).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read the instances from Redis: %w", err)
+		return nil, fmt.Errorf("read the instances from Redis: %w", advised(err))
 	}
 	all, err := decodeAll[usage.Instance](texts)
 	if err != nil {

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"time"
+
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/store"
+)
+
+// openRedis keeps everything in Redis.
+func openRedis(c config.Store, access config.RedisAccess, notices store.KeyNotices) stores {
+	redis := store.NewRedis(store.RedisOptions{
+		Address: c.Address, Sentinels: c.Sentinels, SentinelMaster: c.SentinelMaster, SentinelUsername: c.SentinelUsername, Cluster: c.Cluster,
+		TLS: c.TLS, Access: redisAccess(access), Username: c.Username, Database: c.Database,
+		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
+	})
+	return stores{
+		counts: redis, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close,
+		useAccess: func(a config.RedisAccess) { redis.UseAccess(redisAccess(a)) },
+	}
+}
+
+// redisAccess hands on how Redis lets TierGate in.
+func redisAccess(a config.RedisAccess) store.RedisAccess {
+	return store.RedisAccess{
+		Password: a.Password, SentinelPassword: a.SentinelPassword,
+		Certificate: a.TLS.Certificate, Roots: a.TLS.Roots, ServerName: a.TLS.ServerName,
+	}
+}

@@ -1,0 +1,125 @@
+package store
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// outcome is what is known of a call that failed.
+type outcome int
+
+const (
+	inDoubt  outcome = iota // it may have been carried out, or may yet be
+	answered                // Redis answered with an error, and did nothing
+	notSent                 // nobody was told of it
+)
+
+// A callError is why a call of Redis failed.
+type callError struct {
+	outcome outcome
+	err     error
+}
+
+// Error implements error.
+func (e *callError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *callError) Unwrap() error { return e.err }
+
+// outcomeUnknown reports whether a call that failed may have been carried out, or may yet
+// be: it was sent, and no answer came.
+func outcomeUnknown(err error) bool {
+	var e *callError
+	return err != nil && (!errors.As(err, &e) || e.outcome == inDoubt)
+}
+
+// failed returns the error of a call that was sent, or not.
+func failed(err error, sent bool) error {
+	e := &callError{outcome: inDoubt, err: advised(err)}
+	var dialling *net.OpError
+	switch {
+	case !sent, errors.As(err, &dialling) && dialling.Op == "dial",
+		errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted), errors.Is(err, redis.ErrClosed):
+		e.outcome = notSent // where MOVED was followed, the first server did nothing either
+	case didNothing(err):
+		e.outcome = answered
+	}
+	return e
+}
+
+// didNothing reports whether an error is Redis' answer, and one that it gives before
+// anything is done. A script that fails half-way has done half.
+func didNothing(err error) bool {
+	var answer redis.Error
+	if !errors.As(err, &answer) {
+		return false
+	}
+	if !strings.Contains(answer.Error(), "script") {
+		return true
+	}
+	for _, code := range []string{"OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "NOSCRIPT"} { // before the first write of a script
+		if hasCode(answer, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasCode reports whether Redis' answer begins with a code, or, as before version 7, has
+// one within the words of a script that failed.
+func hasCode(answer error, code string) bool {
+	return redis.HasErrorPrefix(answer, code+" ") || strings.Contains(answer.Error(), " -"+code+" ")
+}
+
+// advice says what to do about answers of Redis.
+func advice() [][2]string {
+	return [][2]string{
+		{"NOAUTH", "Redis wants a password: set store.redis.password_file"},
+		{"WRONGPASS", "see to store.redis.username and the password in store.redis.password_file, or those of store.redis.sentinel"},
+		{"NOPERM", "give the user the rights that docs/configuration.md lists, for keys that begin with store.redis.key_prefix"},
+		{"OOM", "Redis is full: raise its maxmemory, and leave maxmemory-policy at noeviction"},
+		{"READONLY", "the server is a replica: name the primary in store.redis.address, or the Sentinels in store.redis.sentinel"},
+		{"LOADING", "Redis reads its data from disk: it answers when it has done so"},
+		{"MISCONF", "Redis cannot save to its disk: see its log"},
+		{"NOREPLICAS", "Redis has fewer replicas than its min-replicas-to-write: start them"},
+		{"MASTERDOWN", "the server is a replica whose primary is away: name the primary"},
+		{"CLUSTERDOWN", "servers of the Cluster are away, or slots have no server: see CLUSTER INFO"},
+		{"TRYAGAIN", "the slot is moving to another server: it answers when that is done"},
+		{"BUSY", "a script of somebody else keeps Redis busy: SCRIPT KILL ends it"},
+		{"MOVED", "the server is one of a Cluster: name it in store.redis.cluster.addresses"},
+		{"ERR This instance has cluster support disabled", "it is no Cluster: name it in store.redis.address"},
+		{"ERR max number of clients reached", "raise its maxclients, or lower store.redis.pool_size"},
+	}
+}
+
+// advised adds to an error what to do about it.
+func advised(err error) error {
+	var answer redis.Error
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &answer):
+		for _, a := range advice() {
+			if redis.HasErrorPrefix(answer, a[0]) || hasCode(answer, a[0]) {
+				return fmt.Errorf("%w: %s", err, a[1])
+			}
+		}
+	case errors.As(err, &authority):
+		return fmt.Errorf("%w: set store.redis.tls.ca_file to the roots of the server's certificate", err)
+	case errors.As(err, &host):
+		return fmt.Errorf("%w: set store.redis.tls.server_name to a name in the server's certificate", err)
+	case errors.As(err, &record):
+		return fmt.Errorf("%w: the server does not speak TLS there: see to the port, or to store.redis.tls.enabled", err)
+	case errors.As(err, &alert):
+		return fmt.Errorf("%w: see to store.redis.tls.cert_file and key_file, which Redis checks by its tls-ca-cert-file", err)
+	}
+	return err
+}

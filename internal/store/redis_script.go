@@ -1,0 +1,88 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A script is one of Redis', which knows it by its hash once it has run it.
+type script struct {
+	*redis.Script
+
+	text string
+}
+
+func newScript(text string) script { return script{redis.NewScript(text), text} }
+
+// A scriptCall is a command that runs a script, and is not sent again when its outcome is
+// unknown: the client of a Cluster would, whatever it is told of retries. It is sent to
+// the server that MOVED or ASK names.
+type scriptCall struct {
+	*redis.Cmd
+
+	sent bool // whether some of it has been written
+}
+
+// NoRetry overrides that of commands.
+func (*scriptCall) NoRetry() bool { return true }
+
+// A sentMark is an argument that notes when its command is written to a connection.
+type sentMark struct {
+	sent *bool
+	text string
+}
+
+// MarshalBinary implements encoding.BinaryMarshaler.
+func (m sentMark) MarshalBinary() ([]byte, error) {
+	*m.sent = true
+	return []byte(m.text), nil
+}
+
+// newScriptCall returns the command EVAL or EVALSHA.
+func newScriptCall(ctx context.Context, command, text string, keys []string, args []any) *scriptCall {
+	c := &scriptCall{}
+	words := make([]any, 0, 3+len(keys)+len(args))
+	words = append(words, command, sentMark{&c.sent, text}, len(keys))
+	for _, key := range keys {
+		words = append(words, key)
+	}
+	c.Cmd = redis.NewCmd(ctx, append(words, args...)...)
+	return c
+}
+
+// tryAgain is how long a call waits while the slot of its keys moves between two servers.
+const tryAgain = 5 * time.Millisecond
+
+// run runs a script once: EVALSHA, and EVAL where Redis does not know it. What it returns
+// has no error then; see failed for the errors.
+func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any) (*redis.Cmd, error) {
+	command, text := "evalsha", s.Hash()
+	for {
+		c := newScriptCall(ctx, command, text, keys, args)
+		err := client.Process(ctx, c)
+		switch {
+		case err == nil:
+			return c.Cmd, nil
+		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
+			command, text = "eval", s.text
+		case redis.IsTryAgainError(err) && waits(ctx, tryAgain):
+		default:
+			r.lookAgain(ctx)
+			return nil, failed(err, c.sent)
+		}
+	}
+}
+
+// waits returns false when ctx ends before the time is over.
+func waits(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
