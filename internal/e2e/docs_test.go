@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -85,6 +89,8 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
+		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
+		"redis acl": true, "redis acl sentinel": true, // see internal/store
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
 	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
@@ -325,9 +331,10 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls"} {
 		config, keys := ownConfig(t)
-		for _, secret := range []string{"ada.token", "session.secret"} {
+		writeCertificate(t, filepath.Dir(config))
+		for _, secret := range []string{"ada.token", "session.secret", "redis.password", "sentinel.password"} {
 			if err := os.WriteFile(filepath.Join(filepath.Dir(config), secret), []byte(rand.Text()+rand.Text()), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -344,6 +351,32 @@ func TestConfigurationSnippets(t *testing.T) {
 		command.Env = append(os.Environ(), "TIERGATE_PEPPER_P1=a-pepper-of-at-least-sixteen-bytes", "SIGN_UP_TOKEN="+rand.Text())
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", kind, err, out)
+		}
+	}
+}
+
+// writeCertificate writes the files of the snippet about TLS.
+func writeCertificate(t *testing.T, dir string) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"redis-ca.pem": {Type: "CERTIFICATE", Bytes: certificate}, "tiergate.pem": {Type: "CERTIFICATE", Bytes: certificate},
+		"tiergate-key.pem": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -66,6 +66,12 @@ func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 		t.Parallel()
 		test(t, redisStore(t, redisServer(t)))
 	})
+	for _, form := range forms() {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			test(t, formStore(t, form))
+		})
+	}
 }
 
 func take(t *testing.T, counts quota.Counts, o quota.Order) quota.Taken {

@@ -38,6 +38,12 @@ func eachKeys(t *testing.T, test func(t *testing.T, k keyStore)) {
 		t.Parallel()
 		test(t, NewRedisKeys(redisStore(t, redisServer(t)), KeyNotices{}))
 	})
+	for _, form := range []string{"mtls", "sentinel", "cluster"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			test(t, NewRedisKeys(formStore(t, form), KeyNotices{}))
+		})
+	}
 }
 
 func openFile(t *testing.T, path string) *File {

@@ -38,8 +38,13 @@ func noon() time.Time { return time.Date(2026, 3, 10, 12, 0, 30, 0, time.UTC) }
 
 func redisUsage(t *testing.T) *usageTest {
 	t.Helper()
+	return usageIn(t, redisStore(t, redisServer(t)))
+}
+
+func usageIn(t *testing.T, r *Redis) *usageTest {
+	t.Helper()
 	u := &usageTest{T: t, now: noon()}
-	u.usageStore = NewRedisUsage(redisStore(t, redisServer(t)), func() time.Time { return u.now })
+	u.usageStore = NewRedisUsage(r, func() time.Time { return u.now })
 	return u
 }
 
@@ -63,6 +68,12 @@ func eachUsage(t *testing.T, test func(u *usageTest)) {
 		t.Parallel()
 		test(redisUsage(t))
 	})
+	for _, form := range []string{"acl", "sentinel", "cluster"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			test(usageIn(t, formStore(t, form)))
+		})
+	}
 	t.Run("file", func(t *testing.T) {
 		t.Parallel()
 		test(fileUsage(t, ""))

@@ -1,0 +1,270 @@
+package store
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// TestMain stops the servers that tests share.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := shared.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// shared are the servers of the forms of Redis. Each test has a prefix of its own there.
+var shared sharedServers
+
+type sharedServers struct {
+	mu       sync.Mutex
+	dir      string
+	forms    map[string]func() (RedisOptions, error)
+	stops    []func() error
+	prefixes atomic.Int64
+}
+
+func (s *sharedServers) stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, stop := range s.stops {
+		errs = append(errs, stop())
+	}
+	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+}
+
+// options returns how to reach a form, which is started by the first test that asks.
+func (s *sharedServers) options(t *testing.T, form string) RedisOptions {
+	t.Helper()
+	s.mu.Lock()
+	if s.forms == nil {
+		var err error
+		if s.dir, err = os.MkdirTemp("", "redis-forms"); err != nil {
+			s.mu.Unlock()
+			t.Fatal(err)
+		}
+		s.forms = map[string]func() (RedisOptions, error){
+			"acl":      sync.OnceValues(s.startUser),
+			"tls":      sync.OnceValues(func() (RedisOptions, error) { return s.startTLS(false) }),
+			"mtls":     sync.OnceValues(func() (RedisOptions, error) { return s.startTLS(true) }),
+			"sentinel": sync.OnceValues(s.startSentinel),
+			"cluster":  sync.OnceValues(s.startCluster),
+		}
+	}
+	start := s.forms[form]
+	s.mu.Unlock()
+	o, err := start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.KeyPrefix = "tiergate:" + strconv.FormatInt(s.prefixes.Add(1), 10) // the documented user may use tiergate:*
+	o.Timeout, o.PoolSize = 10*time.Second, 16
+	return o
+}
+
+func (s *sharedServers) add(stop func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stops = append(s.stops, stop)
+}
+
+// forms are the names of all forms.
+func forms() []string { return []string{"acl", "tls", "mtls", "sentinel", "cluster"} }
+
+// formStore returns a store on a form of Redis.
+func formStore(t *testing.T, form string) *Redis {
+	t.Helper()
+	return openRedis(t, shared.options(t, form))
+}
+
+// openRedis returns a store that is closed with the test.
+func openRedis(t *testing.T, o RedisOptions) *Redis {
+	t.Helper()
+	r := NewRedis(o)
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+const testPassword = "open-sesame"
+
+// documentedUser returns the command that makes the documented user, with more rights.
+func documentedUser(info string, more ...string) ([]string, error) {
+	content, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		return nil, err
+	}
+	_, block, found := strings.Cut(string(content), "\n```redis "+info+"\n")
+	line, _, _ := strings.Cut(block, "\n")
+	if !found || strings.Count(line, ">PASSWORD ") != 1 {
+		return nil, fmt.Errorf("no user in the block %q: %q", info, line)
+	}
+	return append(strings.Fields(strings.Replace(line, ">PASSWORD", ">"+testPassword, 1)), more...), nil
+}
+
+// asUser lets a store in as the documented user, once it is made on servers.
+func asUser(o RedisOptions, servers []*devstack.RedisServer, more ...string) (RedisOptions, error) {
+	words, err := documentedUser("acl", more...)
+	if err != nil {
+		return o, err
+	}
+	for _, r := range servers {
+		if _, err := r.Do(context.Background(), words...); err != nil {
+			return o, err
+		}
+	}
+	o.Username, o.Access.Password = words[2], apikey.Redacting(testPassword)
+	return o, nil
+}
+
+func (s *sharedServers) startUser() (RedisOptions, error) {
+	r, err := devstack.StartRedisServer(context.Background(), s.dir)
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	s.add(r.Stop)
+	return asUser(RedisOptions{Address: r.Address}, []*devstack.RedisServer{r})
+}
+
+func (s *sharedServers) startTLS(mutual bool) (RedisOptions, error) {
+	a, err := newAuthority(s.dir)
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	asks := "no"
+	if mutual {
+		asks = "yes"
+	}
+	r, err := devstack.StartTLSRedisServer(context.Background(), s.dir, append(a.serverWords(), "--tls-auth-clients", asks)...)
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	s.add(r.Stop)
+	o := RedisOptions{Address: r.Address, TLS: true, Access: RedisAccess{Roots: a.pool}}
+	if mutual {
+		o.Access.Certificate = &a.client
+	}
+	return o, nil
+}
+
+// startSentinel lets documented users in, at the server and at the Sentinels.
+func (s *sharedServers) startSentinel() (RedisOptions, error) {
+	set, err := devstack.StartSentinels(context.Background(), devstack.SentinelOptions{Dir: s.dir})
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	s.add(set.Stop)
+	return sentinelUser(set)
+}
+
+func sentinelUser(set *devstack.SentinelSet) (RedisOptions, error) {
+	words, err := documentedUser("acl sentinel")
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	for _, r := range set.Sentinels {
+		if _, err := r.Do(context.Background(), words...); err != nil {
+			return RedisOptions{}, err
+		}
+	}
+	o := RedisOptions{Sentinels: set.Addresses(), SentinelMaster: devstack.SentinelMaster, SentinelUsername: words[2]}
+	o.Access.SentinelPassword = apikey.Redacting(testPassword)
+	return asUser(o, set.Servers)
+}
+
+func (s *sharedServers) startCluster() (RedisOptions, error) {
+	c, err := devstack.StartRedisCluster(context.Background(), devstack.ClusterOptions{Dir: s.dir})
+	if err != nil {
+		return RedisOptions{}, err
+	}
+	s.add(c.Stop)
+	return asUser(RedisOptions{Cluster: c.Addresses()[:2]}, c.Servers, "+cluster|slots")
+}
+
+// An authority has issued a certificate to a server and one to a client.
+type authority struct {
+	pool                        *x509.CertPool
+	client                      tls.Certificate
+	caFile, serverFile, keyFile string
+}
+
+// serverWords are what a redis-server with TLS is started with.
+func (a *authority) serverWords() []string {
+	return []string{"--tls-cert-file", a.serverFile, "--tls-key-file", a.keyFile, "--tls-ca-cert-file", a.caFile}
+}
+
+func newAuthority(parent string) (*authority, error) {
+	dir, err := os.MkdirTemp(parent, "tls")
+	if err != nil {
+		return nil, err
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "redis"}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"redis.example.net"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]*pem.Block{}
+	for name, template := range map[string]*x509.Certificate{"ca": ca, "server": leaf, "client": leaf} {
+		key := caKey
+		if name != "ca" {
+			if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+				return nil, err
+			}
+		}
+		certificate, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, caKey)
+		if err != nil {
+			return nil, err
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return nil, err
+		}
+		files[name+".pem"], files[name+"-key.pem"] = &pem.Block{Type: "CERTIFICATE", Bytes: certificate}, &pem.Block{Type: "PRIVATE KEY", Bytes: der}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(files[name]), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	a := &authority{pool: x509.NewCertPool(), caFile: filepath.Join(dir, "ca.pem"), serverFile: filepath.Join(dir, "server.pem"), keyFile: filepath.Join(dir, "server-key.pem")}
+	a.pool.AppendCertsFromPEM(pem.EncodeToMemory(files["ca.pem"]))
+	a.client, err = tls.X509KeyPair(pem.EncodeToMemory(files["client.pem"]), pem.EncodeToMemory(files["client-key.pem"]))
+	return a, err
+}
