@@ -102,7 +102,7 @@ func (r *Redis) checkVersion(ctx context.Context, account string) error {
 		client = node
 	}
 	reply, err := client.Do(ctx, "hello").Result()
-	if redis.HasErrorPrefix(err, "ERR unknown command") {
+	if redis.HasErrorPrefix(err, "unknown command") {
 		return fmt.Errorf("check Redis: it is older than 6.0: want %d.%d or newer: upgrade it", wantMajor, wantMinor)
 	}
 	if err != nil {

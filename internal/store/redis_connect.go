@@ -47,13 +47,32 @@ func (r *Redis) dial(ctx context.Context, network, address string) (net.Conn, er
 	if !r.options.TLS {
 		return plain.DialContext(ctx, network, address)
 	}
+	conn, err := plain.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	secure := tls.Client(conn, r.tlsConfig(address))
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close() // it is of no use
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("secure the connection to %s: no answer to the handshake in time: see whether the server speaks TLS there", address)
+		}
+		return nil, fmt.Errorf("secure the connection to %s: %w", address, err)
+	}
+	return secure, nil
+}
+
+// tlsConfig is for one connection, so that it is made with what is valid now.
+func (r *Redis) tlsConfig(address string) *tls.Config {
 	access := r.access.Load()
 	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: access.Roots, ServerName: access.ServerName}
+	if host, _, err := net.SplitHostPort(address); config.ServerName == "" && err == nil {
+		config.ServerName = host
+	}
 	if access.Certificate != nil {
 		config.Certificates = []tls.Certificate{*access.Certificate}
 	}
-	dialer := tls.Dialer{NetDialer: plain, Config: config}
-	return dialer.DialContext(ctx, network, address)
+	return config
 }
 
 // credentials are those of the servers that keep the counts.

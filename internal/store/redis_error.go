@@ -42,9 +42,9 @@ func outcomeUnknown(err error) bool {
 // failed returns the error of a call that was sent, or not.
 func failed(err error, sent bool) error {
 	e := &callError{outcome: inDoubt, err: advised(err)}
-	var dialling *net.OpError
+	var op *net.OpError
 	switch {
-	case !sent, errors.As(err, &dialling) && dialling.Op == "dial",
+	case !sent, errors.As(err, &op) && (op.Op == "dial" || op.Op == "write"), // part of a command is none
 		errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted), errors.Is(err, redis.ErrClosed):
 		e.outcome = notSent // where MOVED was followed, the first server did nothing either
 	case didNothing(err):
@@ -93,8 +93,9 @@ func advice() [][2]string {
 		{"TRYAGAIN", "the slot is moving to another server: it answers when that is done"},
 		{"BUSY", "a script of somebody else keeps Redis busy: SCRIPT KILL ends it"},
 		{"MOVED", "the server is one of a Cluster: name it in store.redis.cluster.addresses"},
-		{"ERR This instance has cluster support disabled", "it is no Cluster: name it in store.redis.address"},
-		{"ERR max number of clients reached", "raise its maxclients, or lower store.redis.pool_size"},
+		{"The user executing the script can't run", "give the user the rights that docs/configuration.md lists"},
+		{"This instance has cluster support disabled", "it is no Cluster: name it in store.redis.address"},
+		{"max number of clients reached", "raise its maxclients, or lower store.redis.pool_size"},
 	}
 }
 
@@ -104,7 +105,7 @@ func advised(err error) error {
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &answer):
 		for _, a := range advice() {
@@ -118,7 +119,7 @@ func advised(err error) error {
 		return fmt.Errorf("%w: set store.redis.tls.server_name to a name in the server's certificate", err)
 	case errors.As(err, &record):
 		return fmt.Errorf("%w: the server does not speak TLS there: see to the port, or to store.redis.tls.enabled", err)
-	case errors.As(err, &alert):
+	case errors.As(err, &op) && op.Op == "remote error": // an alert by TLS
 		return fmt.Errorf("%w: see to store.redis.tls.cert_file and key_file, which Redis checks by its tls-ca-cert-file", err)
 	}
 	return err
