@@ -72,6 +72,16 @@ func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 			test(t, formStore(t, form))
 		})
 	}
+	t.Run("fallback", func(t *testing.T) {
+		t.Parallel()
+		f := fallbackOn(redisStore(t, redisServer(t)), nil)
+		runs(t, f)
+		test(t, f)
+	})
+	t.Run("fallback without Redis", func(t *testing.T) {
+		t.Parallel()
+		test(t, fallbackOn(noRedis(t), nil))
+	})
 }
 
 func take(t *testing.T, counts quota.Counts, o quota.Order) quota.Taken {

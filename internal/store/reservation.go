@@ -74,15 +74,20 @@ func (s *shard) keep(id uint64, o quota.Order, t quota.Taken) bool {
 	if !s.roomForReservation(t.Now) {
 		return false
 	}
-	r := &reservation{
-		account: o.Account, request: o.Request, at: t.Now, expires: t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli(), secret: o.Secret,
-	}
+	r := &reservation{}
+	r.fill(o, t)
+	s.reservations[id] = r
+	return true
+}
+
+// fill notes what an order took.
+func (r *reservation) fill(o quota.Order, t quota.Taken) {
+	r.account, r.request, r.secret = o.Account, o.Request, o.Secret
+	r.at, r.expires = t.Now, t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli()
 	r.charges = r.few[:0]
 	for i, c := range o.Charges {
 		r.charges = append(r.charges, reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]})
 	}
-	s.reservations[id] = r
-	return true
 }
 
 // roomForReservation makes room where there is none by dropping one that is older
@@ -142,27 +147,37 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 // nothing to give back; what was used beyond the charge goes to the current one.
 func (c reserved) settle(counters []counter, st quota.Settlement, now time.Time) []counter {
 	start := windowStart(c.window, now)
+	var refunds string
+	var refunded int64
+	if st.RefundShare > 0 {
+		refunds = refundCounter(c.counter)
+		refunded = usedIn(counters, refunds, start)
+	}
+	change, back := c.correction(st, share(c.max, st.RefundShare)-refunded)
+	if back > 0 && start == c.start {
+		counters = set(counters, refunds, c.window, now, clamp(refunded+back))
+	}
+	if change > 0 || (change < 0 && start == c.start) {
+		counters = set(counters, c.counter, c.window, now, clamp(usedIn(counters, c.counter, start)+change))
+	}
+	return counters
+}
+
+// correction returns by how much a settlement changes what was taken, and how much of
+// that is a refund, of which there may be so much.
+func (c reserved) correction(st quota.Settlement, refundable int64) (change, refund int64) {
 	actual := usedOf(st.Used, c.metric)
 	if actual == quota.Unknown {
 		actual = c.cost
 	}
 	switch {
 	case st.RefundShare > 0:
-		refunds := refundCounter(c.counter)
-		refunded := usedIn(counters, refunds, start)
-		back := max(min(c.cost, share(c.max, st.RefundShare)-refunded), 0)
-		actual = c.cost - back
-		if back > 0 && start == c.start {
-			counters = set(counters, refunds, c.window, now, clamp(refunded+back))
-		}
+		refund = max(min(c.cost, refundable), 0)
+		actual = c.cost - refund
 	case st.OnlyRaise:
 		actual = max(actual, c.cost)
 	}
-	change := actual - c.cost
-	if change > 0 || (change < 0 && start == c.start) {
-		counters = set(counters, c.counter, c.window, now, clamp(usedIn(counters, c.counter, start)+change))
-	}
-	return counters
+	return actual - c.cost, refund
 }
 
 // share returns so many thousandths of a maximum, rounded down, as a script

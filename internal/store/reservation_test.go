@@ -26,6 +26,14 @@ func eachTimedStore(t *testing.T, test func(t *testing.T, counts quota.Counts, n
 		scripted.now = begin
 		test(t, scripted, &scripted.now)
 	})
+	t.Run("fallback without Redis", func(t *testing.T) {
+		t.Parallel()
+		now := begin
+		test(t, fallbackOn(noRedis(t), func(o *FallbackOptions) {
+			o.Now = func() time.Time { return now }
+			o.Elapsed = func() time.Duration { return now.Sub(begin) }
+		}), &now)
+	})
 }
 
 // tokens is a charge of tokens.
@@ -68,6 +76,17 @@ func wantOutcome(t *testing.T, have, want quota.Outcome) {
 	}
 }
 
+// wantUnknown is what becomes of the settlement of a reservation that there is not: while
+// Redis is away, nobody knows that there is none.
+func wantUnknown(t *testing.T, counts quota.Counts, have quota.Outcome) {
+	t.Helper()
+	want := quota.NotFound
+	if f, ok := counts.(*Fallback); ok && f.State().Degraded {
+		want = quota.Queued
+	}
+	wantOutcome(t, have, want)
+}
+
 // TestRepeat: a repeated order gets the first one's answer and is not charged,
 // in the next window too; after RepeatWindow it is a new one.
 func TestRepeat(t *testing.T) {
@@ -107,7 +126,7 @@ func TestRefusedIsNotKept(t *testing.T) {
 		if refused.Secret != "" {
 			t.Error("a refused order has a reservation")
 		}
-		wantOutcome(t, settle(t, counts, settlement("r", 0)), quota.NotFound)
+		wantUnknown(t, counts, settle(t, counts, settlement("r", 0)))
 		*now = now.Add(10 * time.Second)
 		wantTaken(t, take(t, counts, perMinuteAndDay("r")), true, 1, 100, 200)
 	})
@@ -123,7 +142,7 @@ func TestSettleCorrects(t *testing.T) {
 		forged := settlement("less", 0)
 		forged.Secret = "secret-more"
 		wantOutcome(t, settle(t, counts, forged), quota.NotFound)
-		wantOutcome(t, settle(t, counts, settlement("never", 0)), quota.NotFound)
+		wantUnknown(t, counts, settle(t, counts, settlement("never", 0)))
 		wantOutcome(t, settle(t, counts, settlement("less", 30)), quota.Settled)
 		used(t, counts, 3, 230, 230)
 		wantOutcome(t, settle(t, counts, settlement("less", 0)), quota.Duplicate)

@@ -1,0 +1,39 @@
+-- Adds what one instance has admitted to an account while it could not reach Redis,
+-- once: a repeat of the batch changes nothing and gets the same answer.
+--
+-- KEYS[1]  the account's counters
+-- KEYS[2]  the batch
+-- KEYS[3…] reservations that the instance has made meanwhile
+-- ARGV     how long to remember the batch in ms, how many counters follow; four for
+--          each: counter, start and end of the window in ms, what to add (negative
+--          gives back); then two for each reservation: its record and its TTL in ms
+-- returns  now in ms, then what is used of each counter after that, -1 = its window is
+--          not the current one, and nothing was added
+
+local kept = redis.call('GET', KEYS[2])
+if kept then return words(kept) end
+
+local HEAD = 2
+local n = tonumber(ARGV[2])
+local reply = {string.format('%.0f', now)}
+local writes, last = {}, 0
+for i = 1, n do
+  local at = HEAD + 4 * (i - 1)
+  local counter, start, stop, amount = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local used = -1
+  if start <= now and now < stop then
+    used = math.max(math.min(used_in(redis.call('HGET', KEYS[1], counter), start) + amount, MAX_USED), 0)
+    writes[#writes + 1] = counter
+    writes[#writes + 1] = counted(start, used)
+    if stop > last then last = stop end
+  end
+  reply[#reply + 1] = string.format('%.0f', used)
+end
+if last > 0 then write(KEYS[1], writes, last) end
+
+for k = 3, #KEYS do
+  local at = HEAD + 4 * n + 2 * (k - 3)
+  redis.call('SET', KEYS[k], ARGV[at + 1], 'PX', ARGV[at + 2], 'NX')
+end
+redis.call('SET', KEYS[2], table.concat(reply, ' '), 'PX', ARGV[1])
+return reply

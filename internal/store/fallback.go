@@ -1,0 +1,207 @@
+package store
+
+import (
+	"context"
+	_ "embed" // for the scripts
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+//go:embed add.lua
+var addSource string
+
+//go:embed beat.lua
+var beatSource string
+
+// ErrAway says that Redis cannot be reached, and that the order is to be denied then.
+var ErrAway = errors.New("the counts in Redis cannot be reached")
+
+// ErrQueueFull says that a settlement is lost: Redis cannot be reached, and as many wait
+// for it as may.
+var ErrQueueFull = errors.New("too many settlements wait for Redis: raise store.redis.max_queued_settlements")
+
+// FallbackOptions say how a Fallback goes on without Redis. All are needed.
+type FallbackOptions struct {
+	Instance         string // names this process among those on the same Redis
+	MaxAccounts      int    // whose counts are known at once, about
+	MaxQueued        int    // settlements that wait for Redis
+	AssumedInstances int    // that share the limits, until Redis has told how many there are
+
+	Now     func() time.Time     // until Redis has told its time, and for people
+	Elapsed func() time.Duration // since any moment, by a clock that nobody sets
+
+	Notices FallbackNotices
+}
+
+// Fallback counts in Redis, and while that cannot be reached as each Order's OnFailure
+// says: by what it last saw there and this instance's share of the rest, or not at all.
+// What it has admitted meanwhile it gives back to Redis, once. Run must be called for
+// that. It is safe for concurrent use.
+//
+// Redis is reached or not by parts: one, or 16 of a Cluster's slots. While one cannot be
+// reached, no request waits for it.
+type Fallback struct {
+	redis   *Redis
+	options FallbackOptions
+	add     script
+	beats   script
+	parts   []*part
+	outage  outage
+	totals  totals
+	queued  atomic.Int64 // settlements that wait
+	batches atomic.Int64 // named so far
+	fleet   fleet
+
+	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
+	ahead atomic.Int64
+}
+
+// NewFallback returns a store on a Redis, which stays the caller's to close.
+func NewFallback(r *Redis, o FallbackOptions) *Fallback {
+	f := &Fallback{
+		redis: r, options: o, add: newScript(commonSource + addSource), beats: newScript(commonSource + beatSource),
+	}
+	for range r.parts() {
+		f.parts = append(f.parts, &part{number: len(f.parts), ledger: newLedger(max(1, o.MaxAccounts/r.parts())), back: -recent})
+	}
+	f.fleet.assumed = int64(max(o.AssumedInstances, 1))
+	f.ahead.Store(o.Now().UnixMilli() - o.Elapsed().Milliseconds())
+	return f
+}
+
+func (f *Fallback) part(account string) *part { return f.parts[f.redis.part(account)] }
+
+// now returns the time that Redis has, whether it can be reached or not: the wall clock of
+// this machine may be set meanwhile.
+func (f *Fallback) now() time.Time {
+	return time.UnixMilli(f.ahead.Load() + f.options.Elapsed().Milliseconds()).UTC()
+}
+
+// tell notes Redis' time.
+func (f *Fallback) tell(now time.Time) {
+	f.ahead.Store(now.UnixMilli() - f.options.Elapsed().Milliseconds())
+}
+
+// Take implements quota.Counts. It fails with ErrAway where the order is to be denied, and
+// with ErrFull where an account that is not known yet finds no room.
+func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
+	p := f.part(o.Account)
+	if taken, open, err := f.takeOpen(p, o); open {
+		return taken, err
+	}
+	owed, first := p.ledger.before(o, f.now())
+	if first != nil {
+		return *first, nil
+	}
+	taken, err := f.ask(ctx, lessen(o, owed))
+	if err == nil {
+		p.fine()
+		if taken.Secret == "" || taken.Secret == o.Secret { // else it repeats one of another time
+			f.tell(taken.Now)
+			p.ledger.note(o, taken)
+			for i, n := range owed {
+				taken.Used[i] = clamp(taken.Used[i] + n)
+			}
+		}
+		return taken, nil
+	}
+	f.failed(p, err)
+	return f.decide(p, o, outcomeUnknown(err), err)
+}
+
+// ask makes the call of a Take. A caller who goes away does not end it.
+func (f *Fallback) ask(ctx context.Context, o quota.Order) (quota.Taken, error) {
+	began := f.options.Elapsed()
+	taken, err := f.redis.Take(context.WithoutCancel(ctx), o)
+	f.options.Notices.called(CallTake, f.options.Elapsed()-began, err)
+	return taken, err
+}
+
+// takeOpen decides where the part cannot be reached. The part does not become reachable
+// meanwhile, so that all that is charged beside Redis is known before Redis is asked.
+func (f *Fallback) takeOpen(p *part, o quota.Order) (taken quota.Taken, open bool, err error) {
+	if !p.open.Load() {
+		return quota.Taken{}, false, nil
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if !p.open.Load() {
+		return quota.Taken{}, false, nil
+	}
+	taken, err = f.decide(p, o, false, p.err)
+	return taken, true, err
+}
+
+// decide decides without Redis, because of a cause.
+func (f *Fallback) decide(p *part, o quota.Order, doubt bool, cause error) (quota.Taken, error) {
+	f.totals.decided(o)
+	if o.OnFailure == quota.Deny {
+		return quota.Taken{}, fmt.Errorf("%w: %w", ErrAway, cause)
+	}
+	taken, err := p.ledger.take(o, manner{o.OnFailure, f.Instances(), doubt}, f.now())
+	if err != nil {
+		return quota.Taken{}, fmt.Errorf("count without Redis (%w): %w", cause, err)
+	}
+	return taken, nil
+}
+
+// lessen returns an order that fits only where what Redis is yet to be given fits too.
+func lessen(o quota.Order, owed []int64) quota.Order {
+	if owed == nil {
+		return o
+	}
+	charges := append([]quota.Charge(nil), o.Charges...)
+	for i := range charges {
+		if l := &charges[i].Limit; l.Max != quota.NoMax {
+			l.Max = max(l.Max-owed[i], 0)
+		}
+	}
+	o.Charges = charges
+	return o
+}
+
+// Settle implements quota.Counts. Where Redis cannot be reached, or does not know the
+// reservation yet, the settlement waits for it: quota.Queued. It fails with ErrQueueFull.
+func (f *Fallback) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
+	p := f.part(s.Account)
+	place := inRedis
+	if p.ledger.kept.Load() > 0 {
+		var outcome quota.Outcome
+		if outcome, place = p.ledger.settle(s, f.Instances(), f.now()); place == here {
+			return outcome, nil
+		}
+	}
+	if place == inRedis && !p.open.Load() {
+		outcome, err := f.settle(ctx, p, s)
+		if err == nil && (outcome != quota.NotFound || !f.recent(p)) {
+			return outcome, nil
+		}
+	}
+	return f.enqueue(p, s)
+}
+
+// settle makes the call of a Settle.
+func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quota.Outcome, error) {
+	began := f.options.Elapsed()
+	outcome, err := f.redis.Settle(context.WithoutCancel(ctx), s)
+	f.options.Notices.called(CallSettle, f.options.Elapsed()-began, err)
+	if err != nil {
+		f.failed(p, err)
+		return 0, err
+	}
+	p.fine()
+	return outcome, nil
+}
+
+// Ping says why not all counts can be reached, or nil. It asks Redis only where that is
+// not known to be away.
+func (f *Fallback) Ping(ctx context.Context) error {
+	if s := f.State(); s.Degraded {
+		return fmt.Errorf("since %s: %w", s.Since.UTC().Format(time.RFC3339), s.Err)
+	}
+	return f.redis.Ping(ctx)
+}

@@ -1,0 +1,163 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// probeInterval is how often a part that cannot be reached is tried, give or take a fifth.
+	probeInterval = 250 * time.Millisecond
+	// beatInterval is how often an instance says that it lives, and silent how long it may
+	// not do so.
+	beatInterval = time.Second
+	silent       = 5 * time.Second
+	// leaveTime is how long a stop may take to bring to Redis what it is owed.
+	leaveTime = 2 * time.Second
+)
+
+// Run brings back to Redis what it could not be told of, says that this instance lives and
+// forgets what has ended, until ctx is done. Then it tries once more. The error says what
+// is lost.
+func (f *Fallback) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	for _, p := range f.parts {
+		group.Go(func() {
+			for waits(ctx, probeInterval*4/5+rand.N(probeInterval*2/5)) { //nolint:gosec // so that instances do not try all at once
+				f.mend(ctx, p)
+			}
+		})
+	}
+	group.Go(func() {
+		for ctx.Err() == nil {
+			f.beat(ctx, false)
+			f.outage.end(f, calm)
+			waits(ctx, beatInterval)
+		}
+	})
+	group.Go(func() {
+		for waits(ctx, sweepInterval) {
+			for _, p := range f.parts {
+				p.ledger.sweep(f.now().UnixMilli())
+			}
+		}
+	})
+	group.Wait()
+	return f.leave(context.WithoutCancel(ctx))
+}
+
+// mend finds out whether a part can be reached, and brings to it what it is owed.
+func (f *Fallback) mend(ctx context.Context, p *part) {
+	if p.open.Load() {
+		if f.redis.Check(ctx, p.number) != nil || !f.giveBack(ctx, p) {
+			return
+		}
+		f.close(p)
+	}
+	// Some of what was decided before that is charged only now.
+	if f.giveBack(ctx, p) {
+		f.settleWaiting(ctx, p)
+	}
+}
+
+// leave takes this instance out of the fleet.
+func (f *Fallback) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	var group sync.WaitGroup
+	for _, p := range f.parts {
+		if p.open.Load() || p.ledger.owing.Load() > 0 || p.len() > 0 {
+			group.Go(func() { f.mend(ctx, p) })
+		}
+	}
+	group.Wait()
+	f.beat(ctx, true)
+	f.outage.end(f, 0)
+	if accounts, waiting := f.owing(), f.queued.Load(); accounts > 0 || waiting > 0 {
+		return fmt.Errorf("what was admitted without Redis is not given back for %d keys, and %d settlements are lost: %w", accounts, waiting, f.lastError())
+	}
+	return nil
+}
+
+func (f *Fallback) lastError() error {
+	if err := f.State().Err; err != nil {
+		return err
+	}
+	return errors.New("there was no time for it")
+}
+
+// A fleet is what is known of the instances on the same Redis.
+type fleet struct {
+	assumed int64
+	live    atomic.Int64 // 0: not known yet
+	fewer   int          // how often in a row there were fewer
+}
+
+// fewerBeats is how often there must be fewer instances in a row to be so: after an outage
+// the first that is heard again is alone for a while.
+const fewerBeats = int(silent/beatInterval) + 1
+
+// Instances returns how many instances share the limits, as was last known.
+func (f *Fallback) Instances() int64 {
+	if n := f.fleet.live.Load(); n > 0 {
+		return n
+	}
+	return f.fleet.assumed
+}
+
+// counted notes how many instances there are.
+func (fl *fleet) counted(n int64) {
+	fl.fewer++
+	if n >= fl.live.Load() || fl.fewer >= fewerBeats {
+		fl.live.Store(max(n, 1))
+		fl.fewer = 0
+	}
+}
+
+// fleetAccount is the account of nobody's that the fleet is noted under.
+const fleetAccount = "~fleet"
+
+// beat says that this instance lives, or leaves.
+func (f *Fallback) beat(ctx context.Context, leaves bool) {
+	p := f.part(fleetAccount)
+	if p.open.Load() {
+		f.fleet.fewer = 0
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout)
+	defer cancel()
+	last := 0
+	if leaves {
+		last = 1
+	}
+	key := f.redis.prefix + ":{" + fleetAccount + "}:live"
+	reply, err := f.redis.run(ctx, f.redis.client, f.beats, []string{key}, []any{f.options.Instance, silent.Milliseconds(), last})
+	var numbers []int64
+	if err == nil {
+		numbers, err = reply.Int64Slice()
+	}
+	if err == nil && len(numbers) != 2 {
+		err = fmt.Errorf("an answer of %d numbers, want 2", len(numbers))
+	}
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled): // a stop
+	case err != nil:
+		f.fleet.fewer = 0
+		f.failed(p, fmt.Errorf("count the instances in Redis: %w", err))
+	default:
+		p.fine()
+		f.tell(time.UnixMilli(numbers[0]))
+		f.fleet.counted(numbers[1])
+	}
+}
+
+// batchName names a batch, once and for all instances.
+func (f *Fallback) batchName() string {
+	return f.options.Instance + "-" + strconv.FormatInt(f.batches.Add(1), 36)
+}

@@ -1,0 +1,287 @@
+package store
+
+import (
+	"errors"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// daily is an order of 100 tokens of a day.
+func daily(request string) quota.Order {
+	o := perMinuteAndDay(request)
+	o.Charges = o.Charges[2:]
+	return o
+}
+
+// tokensUsed looks at the counter of daily.
+func tokensUsed(t *testing.T, counts quota.Counts) int64 {
+	t.Helper()
+	o := daily("")
+	o.Charges[0].Cost = 0
+	return take(t, counts, o).Used[0]
+}
+
+// twoOn returns two instances on a server, which run.
+func twoOn(t *testing.T, server *devstack.Stack, timeout time.Duration) (one, two *Fallback) {
+	t.Helper()
+	one = fallbackOn(hastyStore(t, server.Options.RedisAddress, timeout), nil)
+	two = fallbackOn(hastyStore(t, server.Options.RedisAddress, timeout), func(o *FallbackOptions) { o.Instance = "two" })
+	for _, f := range []*Fallback{one, two} {
+		runs(t, f)
+	}
+	for _, f := range []*Fallback{one, two} {
+		soon(t, "both are counted", func() bool { return f.Instances() == 2 })
+	}
+	return one, two
+}
+
+// TestSettlementsAroundAnOutage: a reservation made before, in or after an outage is
+// settled in it or after it, once, through the instance that made it or the other.
+func TestSettlementsAroundAnOutage(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	one, two := twoOn(t, server, time.Second)
+	for _, r := range []string{"before", "before-other"} {
+		take(t, one, daily(r))
+	}
+	// Of what Redis knows nothing is to be lost.
+	if err := redisStore(t, server).client.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, server)
+	for _, r := range []string{"in", "in-other", "in-after", "in-after-other"} {
+		taken := take(t, one, daily(r))
+		if !taken.Degraded || taken.Secret != "secret-"+r {
+			t.Fatalf("%+v", taken)
+		}
+	}
+	wantOutcome(t, settle(t, one, settlement("in", 10)), quota.Settled)
+	wantOutcome(t, settle(t, one, settlement("in", 10)), quota.Duplicate)
+	forged := settlement("in-after", 0)
+	forged.Secret = "forged"
+	wantOutcome(t, settle(t, one, forged), quota.NotFound)
+	wantOutcome(t, settle(t, one, settlement("never", 10)), quota.Queued) // nobody knows better yet
+	wantOutcome(t, settle(t, one, settlement("before", 10)), quota.Queued)
+	wantOutcome(t, settle(t, two, settlement("before-other", 10)), quota.Queued)
+	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
+	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
+	start(t, server)
+	soon(t, "all is given back", func() bool { return one.owing() == 0 && !one.State().Degraded && !two.State().Degraded })
+	wantOutcome(t, settle(t, one, settlement("in-after", 10)), quota.Settled)
+	wantOutcome(t, settle(t, two, settlement("in-after-other", 10)), quota.Settled)
+	soon(t, "all is settled", func() bool { return allShared(one) && allShared(two) })
+	if used := tokensUsed(t, redisStore(t, server)); used != 60 {
+		t.Errorf("%d used: want 10 for each of 6", used)
+	}
+	if n := one.Totals(); n.Settled != 1 || n.Unknown != 1 || n.Queued != 2 || n.Lost != 0 {
+		t.Errorf("%+v: want one settled, and one that nobody knew", n)
+	}
+	if n := two.Totals(); n.Settled != 2 || n.Duplicate != 1 || n.Queued != 3 {
+		t.Errorf("%+v: want two settled, one of them twice", n)
+	}
+}
+
+// TestRepeatsThroughAnOutage: an order that is repeated in or after an outage gets the
+// answer of the first and is charged once.
+func TestRepeatsThroughAnOutage(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	one, two := twoOn(t, server, time.Second)
+	kill(t, server)
+	again := daily("r")
+	again.Secret = "another"
+	first := take(t, one, daily("r"))
+	for range 2 {
+		if taken := take(t, one, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] || !taken.Degraded {
+			t.Errorf("%+v: want the first answer, %+v", taken, first)
+		}
+	}
+	start(t, server)
+	soon(t, "counts are shared again", func() bool { return allShared(one) && allShared(two) })
+	for _, f := range []*Fallback{one, two} {
+		if taken := take(t, f, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] {
+			t.Errorf("%+v: want the first answer, %+v", taken, first)
+		}
+	}
+	if used := tokensUsed(t, one); used != 100 {
+		t.Errorf("%d used: want 100", used)
+	}
+}
+
+// TestSettledWhileOnItsWay: a settlement that comes while its reservation may have reached
+// Redis or not waits until that is known, and counts once.
+func TestSettledWhileOnItsWay(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	proxy := newLossyProxy(t, server.Options.RedisAddress)
+	f := fallbackOn(hastyStore(t, proxy.address, 5*time.Second), nil)
+	p := f.part("a")
+	if _, err := p.ledger.take(daily("r"), manner{quota.Local, 1, false}, f.now()); err != nil {
+		t.Fatal(err)
+	}
+	tokensUsed(t, f)
+	proxy.losing.Store(true)
+	if f.giveBack(t.Context(), p) {
+		t.Error("the lost answer arrived")
+	}
+	wantOutcome(t, settle(t, f, settlement("r", 10)), quota.Queued)
+	if taken := take(t, f, daily("r")); taken.Secret != "secret-r" || !taken.Degraded { // Redis may not know it
+		t.Errorf("the repeat: %+v", taken)
+	}
+	f.mend(t.Context(), p)
+	if !allShared(f) {
+		t.Error("something waits yet")
+	}
+	if used := tokensUsed(t, f); used != 10 {
+		t.Errorf("%d used: want 10", used)
+	}
+}
+
+// TestRefundsWithoutRedis: the share of a limit that may be refunded is shared too, and
+// what was refunded is known to Redis afterwards.
+func TestRefundsWithoutRedis(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), func(o *FallbackOptions) { o.AssumedInstances = 2 })
+	kill(t, server)
+	for i := range 10 {
+		r := strconv.Itoa(i)
+		take(t, f, daily(r))
+		s := settlement(r, 0)
+		s.RefundShare = 100 // 1,000 of 10,000, and so 500
+		wantOutcome(t, settle(t, f, s), quota.Settled)
+	}
+	start(t, server)
+	f.mend(t.Context(), f.part("a"))
+	direct := redisStore(t, server)
+	if used := tokensUsed(t, direct); used != 500 {
+		t.Errorf("%d used: want 500", used)
+	}
+	for i := range 10 {
+		r := "later" + strconv.Itoa(i)
+		take(t, direct, daily(r))
+		s := settlement(r, 0)
+		s.RefundShare = 100
+		wantOutcome(t, settle(t, direct, s), quota.Settled)
+	}
+	if used := tokensUsed(t, direct); used != 1000 {
+		t.Errorf("%d used: want 1,000, since another 500 could be refunded", used)
+	}
+}
+
+// TestQueueIsBounded: what finds no room in the queue is lost, and said to be.
+func TestQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), func(o *FallbackOptions) { o.MaxQueued = 3 })
+	for i := range 5 {
+		take(t, f, daily(strconv.Itoa(i)))
+	}
+	if err := redisStore(t, server).client.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, server)
+	for i := range 5 {
+		outcome, err := f.Settle(t.Context(), settlement(strconv.Itoa(i), 10))
+		if i < 3 && (err != nil || outcome != quota.Queued) || i >= 3 && !errors.Is(err, ErrQueueFull) {
+			t.Errorf("settlement %d: %s, %v", i, outcome, err)
+		}
+	}
+	start(t, server)
+	runs(t, f)
+	soon(t, "those that wait are settled", func() bool { return allShared(f) })
+	if used := tokensUsed(t, f); used != 3*10+2*100 {
+		t.Errorf("%d used: want 230", used)
+	}
+	if n := f.Totals(); n.Settled != 3 || n.Lost != 2 || n.Queued != 3 {
+		t.Errorf("%+v", n)
+	}
+}
+
+// TestManyReservations of one account are given back, more than go in one batch.
+func TestManyReservations(t *testing.T) {
+	t.Parallel()
+	const n = 3*maxPromises + 7
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, 2*time.Second), nil)
+	kill(t, server)
+	for i := range n {
+		o := daily(strconv.Itoa(i))
+		o.Charges[0].Cost = 2
+		if taken := take(t, f, o); taken.Secret == "" {
+			t.Fatalf("%+v", taken)
+		}
+	}
+	start(t, server)
+	f.mend(t.Context(), f.part("a"))
+	if !allShared(f) {
+		t.Error("something is not given back")
+	}
+	direct := redisStore(t, server)
+	if used := tokensUsed(t, direct); used != 2*n {
+		t.Errorf("%d used: want %d", used, 2*n)
+	}
+	for i := range n {
+		wantOutcome(t, settle(t, direct, settlement(strconv.Itoa(i), 1)), quota.Settled)
+	}
+	if used := tokensUsed(t, direct); used != n {
+		t.Errorf("%d used: want %d", used, n)
+	}
+}
+
+// TestLedgerIsBounded: of accounts, those that owe nothing make room for those that are
+// charged; reservations end with the room for them.
+func TestLedgerIsBounded(t *testing.T) {
+	t.Parallel()
+	const most = 64 * 10
+	l := newLedger(most)
+	now := time.Now()
+	for i := range 10 * most {
+		l.note(of(strconv.Itoa(i), charge(quota.Month, 10, 1)), quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
+	}
+	size := func() (n int) {
+		for i := range l.shards {
+			n += len(l.shards[i].accounts)
+		}
+		return n
+	}
+	if size() != most {
+		t.Errorf("%d accounts noted: want %d", size(), most)
+	}
+	full := 0
+	for i := range 10 * most {
+		if _, err := l.take(of("x"+strconv.Itoa(i), charge(quota.Month, 10, 1)), manner{quota.Local, 1, false}, now); errors.Is(err, ErrFull) {
+			full++
+		}
+	}
+	if size() != most || full != 9*most {
+		t.Errorf("%d accounts, %d refused: want %d and nine times as many", size(), full, most)
+	}
+	if _, err := l.take(of("y", charge(quota.Month, 10, 1)), manner{quota.Allow, 1, false}, now); err != nil {
+		t.Errorf("where all are to be admitted: %v", err)
+	}
+	kept := newLedger(1)
+	for i := range 2 * minReservations {
+		taken, err := kept.take(daily(strconv.Itoa(i)), manner{quota.Local, 1, false}, now)
+		if err != nil || !taken.Admitted && i < 100 {
+			t.Fatal(taken, err)
+		}
+	}
+	o := daily("r")
+	o.Charges[0].Limit.Max = quota.NoMax
+	for i := range 2 * minReservations {
+		o.Request = "n" + strconv.Itoa(i)
+		taken, err := kept.take(o, manner{quota.Local, 1, false}, now)
+		if err != nil || !taken.Admitted || (taken.Secret != "") != (i < minReservations-100) {
+			t.Fatalf("%d: %+v %v", i, taken, err)
+		}
+	}
+	kept.sweep(now.Add(2 * time.Hour).UnixMilli())
+	if kept.kept.Load() != 0 {
+		t.Errorf("%d reservations after their time", kept.kept.Load())
+	}
+}

@@ -1,0 +1,321 @@
+package store
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A ledger is what one instance knows of the counts in a part of Redis, and what it has
+// admitted beside them while that could not be reached, until it is given back. It is
+// safe for concurrent use.
+type ledger struct {
+	seed   maphash.Seed
+	shards [shardCount]ledgerShard
+	owing  atomic.Int64 // accounts that have something to give back
+	kept   atomic.Int64 // reservations
+	ended  atomic.Int64 // counts whose windows ended before they were given back
+}
+
+type ledgerShard struct {
+	mu       sync.Mutex
+	accounts map[string]*holding
+	owing    map[string]bool
+	kept     int // reservations
+	most     int // accounts
+	latest   int64
+}
+
+// A holding is what is known of one account.
+type holding struct {
+	tallies  []tally
+	at       int64               // Redis' time of what was seen, Unix ms
+	promises map[string]*promise // by request
+	giving   *batch              // nil: nothing is on its way
+	more     bool                // whether there is something that the latest batch has not
+}
+
+// A tally is one counted window of an account.
+type tally struct {
+	name  string
+	start int64 // Unix ms
+	end   int64 // Unix ms
+	seen  int64 // used, as Redis has said last
+	own   *own  // nil: nothing
+}
+
+// own is what this instance has admitted beside what was seen.
+type own struct {
+	mine   int64 // to be given back
+	giving int64 // on its way
+	doubt  int64 // taken by calls of unknown outcome: Redis may have it
+}
+
+func (o *own) sum() int64 {
+	if o == nil {
+		return 0
+	}
+	return o.mine + o.giving + o.doubt
+}
+
+// A promise is a reservation that was made while Redis could not be reached.
+type promise struct {
+	reservation
+
+	place place
+}
+
+// place is who settles a promise.
+type place uint8
+
+const (
+	here     place = iota // the ledger
+	onItsWay              // nobody until it is known whether Redis has it
+	inRedis               // Redis has it, or may have it
+)
+
+// A manner is how an order is decided without Redis.
+type manner struct {
+	mode      quota.OnFailure // Local or Allow
+	instances int64           // that share what remains
+	doubt     bool            // whether Redis may have carried it out too
+}
+
+func newLedger(maxAccounts int) *ledger {
+	l := &ledger{seed: maphash.MakeSeed()}
+	for i := range l.shards {
+		l.shards[i].accounts, l.shards[i].owing = map[string]*holding{}, map[string]bool{}
+		l.shards[i].most = max(1, (maxAccounts+shardCount-1)/shardCount)
+	}
+	return l
+}
+
+func (l *ledger) shard(account string) *ledgerShard {
+	return &l.shards[maphash.String(l.seed, account)%shardCount]
+}
+
+// step is how far a clock must go back, in ms, to be taken for one that was set, or for
+// another server's.
+const step = 10_000
+
+// clock returns the time, which does not go back by corrections. The caller holds the lock.
+func (s *ledgerShard) clock(now time.Time) time.Time {
+	ms := now.UnixMilli()
+	if back := s.latest - ms; back > 0 && back < step {
+		return time.UnixMilli(s.latest).UTC()
+	}
+	s.latest = ms
+	return now
+}
+
+// note takes down what Redis has answered. Where there is no room for another account
+// nothing is.
+func (l *ledger) note(o quota.Order, t quota.Taken) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	if h == nil {
+		if len(s.accounts) >= s.most {
+			return
+		}
+		h = &holding{tallies: make([]tally, 0, len(o.Charges))}
+		s.accounts[o.Account] = h
+	}
+	at := t.Now.UnixMilli()
+	later := at > h.at || at < h.at-step
+	if at < h.at && !later {
+		return // another answer was faster
+	}
+	for i, c := range o.Charges {
+		start, end := c.Limit.Window.Bounds(t.Now)
+		l.see(h, given{c.Counter, start.UnixMilli(), end.UnixMilli(), 0}, t.Used[i], later)
+	}
+	h.at = at
+}
+
+// see takes down what is used of a counter; later is whether that is newer than what is
+// known. What was in doubt until then is in it, or never will be.
+func (l *ledger) see(h *holding, g given, used int64, later bool) {
+	t := h.find(g.name)
+	if t != nil && g.start < t.start && !later {
+		return
+	}
+	t = l.current(h, t, g)
+	if later || used > t.seen {
+		t.seen = used
+	}
+	if later && t.own != nil {
+		t.own.doubt = 0
+	}
+}
+
+// current returns the tally of a counter's current window: that of an ended one, t, begins
+// anew.
+func (l *ledger) current(h *holding, t *tally, g given) *tally {
+	switch {
+	case t == nil:
+		h.tallies = append(h.tallies, tally{name: g.name, start: g.start, end: g.end})
+		return &h.tallies[len(h.tallies)-1]
+	case t.start != g.start:
+		if t.own != nil && t.own.mine != 0 {
+			l.ended.Add(1)
+		}
+		*t = tally{name: t.name, start: g.start, end: g.end}
+	}
+	return t
+}
+
+func (h *holding) find(counter string) *tally {
+	if h == nil {
+		return nil
+	}
+	for i := range h.tallies {
+		if h.tallies[i].name == counter {
+			return &h.tallies[i]
+		}
+	}
+	return nil
+}
+
+// used returns what is used of a charge's counter: so much that what remains is what this
+// instance still admits, its share of what remained when Redis was last heard.
+func (h *holding) used(c quota.Charge, how manner, now time.Time) int64 {
+	var seen, beside int64
+	if t := h.find(c.Counter); t != nil && t.start == windowStart(c.Limit.Window, now) {
+		seen, beside = t.seen, t.own.sum()
+	}
+	left := c.Limit.Max - seen
+	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow || left <= 0 {
+		return clamp(seen + beside)
+	}
+	most := (left-1)/how.instances + 1
+	return clamp(c.Limit.Max - most + beside)
+}
+
+// take does what Memory.Take does, by this instance's share. It fails with ErrFull when an
+// account that is not known yet finds no room.
+func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, error) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock(at)
+	h := s.accounts[o.Account]
+	t := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges)), Degraded: true}
+	costs := o.Kept()
+	for i, c := range o.Charges {
+		t.Used[i] = h.used(c, how, now)
+		t.Admitted = t.Admitted && (how.mode == quota.Allow || !c.Exceeds(t.Used[i]))
+		costs = costs || c.Cost != 0
+	}
+	if first := h.repeated(o, now); first != nil {
+		t = first.answer(o, t)
+		t.Degraded = true
+		return t, nil
+	}
+	if !t.Admitted || !costs {
+		return t, nil
+	}
+	if h == nil {
+		if h = s.makeRoom(o.Account); h == nil && how.mode == quota.Allow {
+			return t, nil
+		} else if h == nil {
+			return quota.Taken{}, ErrFull
+		}
+	}
+	for i, c := range o.Charges {
+		if c.Cost != 0 {
+			l.charge(h, c.Counter, c.Limit.Window, c.Cost, how.doubt, now)
+			t.Used[i] = h.used(c, how, now)
+		}
+	}
+	if o.Kept() && (l.keep(s, h, o, t, how.doubt) || how.doubt) {
+		t.Secret = o.Secret
+	}
+	if !how.doubt {
+		l.owe(s, o.Account, h)
+	}
+	return t, nil
+}
+
+// makeRoom returns the holding of an account that has none. One of some taken by chance
+// that has nothing to give back makes room; nil: there is none.
+func (s *ledgerShard) makeRoom(account string) *holding {
+	const sample = 64
+	tried := 0
+	for other, h := range s.accounts { // in random order
+		if len(s.accounts) < s.most || tried == sample {
+			break
+		}
+		tried++
+		if !s.owing[other] && len(h.promises) == 0 {
+			delete(s.accounts, other)
+		}
+	}
+	if len(s.accounts) >= s.most {
+		return nil
+	}
+	h := &holding{}
+	s.accounts[account] = h
+	return h
+}
+
+// charge adds to what this instance has taken of a counter; what is used stays from 0 to
+// quota.MaxUsed.
+func (l *ledger) charge(h *holding, counter string, w quota.Window, change int64, doubt bool, now time.Time) {
+	start, end := w.Bounds(now)
+	t := l.current(h, h.find(counter), given{counter, start.UnixMilli(), end.UnixMilli(), 0})
+	if t.own == nil {
+		t.own = &own{}
+	}
+	used := t.seen + t.own.sum()
+	change = clamp(used+change) - used
+	if doubt {
+		t.own.doubt += change
+	} else {
+		t.own.mine += change
+	}
+}
+
+// owe notes that an account has something to give back. The caller holds the lock.
+func (l *ledger) owe(s *ledgerShard, account string, h *holding) {
+	h.more = true
+	if !s.owing[account] {
+		s.owing[account] = true
+		l.owing.Add(1)
+	}
+}
+
+// sweep removes what has ended: counters, reservations, and accounts that have nothing
+// else.
+func (l *ledger) sweep(now int64) {
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.Lock()
+		for account, h := range s.accounts {
+			for request, p := range h.promises {
+				if p.expires <= now && p.place != onItsWay {
+					delete(h.promises, request)
+					s.kept--
+					l.kept.Add(-1)
+				}
+			}
+			if len(h.promises) == 0 && !s.owing[account] && h.over(now) {
+				delete(s.accounts, account)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (h *holding) over(now int64) bool {
+	for i := range h.tallies {
+		if h.tallies[i].end > now {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,142 @@
+package store
+
+import (
+	"crypto/subtle"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// repeated returns the promise of the order that this one repeats, or nil.
+func (h *holding) repeated(o quota.Order, now time.Time) *promise {
+	if h == nil || !o.Kept() {
+		return nil
+	}
+	p := h.promises[o.Request]
+	if p == nil || now.Sub(p.at) >= quota.RepeatWindow || now.UnixMilli() >= p.expires {
+		return nil
+	}
+	return p
+}
+
+// keep keeps what an order took, as Memory does. Where there is no room, nothing is kept.
+func (l *ledger) keep(s *ledgerShard, h *holding, o quota.Order, t quota.Taken, doubt bool) bool {
+	if s.kept >= max(s.most, minReservations) && h.promises[o.Request] == nil {
+		return false
+	}
+	if h.promises == nil {
+		h.promises = map[string]*promise{}
+	}
+	if h.promises[o.Request] == nil {
+		s.kept++
+		l.kept.Add(1)
+	}
+	p := &promise{}
+	p.fill(o, t)
+	if doubt {
+		p.leave()
+	}
+	h.promises[o.Request] = p
+	return true
+}
+
+// leave leaves a promise to Redis; here it answers repeats.
+func (p *promise) leave() {
+	p.place, p.expires = inRedis, min(p.expires, p.at.Add(quota.RepeatWindow).UnixMilli())
+}
+
+// settle settles what the ledger has; else it says who does, and changes nothing.
+func (l *ledger) settle(st quota.Settlement, instances int64, at time.Time) (quota.Outcome, place) {
+	s := l.shard(st.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock(at)
+	h := s.accounts[st.Account]
+	if h == nil {
+		return 0, inRedis
+	}
+	p := h.promises[st.Request]
+	if p == nil || p.place == inRedis {
+		return 0, inRedis
+	}
+	switch {
+	case subtle.ConstantTimeCompare([]byte(p.secret), []byte(st.Secret)) != 1:
+		return quota.NotFound, here
+	case p.place == onItsWay:
+		return 0, onItsWay
+	case now.UnixMilli() >= p.expires:
+		return quota.NotFound, here
+	case p.settled:
+		return quota.Duplicate, here
+	}
+	for _, c := range p.charges {
+		l.correct(h, c, st, instances, now)
+	}
+	p.settled, p.expires = true, now.Add(settledKept).UnixMilli()
+	l.owe(s, st.Account, h)
+	return quota.Settled, here
+}
+
+// correct corrects one counter, as reserved.settle does; of what may be refunded, this
+// instance has its share.
+func (l *ledger) correct(h *holding, c reserved, st quota.Settlement, instances int64, now time.Time) {
+	start := windowStart(c.window, now)
+	var refunds string
+	var refunded int64
+	if st.RefundShare > 0 {
+		refunds = refundCounter(c.counter)
+		if t := h.find(refunds); t != nil && t.start == start {
+			refunded = t.seen + t.own.sum()
+		}
+	}
+	change, back := c.correction(st, share(c.max, st.RefundShare)/instances-refunded)
+	if back > 0 && start == c.start {
+		l.charge(h, refunds, c.window, back, false, now)
+	}
+	if change > 0 || (change < 0 && start == c.start) {
+		l.charge(h, c.counter, c.window, change, false, now)
+	}
+}
+
+// record is the reservation as take.lua writes it.
+func (r *reservation) record() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d %s 0", r.at.UnixMilli(), r.secret)
+	for _, c := range r.charges {
+		fmt.Fprintf(&b, " %s %d %d %d %d %d", c.counter, int64(c.window), c.max, c.start, c.cost, c.used)
+	}
+	return b.String()
+}
+
+// before says what an order meets in the ledger of a part that can be reached: what is yet
+// to be given back of each charge's counter, nil where that is nothing, and the answer to
+// an order that it repeats and that Redis does not know yet.
+func (l *ledger) before(o quota.Order, at time.Time) (owed []int64, first *quota.Taken) {
+	if l.owing.Load() == 0 {
+		return nil, nil
+	}
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	if h == nil || !s.owing[o.Account] {
+		return nil, nil
+	}
+	now := s.clock(at)
+	owed = make([]int64, len(o.Charges))
+	used := make([]int64, len(o.Charges))
+	for i, c := range o.Charges {
+		if t := h.find(c.Counter); t != nil && t.start == windowStart(c.Limit.Window, now) && t.own != nil {
+			owed[i] = t.own.mine + t.own.giving
+			used[i] = clamp(t.seen + t.own.sum())
+		}
+	}
+	if p := h.repeated(o, now); p != nil && p.place != inRedis {
+		answer := p.answer(o, quota.Taken{Used: used})
+		answer.Degraded = true
+		return nil, &answer
+	}
+	return owed, nil
+}
