@@ -1,6 +1,7 @@
 package apikey
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -58,8 +59,8 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	return json.Marshal(j)
 }
 
-// UnmarshalJSON decodes what MarshalJSON encodes. It is an error if a hash or a limit
-// is none; nothing else is checked.
+// UnmarshalJSON decodes what MarshalJSON encodes. It is an error if a hash, a limit or a
+// priority is none; nothing else is checked.
 func (r *Record) UnmarshalJSON(text []byte) error {
 	var j recordJSON
 	if err := json.Unmarshal(text, &j); err != nil {
@@ -68,6 +69,9 @@ func (r *Record) UnmarshalJSON(text []byte) error {
 	*r = Record{
 		ID: j.ID, Name: j.Name, Owner: j.Owner, Tier: j.Tier, Priority: j.Priority, Resources: j.Resources,
 		Labels: j.Labels, Created: j.Created, Expires: j.Expires, Revoked: j.Revoked, Demo: j.Demo, Revision: j.Revision,
+	}
+	if err := known(j.Priority); err != nil {
+		return fmt.Errorf("priority of key %q: %w", j.ID, err)
 	}
 	var err error
 	if r.Hash, err = ParseHash(j.Hash); err != nil {
@@ -80,14 +84,29 @@ func (r *Record) UnmarshalJSON(text []byte) error {
 		}
 	}
 	for i, o := range j.Overrides {
-		l := quota.Limit{Max: o.Max, Resource: o.Resource, Priority: o.Priority}
-		if l.Metric, err = quota.ParseMetric(o.Metric); err != nil {
+		override, err := o.override()
+		if err != nil {
 			return fmt.Errorf("override %d of key %q: %w", i+1, j.ID, err)
 		}
-		if l.Window, err = quota.ParseWindow(o.Per); err != nil {
-			return fmt.Errorf("override %d of key %q: %w", i+1, j.ID, err)
-		}
-		r.Overrides = append(r.Overrides, quota.Override{Limit: l, Until: o.Until})
+		r.Overrides = append(r.Overrides, override)
+	}
+	return nil
+}
+
+// override reads one.
+func (o overrideJSON) override() (quota.Override, error) {
+	l := quota.Limit{Max: o.Max, Resource: o.Resource, Priority: o.Priority}
+	var errs [4]error
+	l.Metric, errs[0] = quota.ParseMetric(o.Metric)
+	l.Window, errs[1] = quota.ParseWindow(o.Per)
+	errs[2], errs[3] = l.Validate(), known(o.Priority)
+	return quota.Override{Limit: l, Until: o.Until}, cmp.Or(errs[:]...)
+}
+
+// known reports a priority that there is not; 0 is none of its own.
+func known(p quota.Priority) error {
+	if p > quota.Critical {
+		return fmt.Errorf("unknown priority %d: want 1 to 4", p)
 	}
 	return nil
 }
