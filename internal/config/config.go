@@ -319,7 +319,7 @@ func apply(set string, into *file) Faults {
 	}
 	inner := node.Content[0]
 	for _, step := range slices.Backward(strings.Split(path, ".")) {
-		inner = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: step}, inner}}
+		inner = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: step}, inner}}
 	}
 	content, err := yaml.Marshal(inner)
 	if err != nil {

@@ -1,7 +1,7 @@
 package envoyapi
 
 import (
-	"net/url"
+	"encoding/hex"
 	"path"
 	"strings"
 
@@ -46,9 +46,9 @@ func (c *Classifier) Classify(named, requestPath string) string {
 }
 
 // normalize returns the path as the most lenient upstream would read it:
-// without query and parameters (;…), percent-decoded, in lower case, without
-// empty and dot segments. So no spelling of a path lands in another resource
-// than the path does. What is no path becomes "".
+// without query and parameters (;…), percent-decoded as often as that goes, in
+// lower case, without empty and dot segments. So no spelling of a path lands in
+// another resource than the path does. What is no path becomes "".
 func normalize(p string) string {
 	if i := strings.IndexAny(p, "?#"); i >= 0 {
 		p = p[:i]
@@ -56,15 +56,38 @@ func normalize(p string) string {
 	if plain(p) {
 		return strings.TrimSuffix(p, "/")
 	}
-	p, err := url.PathUnescape(p)
-	if err != nil || !strings.HasPrefix(p, "/") {
+	p = decoded(p)
+	if !strings.HasPrefix(p, "/") {
 		return ""
 	}
 	segments := strings.Split(strings.ToLower(strings.ReplaceAll(p, `\`, "/")), "/")
 	for i, s := range segments {
-		segments[i], _, _ = strings.Cut(s, ";")
+		if end := strings.IndexAny(s, ";?#"); end >= 0 {
+			segments[i] = s[:end]
+		}
 	}
 	return strings.TrimSuffix(path.Clean(strings.Join(segments, "/")), "/")
+}
+
+// decoded replaces percent escapes until there are none. What only looks like one
+// stays. Each escape that is replaced may complete one that began before it, so it is
+// looked at again.
+func decoded(p string) string {
+	if !strings.Contains(p, "%") {
+		return p
+	}
+	out := make([]byte, 0, len(p))
+	for i := range len(p) {
+		out = append(out, p[i])
+		for n := len(out) - 3; n >= 0 && out[n] == '%'; n = len(out) - 3 {
+			value, err := hex.DecodeString(string(out[n+1:]))
+			if err != nil {
+				break
+			}
+			out = append(out[:n], value[0])
+		}
+	}
+	return string(out)
 }
 
 // plain reports whether nothing but a last slash can need normalizing.

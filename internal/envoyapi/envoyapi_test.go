@@ -378,6 +378,7 @@ func TestClassify(t *testing.T) {
 		"/v1/images;a=b/c": "images", "/v1;x/images": "images", "/V1/Images": "images", `\v1\images`: "default", `/v1\images`: "images",
 		"/v1/%zz": "default", "/v1/images#f": "images", "/v1/images/\xff": "images", "/v1/%00images": "default",
 		"/v1/chat/%3fx": "chat", "http://host/v1/chat": "default",
+		"/v1/%2569mages": "images", "/v1/%25%32%35%36%39mages": "images", "/v1/images/%zz": "images", "/v1/images%3fx": "images", "/v1/images%": "default",
 	} {
 		if have := c.Classify("", path); have != want {
 			t.Errorf("%q: %s, want %s", path, have, want)

@@ -64,6 +64,28 @@ func TestFaultsAreBounded(t *testing.T) {
 	}
 }
 
+// TestNothingTwice: of a field that stands twice, one reader takes the first and another
+// the last.
+func TestNothingTwice(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	secret := apikey.New().Reveal()
+	for body, field := range map[string]string{
+		`{"tier":"free","tier":"enterprise"}`:                                                  "tier",
+		`{"tier":"free","t\u0069er":"enterprise"}`:                                             "tier",
+		`{"tier":"free","labels":{"a":"1","b":"2","a":"3"}}`:                                   "a",
+		`{"tier":"free","overrides":[{"metric":"requests","per":"day","max":1,"max":100000}]}`: "max",
+		`{"tier":"free","` + secret + `":1,"` + secret + `":2}`:                                apikey.Prefix + "…",
+	} {
+		w := f.do("POST", "/keys", body)
+		var p Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != http.StatusBadRequest || len(p.Errors) != 1 || p.Errors[0] != (Fault{field, "given twice"}) {
+			t.Errorf("%s: %d %s", body, w.Code, w.Body)
+		}
+	}
+	ok[NewKey](f, "POST", "/keys", `{"tier":"free","labels":{"tier":"a","name":"b"},"overrides":[{"metric":"requests","per":"day","max":1},{"metric":"tokens","per":"day","max":1}]}`)
+}
+
 // TestTextsAreNoSecrets, and show what they are.
 func TestTextsAreNoSecrets(t *testing.T) {
 	t.Parallel()

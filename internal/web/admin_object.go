@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -30,7 +31,49 @@ func newObject(body []byte) (*object, error) {
 	if err := json.Unmarshal(body, &o.fields); err != nil || o.fields == nil {
 		return nil, invalid([]Fault{{"", "the body is not one JSON object"}})
 	}
+	if field, found := twice(body); found {
+		return nil, invalid([]Fault{{field, "given twice"}})
+	}
 	return o, nil
+}
+
+// twice finds a field that stands twice in one object of a JSON text, which must be well
+// formed. Of such fields one reader takes the first and another the last: what a proxy
+// has looked at is not what is done.
+func twice(body []byte) (field string, found bool) {
+	type level struct {
+		seen map[string]bool // nil: a list
+		name bool            // whether a name comes next
+	}
+	var levels []level
+	for d := json.NewDecoder(bytes.NewReader(body)); ; {
+		token, err := d.Token()
+		if err != nil {
+			return "", false // its end
+		}
+		last := len(levels) - 1
+		if token == json.Delim('}') || token == json.Delim(']') {
+			levels = levels[:last]
+			continue
+		}
+		if last >= 0 && levels[last].name {
+			name, _ := token.(string)
+			if levels[last].seen[name] {
+				return short(name), true
+			}
+			levels[last].seen[name], levels[last].name = true, false
+			continue
+		}
+		if last >= 0 {
+			levels[last].name = levels[last].seen != nil
+		}
+		switch token {
+		case json.Delim('{'):
+			levels = append(levels, level{map[string]bool{}, true})
+		case json.Delim('['):
+			levels = append(levels, level{})
+		}
+	}
 }
 
 // mostFaults is how many are told: what has more is no slip, and must not cost more.
