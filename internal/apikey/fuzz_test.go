@@ -79,13 +79,15 @@ func FuzzHash(f *testing.F) {
 	}
 	f.Add(keyOf("sk-a").Hash().String())
 	f.Add(keyOf("sk-a").HashWith(pepper).String())
-	f.Add("sk-a-secret-in-the-wrong-place")
+	f.Add("sk-canary-in-the-wrong-place")
+	f.Add("sk:canary")
+	f.Add("sha256:canary")
 	f.Add("hmac-sha256:P 1:00")
 	f.Add("sha256::" + strings.Repeat("0", 64))
 	f.Fuzz(func(t *testing.T, text string) {
 		h, err := ParseHash(text)
 		if err != nil {
-			if len(text) > 8 && strings.Contains(err.Error(), text) {
+			if strings.Contains(text, "canary") && strings.Contains(err.Error(), "canary") {
 				t.Errorf("the error repeats the text: %v", err)
 			}
 			return

@@ -19,13 +19,15 @@ import (
 func FuzzUsageQuery(f *testing.F) {
 	f.Add("from=2026-03-01T11:00:00Z&to=1772370000&step=minute&by=resource")
 	f.Add("from=0&to=253402300799&step=day")
+	f.Add("step=canary&by=canary")
+	f.Add("canary=1")
 	f.Add("from=9999-12-31T23:59:59-23:59&to=253402300799")
 	f.Add("to=%zz;a=b&from=1&from=2")
 	f.Add("from=1772366400&to=1772366401&step=hour")
 	f.Fuzz(func(t *testing.T, query string) {
 		wanted, err := parseUsageRequest(query, noon)
 		if err != nil {
-			if len(query) > 12 && strings.Contains(err.Error(), query) {
+			if strings.Contains(query, "canary") && strings.Contains(err.Error(), "canary") {
 				t.Errorf("the error repeats the query: %v", err)
 			}
 			return
