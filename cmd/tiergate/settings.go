@@ -46,6 +46,7 @@ func (s *server) settings(c config.Reload) *envoyapi.Settings {
 	return &envoyapi.Settings{
 		KeyHeaders:         c.KeyHeaders,
 		ForwardCredentials: c.ForwardCredentials,
+		Identity:           envoyapi.Identity{KeyID: envoyapi.MetadataPath(c.Identity.KeyID), Tier: envoyapi.MetadataPath(c.Identity.Tier)},
 		Resources:          envoyapi.NewClassifier(c.Resources),
 		Plans:              c.Plans,
 		Keys:               s.keyring(c),

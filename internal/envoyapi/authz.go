@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -41,9 +40,7 @@ func (a *Authz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Chec
 		tokens:   quota.Unknown,
 	}
 	q.body, q.model = readBody(request.GetMethod(), headerValue(request, "content-length"), checkFacts(attributes))
-	for _, name := range s.KeyHeaders {
-		q.credentials = apikey.AppendCredentials(q.credentials, headerValue(request, name), name == "authorization")
-	}
+	q.identify(s, attributes)
 	v := a.gate.judge(ctx, s, q)
 	if v.Outcome == Allowed {
 		return allowed(&v, s), nil

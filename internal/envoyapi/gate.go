@@ -146,10 +146,14 @@ func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
 		return s.Keys.Authenticate(q.credentials, s.AllowDemoKeys, now)
 	}
 	record := trusted(s, q.keyID, q.tier)
-	if record == nil {
+	switch {
+	case record != nil:
+		return record, record.Admissible(s.AllowDemoKeys, now)
+	case !apikey.ValidID(q.keyID): // no key will ever be called so
+		return nil, apikey.ErrUnknown
+	default:
 		return nil, s.Keys.Missing()
 	}
-	return record, record.Admissible(s.AllowDemoKeys, now)
 }
 
 // trusted returns the record of a key ID. A tier named beside it replaces that of

@@ -11,6 +11,7 @@ import (
 type Settings struct {
 	KeyHeaders         []string // request headers that carry a key, lower case, in order
 	ForwardCredentials bool     // whether the upstream sees those headers
+	Identity           Identity // whom external authorization believes instead
 	Resources          *Classifier
 	Plans              map[string]*quota.Plan // by tier name
 	Keys               apikey.Keyring
