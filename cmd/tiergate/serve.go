@@ -75,6 +75,7 @@ type server struct {
 	directory *directory
 	recorder  *usage.Recorder
 	pulse     *pulse
+	tracing   *tracing
 	gate      *envoyapi.Gate
 	customers *web.Customers
 	admin     *web.Admin
@@ -97,10 +98,13 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 		return nil, err
 	}
 	s.addUsage()
+	if s.tracing, err = newTracing(c.Start.Tracing, s.metrics, log, s.pulse.id); err != nil {
+		return nil, errors.Join(err, s.stores.close())
+	}
 	secret := sessionSecret(c.Start, log)
 	s.ticketKey = ticketKey(secret)
-	limiter := quota.NewLimiter(&watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: log})
-	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, observer{s.metrics, s.recorder, log})
+	limiter := quota.NewLimiter(s.tracing.counts(&watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: log}))
+	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log}))
 	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}
@@ -176,6 +180,7 @@ func (s *server) addGRPC() {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.survive),
 		grpc.StreamInterceptor(s.surviveStream),
+		s.tracing.serverOption(),
 	)
 	authv3.RegisterAuthorizationServer(s.grpc, envoyapi.NewAuthz(s.gate))
 	rlsv3.RegisterRateLimitServiceServer(s.grpc, envoyapi.NewRateLimit(s.gate))
@@ -268,7 +273,9 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		s.drain(context.WithoutCancel(ctx), operator, customer)
 		return nil
 	})
-	if err := errors.Join(group.Wait(), s.stores.close()); err != nil {
+	err = errors.Join(group.Wait(), s.stores.close())
+	s.tracing.close(ctx)
+	if err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "stopped")
