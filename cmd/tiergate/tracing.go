@@ -112,7 +112,7 @@ func (t *tracing) serverOption() grpc.ServerOption {
 	return grpc.StatsHandler(otelgrpc.NewServerHandler(
 		otelgrpc.WithTracerProvider(t.provider),
 		otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
-		otelgrpc.WithPropagators(propagation.TraceContext{}),
+		otelgrpc.WithPropagators(parent{}),
 		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
 			switch info.FullMethodName {
 			case authv3.Authorization_Check_FullMethodName, rlsv3.RateLimitService_ShouldRateLimit_FullMethodName:
@@ -122,6 +122,16 @@ func (t *tracing) serverOption() grpc.ServerOption {
 			}
 		}),
 	))
+}
+
+// parent reads which trace a call belongs to. What the client may have written beside
+// that, the tracestate, would be sent to the collector with the span.
+type parent struct{ propagation.TraceContext }
+
+// Extract implements propagation.TextMapPropagator.
+func (p parent) Extract(ctx context.Context, carrier propagation.TextMapCarrier) context.Context {
+	ctx = p.TraceContext.Extract(ctx, carrier)
+	return trace.ContextWithRemoteSpanContext(ctx, trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{}))
 }
 
 // close sends the spans that wait, for a short time. The context's values are used, not

@@ -45,6 +45,9 @@ func setUp() error {
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		return err
 	}
+	if err := traceEnvironment(); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "tiergate-e2e-")
 	if err != nil {
 		return err
