@@ -67,7 +67,7 @@ type Listener struct {
 type Tracing struct {
 	Endpoint    string // host:port; empty: nothing is traced
 	Insecure    bool
-	CAFile      string // as configured: it is read when the collector is connected to
+	CAFile      string // read at a start; empty: the roots of the system
 	SampleRatio float64
 }
 

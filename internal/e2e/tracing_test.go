@@ -131,15 +131,22 @@ func envoysParent(c *collector, s span) []span {
 // sends what has not been sent.
 func TestTraceSampling(t *testing.T) {
 	t.Parallel()
+	traced := http.Header{"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}}
+	untraced := http.Header{"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"}}
 	for name, c := range map[string]struct {
 		percent, ratio string // of Envoy, empty: it does not trace; of TierGate
+		header         http.Header // of the client
 		want           int
 	}{
-		"Envoy says no":         {"0", "1", 0},
-		"Envoy says yes":        {"100", "0", 5},
-		"Envoy does not say":    {"", "1", 5},
-		"nobody says yes":       {"", "0", 0},
-		"no collector is named": {"", "", 0},
+		"Envoy says no":                      {"0", "1", nil, 0},
+		"Envoy says yes":                     {"100", "0", nil, 5},
+		"Envoy does not say":                 {"", "1", nil, 5},
+		"nobody says yes":                    {"", "0", nil, 0},
+		"the client says yes":                {"0", "0", traced, 0},
+		"the client asks Envoy for it":       {"0", "0", http.Header{"X-Client-Trace-Id": {"mine"}}, 0},
+		"the client says no":                 {"100", "1", untraced, 0},
+		"the client says yes, no Envoy does": {"", "0", traced, 0},
+		"no collector is named":              {"", "", nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -153,7 +160,7 @@ func TestTraceSampling(t *testing.T) {
 			}
 			s := up(t, o)
 			for range 5 {
-				do(t, s, call{key: "sk-demo-pro"})
+				do(t, s, call{key: "sk-demo-pro", header: c.header})
 			}
 			if err := s.Server.Stop(10 * time.Second); err != nil {
 				t.Error(err)
