@@ -102,7 +102,9 @@ func TestTraces(t *testing.T) {
 		if unknown.trace() != "4bf92f3577b34da6a3ce929d0e0e4736" {
 			t.Errorf("the client's trace is not continued: %s", unknown.trace())
 		}
-		if others := c.find("tiergate", func(s span) bool { return strings.Contains(s.GetName(), "Health") || strings.Contains(s.GetName(), "AccessLog") }); len(others) > 0 {
+		if others := c.find("tiergate", func(s span) bool {
+			return strings.Contains(s.GetName(), "Health") || strings.Contains(s.GetName(), "AccessLog")
+		}); len(others) > 0 {
 			t.Errorf("calls that are no decisions have spans: %v", others)
 		}
 		log, err := os.ReadFile(s.LogFile("tiergate"))
@@ -134,7 +136,7 @@ func TestTraceSampling(t *testing.T) {
 	traced := http.Header{"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}}
 	untraced := http.Header{"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"}}
 	for name, c := range map[string]struct {
-		percent, ratio string // of Envoy, empty: it does not trace; of TierGate
+		percent, ratio string      // of Envoy, empty: it does not trace; of TierGate
 		header         http.Header // of the client
 		want           int
 	}{
