@@ -46,7 +46,7 @@ fmt:
 fuzz:
 	@set -e; for package in $$(grep -rl '^func Fuzz' --include='*_test.go' internal | xargs -n1 dirname | sort -u); do \
 	  for name in $$($(GO) test -list '^Fuzz' ./$$package | grep '^Fuzz'); do \
-	    echo "$$package $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$package; \
+	    echo "$$package $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x ./$$package; \
 	  done; \
 	done
 

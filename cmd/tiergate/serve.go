@@ -94,7 +94,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
 	s.directory = newDirectory(c.Reload.Peppers, s.metrics, log)
 	var err error
-	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices()); err != nil {
+	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices(), newSnapshotNotices(s.metrics, log)); err != nil {
 		return nil, err
 	}
 	s.addUsage()
@@ -248,7 +248,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		"redis", s.start.Store.Redis, "keys", s.keyring(c.Reload).Len(), "demo_keys_allowed", c.Reload.AllowDemoKeys)
 
 	if !s.start.Store.Redis && s.start.Store.File == "" {
-		s.log.WarnContext(ctx, "the store is in memory alone: keys made by the admin API, and usage, end with this process: set store.memory.file, or store.type=redis")
+		s.log.WarnContext(ctx, "the store is in memory alone: keys made by the admin API, counts and usage end with this process: set store.memory.file, or store.type=redis")
 	}
 	if len(c.Reload.AdminTokens) == 0 {
 		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only, and only where operator.address is its own")
@@ -259,6 +259,9 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	group.Go(func() error { return r.run(ctx) })
 	if s.stores.sweep != nil {
 		group.Go(func() error { return s.stores.sweep(ctx) })
+	}
+	if s.stores.keep != nil {
+		group.Go(func() error { return s.stores.keep(answering) })
 	}
 	group.Go(func() error { return s.pulse.run(ctx) })
 	group.Go(func() error {

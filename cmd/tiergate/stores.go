@@ -40,12 +40,13 @@ type stores struct {
 	keys   keyStore
 	usage  usageStore
 	sweep  func(context.Context) error // nil: Redis does it
+	keep   func(context.Context) error // writes the counts to disk; nil: they are not kept there
 	close  func() error
 
 	useAccess func(config.RedisAccess) // nil: there is no Redis
 }
 
-func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices) (stores, error) {
+func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices, snapshots store.SnapshotNotices) (stores, error) {
 	if c.Redis {
 		return openRedis(c, access, notices), nil
 	}
@@ -54,9 +55,14 @@ func openStores(c config.Store, access config.RedisAccess, notices store.KeyNoti
 		return stores{}, fmt.Errorf("open the store: %w", err)
 	}
 	memory := store.NewMemory(time.Now, c.MaxKeys)
-	return stores{
+	opened := stores{
 		counts: memory, keys: store.NewFileKeys(file, notices), usage: store.NewFileUsage(file, time.Now), sweep: memory.Run, close: file.Close,
-	}, nil
+	}
+	if c.File == "" {
+		return opened, nil
+	}
+	err = opened.keepCounts(file, memory, store.SnapshotOptions{Interval: c.SnapshotInterval, Notices: snapshots})
+	return opened, err
 }
 
 // A directory keeps what this process knows of the store's keys in step with them.

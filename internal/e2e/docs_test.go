@@ -90,6 +90,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
 		"yaml traces": true, "yaml tracing": true, "yaml cluster collector": true, "yaml identity": true, "yaml filter jwt": true, "yaml mapper jwt": true,
+		"yaml node": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
 		"redis acl": true, "redis acl sentinel": true, // see internal/store
@@ -333,7 +334,7 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node"} {
 		config, keys := ownConfig(t)
 		writeCertificate(t, filepath.Dir(config))
 		for _, secret := range []string{"ada.token", "session.secret", "redis.password", "sentinel.password"} {

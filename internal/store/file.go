@@ -15,7 +15,8 @@ const lockTimeout = 2 * time.Second
 // A File is where one node keeps what outlives the process: the directory of keys and
 // the usage. Every change is written whole or not at all.
 type File struct {
-	db *bbolt.DB
+	db   *bbolt.DB
+	path string // empty: it has no name
 }
 
 // OpenFile opens the file at a path, and makes it where there is none. Without a path
@@ -37,7 +38,7 @@ func OpenFile(path string) (*File, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w: name a file that may be written, or set it aside", path, err)
 	}
-	return &File{db}, nil
+	return &File{db, path}, nil
 }
 
 // Close ends the use of the file.

@@ -40,6 +40,7 @@ type shard struct {
 	max          int
 	reservations map[uint64]*reservation // by reservationID
 	allYoung     time.Time               // until then no reservation is old enough to make room
+	changed      bool                    // since it was last copied for a snapshot
 }
 
 // A counter is one counted window of an account.
@@ -98,6 +99,7 @@ func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 			}
 			taken.Used[i] = clamp(taken.Used[i] + c.Cost)
 			counters = set(counters, c.Counter, c.Limit.Window, now, taken.Used[i])
+			s.changed = true
 		}
 	}
 	if counters != nil {

@@ -17,7 +17,8 @@ func (m *Memory) reservationID(account, request string) uint64 {
 	return bits.RotateLeft64(maphash.String(m.seed, account), 1) ^ maphash.String(m.seed, request)
 }
 
-// A reservation is what an order took, kept for its repeats and its settlement.
+// A reservation is what an order took, kept for its repeats and its settlement. Only
+// settled and expires ever change: a snapshot reads the rest without the lock.
 type reservation struct {
 	account string
 	request string
@@ -76,7 +77,7 @@ func (s *shard) keep(id uint64, o quota.Order, t quota.Taken) bool {
 	}
 	r := &reservation{}
 	r.fill(o, t)
-	s.reservations[id] = r
+	s.reservations[id], s.changed = r, true
 	return true
 }
 
@@ -139,7 +140,7 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	if counters != nil {
 		s.accounts[st.Account] = counters
 	}
-	r.settled, r.expires = true, now.Add(settledKept).UnixMilli()
+	r.settled, r.expires, s.changed = true, now.Add(settledKept).UnixMilli(), true
 	return quota.Settled, nil
 }
 

@@ -1,0 +1,158 @@
+package store
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A loader takes up frames, without what has ended. It believes nothing of them.
+type loader struct {
+	memory *Memory
+	now    int64             // Unix ms
+	names  map[string]string // of counters, so that each is in memory once
+}
+
+// The faults of a frame.
+var (
+	errColumns = errors.New("columns of different lengths")
+	errIndex   = errors.New("an index beyond its column")
+	errValue   = errors.New("a value out of range")
+)
+
+func (l *loader) load(f *frame) error {
+	if err := l.loadAccounts(&f.Accounts); err != nil {
+		return err
+	}
+	return l.loadReservations(&f.Reservations)
+}
+
+// sameLength reports whether all lengths are that of the first.
+func sameLength(first int, others ...int) bool {
+	return !slices.ContainsFunc(others, func(n int) bool { return n != first })
+}
+
+// addsUpTo reports whether the sum of numbers is n.
+func addsUpTo(n int, numbers []uint) bool {
+	rest := uint(n)
+	for _, k := range numbers {
+		if k > rest {
+			return false
+		}
+		rest -= k
+	}
+	return rest == 0
+}
+
+// indexes reports whether all numbers are indexes of a column of n.
+func indexes(n int, numbers []uint) bool {
+	return !slices.ContainsFunc(numbers, func(k uint) bool { return k >= uint(n) })
+}
+
+// inRange reports whether all numbers are counts.
+func inRange(numbers []int64) bool {
+	return !slices.ContainsFunc(numbers, func(n int64) bool { return n < 0 || n > quota.MaxUsed })
+}
+
+func (a *accountColumns) check() error {
+	switch {
+	case !sameLength(len(a.Names), len(a.Starts), len(a.Ends)), !sameLength(len(a.IDs), len(a.Counters)),
+		!sameLength(len(a.Windows), len(a.Used)), !addsUpTo(len(a.Windows), a.Counters):
+		return errColumns
+	case !indexes(len(a.Names), a.Windows):
+		return errIndex
+	case !inRange(a.Used):
+		return errValue
+	}
+	return nil
+}
+
+func (l *loader) loadAccounts(a *accountColumns) error {
+	if err := a.check(); err != nil {
+		return err
+	}
+	next := 0
+	for i, id := range a.IDs {
+		windows := a.Windows[next:][:a.Counters[i]]
+		used := a.Used[next:][:a.Counters[i]]
+		next += len(windows)
+		var counters []counter
+		for j, k := range windows {
+			if a.Ends[k] <= l.now {
+				continue
+			}
+			if counters == nil {
+				counters = make([]counter, 0, len(windows)-j)
+			}
+			counters = append(counters, counter{l.name(a.Names[k]), a.Starts[k], a.Ends[k], used[j]})
+		}
+		if counters != nil {
+			l.memory.shard(id).accounts[id] = counters
+		}
+	}
+	return nil
+}
+
+// name returns the one text that all counters of a name share.
+func (l *loader) name(s string) string {
+	if known, ok := l.names[s]; ok {
+		return known
+	}
+	l.names[s] = s
+	return s
+}
+
+func (r *reservationColumns) check() error {
+	switch {
+	case !sameLength(len(r.Names), len(r.Metrics), len(r.Lengths), len(r.Max), len(r.Starts)),
+		!sameLength(len(r.Accounts), len(r.Requests), len(r.Secrets), len(r.At), len(r.Expires), len(r.Settled), len(r.Charges)),
+		!sameLength(len(r.Windows), len(r.Costs), len(r.Used)), !addsUpTo(len(r.Windows), r.Charges):
+		return errColumns
+	case !indexes(len(r.Names), r.Windows):
+		return errIndex
+	case !inRange(r.Used), slices.ContainsFunc(r.Costs, func(n int64) bool { return n < -quota.MaxUsed || n > quota.MaxUsed }),
+		slices.ContainsFunc(r.Max, func(n int64) bool { return n < 0 }), !isWindows(r.Lengths), !isMetrics(r.Metrics):
+		return errValue
+	}
+	return nil
+}
+
+func isWindows(lengths []int64) bool {
+	const longest = int64(366 * quota.Day)
+	return !slices.ContainsFunc(lengths, func(n int64) bool {
+		return n != int64(quota.Month) && (n < int64(quota.Second) || n > longest)
+	})
+}
+
+func isMetrics(numbers []uint) bool {
+	return !slices.ContainsFunc(numbers, func(n uint) bool { return n > 255 || !slices.Contains(quota.Metrics(), quota.Metric(n)) })
+}
+
+func (l *loader) loadReservations(c *reservationColumns) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	next := 0
+	for i, account := range c.Accounts {
+		windows := c.Windows[next:][:c.Charges[i]]
+		first := next
+		next += len(windows)
+		if c.Expires[i] <= l.now {
+			continue
+		}
+		r := &reservation{
+			account: account, request: c.Requests[i], at: time.Unix(0, c.At[i]), expires: c.Expires[i], secret: c.Secrets[i], settled: c.Settled[i],
+		}
+		r.charges = r.few[:0]
+		for j, k := range windows {
+			metric := quota.Metric(c.Metrics[k]) //nolint:gosec // one of quota.Metrics
+			r.charges = append(r.charges, reserved{
+				l.name(c.Names[k]), metric, quota.Window(c.Lengths[k]), c.Max[k], c.Starts[k], c.Costs[first+j], c.Used[first+j],
+			})
+		}
+		l.memory.shard(account).reservations[l.memory.reservationID(account, r.request)] = r
+	}
+	return nil
+}
