@@ -59,6 +59,7 @@ func (s *server) settings(c config.Reload) *envoyapi.Settings {
 		RateLimit: envoyapi.RateLimitSettings{
 			Domain: c.RateLimit.Domain, SettlementDomain: c.RateLimit.SettlementDomain, HitsMetric: c.RateLimit.Hits,
 			NegativeHits: c.RateLimit.NegativeHits, LimitOverride: c.RateLimit.LimitOverride, AllowUnknown: c.RateLimit.AllowUnknown,
+			MaxDescriptors: c.RateLimit.MaxDescriptors,
 			Entries: envoyapi.Entries{
 				APIKey: c.RateLimit.APIKey, Resource: c.RateLimit.Resource, Path: c.RateLimit.Path, Priority: c.RateLimit.Priority,
 				KeyID: c.RateLimit.KeyID, Tier: c.RateLimit.Tier, FactPrefix: c.RateLimit.FactPrefix,

@@ -24,8 +24,16 @@ func (r *Record) Admissible(demo bool, now time.Time) error {
 	return r.Usable(now)
 }
 
-// only parses credentials, all of which must be the same key.
+// maxCredentials is how many texts of a request are looked at. A client has no use for
+// more than one, sent in a few ways.
+const maxCredentials = 16
+
+// only parses credentials, all of which must be the same key. Too many of them are
+// ErrSeveral.
 func only(credentials []string) (Key, error) {
+	if len(credentials) > maxCredentials {
+		return Key{}, ErrSeveral
+	}
 	var found Key
 	for _, text := range credentials {
 		key, err := Parse(text)
@@ -46,9 +54,10 @@ func only(credentials []string) (Key, error) {
 // AppendCredentials adds the texts in a header's value that may be keys. A
 // comma separates the values of a header that was sent more than once. In an
 // Authorization header only the Bearer scheme carries a key (RFC 6750, 2.1);
-// elsewhere the whole value is one.
+// elsewhere the whole value is one. Once there are more than any request may have, no
+// further ones are added.
 func AppendCredentials(credentials []string, value string, authorization bool) []string {
-	for value != "" {
+	for value != "" && len(credentials) <= maxCredentials {
 		var one string
 		one, value, _ = strings.Cut(value, ",")
 		one = strings.TrimSpace(one)

@@ -27,18 +27,24 @@ type AccessLog struct {
 	gate     *Gate
 	draining chan struct{}
 	once     sync.Once
+	slots    chan struct{} // one is held for each settlement under way
 }
 
 // NewAccessLog returns the service that settles with the gate.
-func NewAccessLog(g *Gate) *AccessLog { return &AccessLog{gate: g, draining: make(chan struct{})} }
+func NewAccessLog(g *Gate) *AccessLog {
+	return &AccessLog{gate: g, draining: make(chan struct{}), slots: make(chan struct{}, atOnceInAll)}
+}
 
 // Drain ends the streams, which would otherwise last as long as the Envoys do. What
 // has arrived is settled before.
 func (a *AccessLog) Drain() { a.once.Do(func() { close(a.draining) }) }
 
 const (
-	// atOnce is how many entries of a stream are settled at the same time.
-	atOnce = 32
+	// atOnce is how many entries of a stream are settled at the same time, and
+	// atOnceInAll how many of all streams. Further ones wait in Envoy: nothing more is read
+	// of a stream that is behind.
+	atOnce      = 32
+	atOnceInAll = 512
 	// quiet is how long nothing must come for a draining stream to be at its end, and
 	// drainTime how long it goes on at the most. What comes later is lost to this
 	// instance; Envoy opens another stream.
@@ -63,7 +69,9 @@ func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	group.SetLimit(atOnce)
 	err := a.receive(stream, func(e *accesslogv3.HTTPAccessLogEntry) {
 		if report, ok := reported(e); ok {
+			a.slots <- struct{}{} // it gets free: no settlement takes longer than its last try
 			group.Go(func() error {
+				defer func() { <-a.slots }()
 				a.settle(ctx, report)
 				return nil
 			})

@@ -13,6 +13,7 @@ import (
 type Classifier struct {
 	names    map[string]bool
 	byPrefix map[string]string // path prefix → name
+	longest  int               // prefix, in bytes
 }
 
 // NewClassifier returns a Classifier of the resources.
@@ -22,6 +23,7 @@ func NewClassifier(resources []quota.Resource) *Classifier {
 		c.names[r.Name] = true
 		for _, prefix := range r.PathPrefixes {
 			c.byPrefix[prefix] = r.Name
+			c.longest = max(c.longest, len(prefix))
 		}
 	}
 	return c
@@ -33,7 +35,11 @@ func (c *Classifier) Classify(named, requestPath string) string {
 	if c.names[named] {
 		return named
 	}
-	for p := normalize(requestPath); p != ""; {
+	p := normalize(requestPath)
+	if len(p) > c.longest { // no segment beyond is looked at, however many there are
+		p = p[:strings.LastIndexByte(p[:c.longest+1], '/')]
+	}
+	for p != "" {
 		if name, ok := c.byPrefix[p]; ok {
 			return name
 		}

@@ -69,7 +69,7 @@ func newGate(tb testing.TB, change func(*Settings)) *Gate {
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"}, Resources: NewClassifier(resources), Plans: plans,
 		Keys: apikey.Keyring{File: directory}, UnlimitedText: "unlimited",
 		RateLimit: RateLimitSettings{
-			Domain: "tiergate", SettlementDomain: "tiergate-settle", HitsMetric: quota.Requests,
+			Domain: "tiergate", SettlementDomain: "tiergate-settle", HitsMetric: quota.Requests, MaxDescriptors: 64,
 			Entries: Entries{APIKey: "api_key", Resource: "resource", Path: "path", Priority: "priority", FactPrefix: "request."},
 		},
 		Tokens: TokenSettings{

@@ -37,9 +37,12 @@ func NewRateLimit(g *Gate) *RateLimit { return &RateLimit{gate: g} }
 // the domain. One call is one request, however many descriptors describe it. An
 // entry may stand in any of them; where a resource or a priority stands twice, the
 // first holds. Without an API key the request is refused. A domain that is not
-// configured is INVALID_ARGUMENT.
+// configured is INVALID_ARGUMENT, and so are more descriptors or entries than are.
 func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
 	s := l.gate.settings.Load()
+	if err := s.RateLimit.bound(r.GetDescriptors()); err != nil {
+		return nil, err
+	}
 	switch {
 	case r.GetDomain() == s.RateLimit.Domain:
 	case r.GetDomain() == s.RateLimit.SettlementDomain && s.Tokens.SettleByRateLimit:
@@ -60,6 +63,25 @@ func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitReque
 	}
 	v := l.gate.judge(ctx, s, q)
 	return answer(&v, s, r), nil
+}
+
+// entriesOfDescriptor is how many entries a descriptor may have on the average.
+const entriesOfDescriptor = 4
+
+// bound refuses calls that are too much work.
+func (s *RateLimitSettings) bound(descriptors []*ratelimitv3.RateLimitDescriptor) error {
+	if len(descriptors) > s.MaxDescriptors {
+		return status.Errorf(codes.InvalidArgument, "the call has %d descriptors: want at most %d, as in ratelimit.max_descriptors",
+			len(descriptors), s.MaxDescriptors)
+	}
+	entries := 0
+	for _, d := range descriptors {
+		entries += len(d.GetEntries())
+	}
+	if most := entriesOfDescriptor * s.MaxDescriptors; entries > most {
+		return status.Errorf(codes.InvalidArgument, "the descriptors of the call have %d entries: want at most %d, four times ratelimit.max_descriptors", entries, most)
+	}
+	return nil
 }
 
 // inquire reads the entries of all descriptors as those of one request. known

@@ -36,6 +36,7 @@ type RateLimitSettings struct {
 	NegativeHits     bool         // whether hits may be given back
 	LimitOverride    bool         // whether a descriptor's limit replaces the tier's
 	AllowUnknown     bool         // whether calls pass in which no entry is known
+	MaxDescriptors   int          // of a call, and a quarter of the entries in all of them; calls with more are INVALID_ARGUMENT
 }
 
 // TokenSettings say what tokens are reserved, and how they are settled.

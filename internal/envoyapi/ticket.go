@@ -78,8 +78,11 @@ var errTicket = errors.New("the reservation is no ticket of TierGate")
 // that nothing else becomes part of the names of Redis keys, and what is not sealed with
 // the key where nothing is reserved.
 func parseTicket(text string, key []byte) (ticket, error) {
+	if len(text) > maxTicket {
+		return ticket{}, errTicket
+	}
 	f := strings.Split(text, ":")
-	if len(text) > maxTicket || len(f) != ticketFields || f[0] != "1" {
+	if len(f) != ticketFields || f[0] != "1" {
 		return ticket{}, errTicket
 	}
 	t := ticket{account: f[1], request: f[2], secret: f[3], resource: f[4], source: quota.Source(f[5])}
