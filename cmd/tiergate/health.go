@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	grpcstatus "google.golang.org/grpc/status"
 )
@@ -17,6 +16,8 @@ import (
 func health(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("health", flag.ContinueOnError)
 	address := flags.String("address", "127.0.0.1:9001", "the gRPC `address`: host:port or unix:/path/to/socket")
+	var secured clientTLS
+	secured.flags(flags)
 	timeout := flags.Duration("timeout", 2*time.Second, "how long to wait")
 	asJSON := flags.Bool("json", false, "print JSON")
 	if err := parse(flags, args, env); err != nil {
@@ -24,7 +25,11 @@ func health(ctx context.Context, args []string, env environment) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	credentials, err := secured.credentials()
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(credentials))
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", *address, err)
 	}

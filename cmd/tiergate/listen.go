@@ -25,7 +25,7 @@ func listenAll(ctx context.Context, c config.Start) (l listeners, err error) {
 		{&l.operator, c.Operator, "operators at operator.address"},
 		{&l.customer, c.Customer, "customers at customer.address"},
 	} {
-		if *one.into, err = listen(ctx, one.address); err != nil {
+		if *one.into, err = listen(ctx, one.address, c.Listener.SocketMode); err != nil {
 			err = fmt.Errorf("listen for %s: %w", one.who, err)
 			for _, open := range []net.Listener{l.grpc, l.operator, l.customer} {
 				if open != nil {
@@ -38,9 +38,15 @@ func listenAll(ctx context.Context, c config.Start) (l listeners, err error) {
 	return l, nil
 }
 
-// listen opens a listener. A socket file that nobody serves any more is
-// replaced.
-func listen(ctx context.Context, a config.Address) (net.Listener, error) {
+// listen opens a listener. A socket file that nobody serves any more is replaced. A
+// socket has its mode before anybody but its owner can connect.
+func listen(ctx context.Context, a config.Address, mode os.FileMode) (net.Listener, error) {
+	if a.Network == "unix" {
+		// Closed to others from its first moment. The mask is the whole process's, but at
+		// this time it makes no other files, and at worst those would be closed to others.
+		former := syscall.Umask(0o177)
+		defer syscall.Umask(former)
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, a.Network, a.Address)
 	if a.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && !served(ctx, a) {
@@ -51,6 +57,11 @@ func listen(ctx context.Context, a config.Address) (net.Listener, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", a, err)
+	}
+	if a.Network == "unix" {
+		if err := os.Chmod(a.Address, mode); err != nil {
+			return nil, errors.Join(fmt.Errorf("set grpc.socket_mode: %w", err), l.Close())
+		}
 	}
 	return l, nil
 }

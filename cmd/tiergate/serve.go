@@ -24,7 +24,6 @@ import (
 	"google.golang.org/grpc/codes"
 	grpchealth "google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
@@ -82,6 +81,8 @@ type server struct {
 	operator  http.Handler
 	grpc      *grpc.Server
 	health    *grpchealth.Server
+	tls       *listenerTLS // of grpc; nil: it serves in clear
+	bounds    *bounds
 
 	accessLog *envoyapi.AccessLog
 }
@@ -108,6 +109,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}
+	s.tls, s.bounds = newListenerTLS(c.Start.Listener, c.Reload.Listener, s.metrics, log), newBounds(c.Start.Listener, s.metrics)
 	s.addGRPC()
 	return s, nil
 }
@@ -175,13 +177,11 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 
 // addGRPC makes what serves Envoy.
 func (s *server) addGRPC() {
-	s.grpc = grpc.NewServer(
-		// Envoy's keepalive pings are no abuse, on idle connections either.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(s.survive),
-		grpc.StreamInterceptor(s.surviveStream),
-		s.tracing.serverOption(),
-	)
+	options := append(s.bounds.options(), grpc.UnaryInterceptor(s.survive), grpc.StreamInterceptor(s.surviveStream), s.tracing.serverOption())
+	if s.tls != nil {
+		options = append(options, grpc.Creds(s.tls.credentials()))
+	}
+	s.grpc = grpc.NewServer(options...)
 	authv3.RegisterAuthorizationServer(s.grpc, envoyapi.NewAuthz(s.gate))
 	rlsv3.RegisterRateLimitServiceServer(s.grpc, envoyapi.NewRateLimit(s.gate))
 	s.accessLog = envoyapi.NewAccessLog(s.gate)
@@ -234,6 +234,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	if err != nil {
 		return err
 	}
+	l = s.bounds.all(l)
 	operator := s.httpServer(s.operator, 30*time.Second)
 	customer := s.httpServer(s.customers.Handler(), 10*time.Second)
 	r.loaded(c, sources)
@@ -295,7 +296,7 @@ func (s *server) serveGRPC(l net.Listener) error {
 // httpServer returns a server that logs what goes wrong in it as the program does.
 func (s *server) httpServer(h http.Handler, readTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler: s.surviveHTTP(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, WriteTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		Handler: s.surviveHTTP(h), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: readTimeout, WriteTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
 

@@ -16,6 +16,7 @@ func (s *server) use(c config.Reload) {
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))
 	s.admin.Use(s.adminAccounts(c))
+	s.tls.use(c.Listener)
 }
 
 // keyring is the file's keys before the store's.

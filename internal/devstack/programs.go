@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -114,7 +115,11 @@ func (s *Stack) sets() ([]string, error) {
 
 // healthy asks TierGate by the gRPC health protocol.
 func (s *Stack) healthy(ctx context.Context) error {
-	conn, err := grpc.NewClient(s.TierGate, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	transport := insecure.NewCredentials()
+	if s.Options.ServerTLS != nil {
+		transport = credentials.NewTLS(s.Options.ServerTLS)
+	}
+	conn, err := grpc.NewClient(s.TierGate, grpc.WithTransportCredentials(transport))
 	if err != nil {
 		return fmt.Errorf("reach TierGate: %w", err)
 	}

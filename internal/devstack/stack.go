@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	cryptorand "crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,9 @@ type Options struct {
 	// Where to listen; default: free ports of 127.0.0.1. TierGate's may be
 	// unix: and a path.
 	API, TierGateAddress, Operator, CustomerAddress, RedisAddress string
+
+	// ServerTLS is how TierGate is asked for its health; nil: in clear.
+	ServerTLS *tls.Config
 
 	RedisRunning bool // somebody serves RedisAddress already
 

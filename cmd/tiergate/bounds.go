@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"math"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+
+	"github.com/tiergate/tiergate/internal/config"
+)
+
+// The bounds that are fixed.
+const (
+	// maxHTTPConnections is how many connections there may be to each of the HTTP
+	// listeners.
+	maxHTTPConnections = 1000
+	// maxHeaderBytes is how long the headers of a request may be, over HTTP and gRPC.
+	// Envoy's own bound is 60 KiB.
+	maxHeaderBytes = 64 << 10
+	// handshakeTimeout is how long a connection may take until it speaks HTTP/2.
+	handshakeTimeout = 10 * time.Second
+	// callTimeout is how long a call may take, streams excepted. Envoy asks for less.
+	callTimeout = 10 * time.Second
+	// deadAfter is how long nothing must come of a connection until it is asked for a sign
+	// of life, and signOfLife how long that may take.
+	deadAfter  = 30 * time.Second
+	signOfLife = 10 * time.Second
+	// spareCalls may be there on a connection beside grpc.max_calls: those that are not
+	// counted, and those that are refused.
+	spareCalls = 1000
+	// streamsOfConnection is how many streams (of access logs and the like) there may be
+	// for each of grpc.max_connections. Envoy opens one for each worker, which has one
+	// connection.
+	streamsOfConnection = 2
+)
+
+// bounds hold what clients can make the process do at once, and count what they refuse.
+type bounds struct {
+	listener config.Listener
+
+	connections        *prometheus.GaugeVec
+	connectionsRefused *prometheus.CounterVec
+	calls, streams     atomic.Int64 // under way
+	refused            *prometheus.CounterVec
+}
+
+func newBounds(c config.Listener, m *metrics) *bounds {
+	b := &bounds{
+		listener: c,
+		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tiergate_connections", Help: "Open connections by listener (grpc, operator, customer).",
+		}, []string{"listener"}),
+		connectionsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_connections_refused_total", Help: "Connections closed at once because there were too many, by listener (grpc, operator, customer).",
+		}, []string{"listener"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_overload_refused_total", Help: "gRPC calls refused because too many were under way, by kind (call, stream).",
+		}, []string{"kind"}),
+	}
+	for _, kind := range []string{"call", "stream"} {
+		b.refused.WithLabelValues(kind)
+	}
+	m.registry.MustRegister(b.connections, b.connectionsRefused, b.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tiergate_calls", Help: "gRPC calls under way; health checks and streams are not counted.",
+	}, func() float64 { return float64(b.calls.Load()) }))
+	return b
+}
+
+// of makes a listener close further connections than so many.
+func (b *bounds) of(l net.Listener, name string, most int) net.Listener {
+	return &boundedListener{
+		Listener: l, most: int64(most), gauge: b.connections.WithLabelValues(name), refused: b.connectionsRefused.WithLabelValues(name),
+	}
+}
+
+// all bounds every listener.
+func (b *bounds) all(l listeners) listeners {
+	return listeners{
+		grpc: b.of(l.grpc, "grpc", b.listener.MaxConnections), operator: b.of(l.operator, "operator", maxHTTPConnections),
+		customer: b.of(l.customer, "customer", maxHTTPConnections),
+	}
+}
+
+// options make a gRPC server keep to the bounds.
+func (b *bounds) options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(b.listener.MaxMessageBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		// More than may be under way at all, so that Envoy never waits for one to end.
+		grpc.MaxConcurrentStreams(uint32(min(b.listener.MaxCalls+spareCalls, math.MaxInt32))), //nolint:gosec // not negative
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: deadAfter, Timeout: signOfLife}),
+		// Envoy's keepalive pings are no abuse, on idle connections either.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.InTapHandle(b.admit),
+	}
+}
+
+// The answers to calls that are one too many.
+var (
+	errCalls   = status.Error(codes.Unavailable, "too many calls are under way: see grpc.max_calls")
+	errStreams = status.Error(codes.Unavailable, "too many streams are open: see grpc.max_connections")
+)
+
+// admit is asked before anything is spent on a call. Streams have a bound of their own,
+// so that those of access logs take no decision's place; health is always told.
+func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
+	switch method := info.FullMethodName; {
+	case method == healthpb.Health_Check_FullMethodName:
+		return ctx, nil
+	case method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName,
+		method == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(method, "/grpc.reflection."):
+		return b.count(ctx, &b.streams, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
+	default:
+		ctx, err := b.count(ctx, &b.calls, b.listener.MaxCalls, "call", errCalls)
+		if err != nil {
+			return nil, err
+		}
+		return hurried(ctx), nil
+	}
+}
+
+// count counts a call until it has ended, or refuses it.
+func (b *bounds) count(ctx context.Context, under *atomic.Int64, most int, kind string, refusal error) (context.Context, error) {
+	if under.Add(1) > int64(most) {
+		under.Add(-1)
+		b.refused.WithLabelValues(kind).Inc()
+		return nil, refusal
+	}
+	context.AfterFunc(ctx, func() { under.Add(-1) }) // the context ends with the call
+	return ctx, nil
+}
+
+// hurried gives a call an end where the caller gives it none, or a late one: else calls
+// that say nothing more would take the places of others for ever.
+func hurried(ctx context.Context) context.Context {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) <= callTimeout {
+		return ctx
+	}
+	hurried, cancel := context.WithTimeout(ctx, callTimeout)
+	context.AfterFunc(ctx, cancel)
+	return hurried
+}
+
+// A boundedListener closes connections that are too many. They do not wait for others to
+// end: whoever connects knows at once, and can go elsewhere.
+type boundedListener struct {
+	net.Listener
+
+	most    int64
+	open    atomic.Int64
+	gauge   prometheus.Gauge
+	refused prometheus.Counter
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) > l.most {
+			l.open.Add(-1)
+			l.refused.Inc()
+			_ = conn.Close() // nothing was said
+			continue
+		}
+		l.gauge.Inc()
+		return &countedConn{Conn: conn, end: sync.OnceFunc(func() {
+			l.open.Add(-1)
+			l.gauge.Dec()
+		})}, nil
+	}
+}
+
+// A countedConn tells when it is closed.
+type countedConn struct {
+	net.Conn
+
+	end func()
+}
+
+// Close implements net.Conn.
+func (c *countedConn) Close() error {
+	defer c.end()
+	return c.Conn.Close()
+}

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/tiergate/tiergate/internal/config"
+)
+
+// dial connects to a server's gRPC listener in clear.
+func dial(t *testing.T, address string, options ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(address, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// checkOnce asks for one decision and returns the error alone.
+func checkOnce(ctx context.Context, conn *grpc.ClientConn, r *authv3.CheckRequest) error {
+	_, err := authv3.NewAuthorizationClient(conn).Check(ctx, r)
+	return err
+}
+
+// halfCall opens a decision and sends nothing.
+func halfCall(t *testing.T, conn *grpc.ClientConn) (grpc.ClientStream, context.CancelFunc) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, authv3.Authorization_Check_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream, cancel
+}
+
+// closedAtOnce reports whether a connection is closed before anything is said.
+func closedAtOnce(t *testing.T, address string) bool {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// TestConnectionsAreBounded: one too many is closed at once, whoever comes after
+// another has gone is served, and one listener takes nothing from another.
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "grpc.max_connections=2")
+	var open []net.Conn
+	for range 2 {
+		conn, err := net.Dial("tcp", s.start.GRPC.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		open = append(open, conn)
+	}
+	eventually(t, "both are counted", func() bool { return s.metric(t, "tiergate_connections", "grpc") == 2 })
+	if !closedAtOnce(t, s.start.GRPC.Address) {
+		t.Error("a third connection stays")
+	}
+	eventually(t, "it is counted", func() bool { return s.metric(t, "tiergate_connections_refused_total", "grpc") == 1 })
+	response, err := http.Get("http://" + s.start.Operator.Address + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	open[0].Close()
+	eventually(t, "it is gone", func() bool { return s.metric(t, "tiergate_connections", "grpc") == 1 })
+	if err := checkOnce(t.Context(), dial(t, s.start.GRPC.Address), &authv3.CheckRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHTTPConnectionsAreBounded on both listeners.
+func TestHTTPConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "")
+	for name, address := range map[string]string{"operator": s.start.Operator.Address, "customer": s.start.Customer.Address} {
+		for range maxHTTPConnections {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		eventually(t, "all are counted", func() bool { return s.metric(t, "tiergate_connections", name) == maxHTTPConnections })
+		if !closedAtOnce(t, address) {
+			t.Errorf("%s: one more stays", name)
+		}
+	}
+}
+
+// TestCallsAreBounded: what is one too many is refused at once; streams have a bound of
+// their own, and health is told in any case.
+func TestCallsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "grpc.max_calls=2", "grpc.max_connections=3")
+	one, other := dial(t, s.start.GRPC.Address), dial(t, s.start.GRPC.Address)
+	const streams = streamsOfConnection * 3
+	for range streams {
+		if _, err := alsv3.NewAccessLogServiceClient(one).StreamAccessLogs(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the streams are open", func() bool { return s.bounds.streams.Load() == streams })
+	more, err := alsv3.NewAccessLogServiceClient(other).StreamAccessLogs(t.Context())
+	if err == nil {
+		err = more.RecvMsg(&alsv3.StreamAccessLogsResponse{})
+	}
+	if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "too many streams are open: see grpc.max_connections" {
+		t.Errorf("one stream too many: %v", err)
+	}
+	if err := checkOnce(t.Context(), one, &authv3.CheckRequest{}); err != nil {
+		t.Errorf("streams took the place of a decision: %v", err)
+	}
+	eventually(t, "it has ended", func() bool { return s.metric(t, "tiergate_calls", "") == 0 })
+	_, first := halfCall(t, one)
+	_, second := halfCall(t, other)
+	defer second()
+	eventually(t, "both are under way", func() bool { return s.metric(t, "tiergate_calls", "") == 2 })
+	for _, conn := range []*grpc.ClientConn{one, other} {
+		err := checkOnce(t.Context(), conn, &authv3.CheckRequest{})
+		if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "too many calls are under way: see grpc.max_calls" {
+			t.Errorf("one call too many: %v", err)
+		}
+	}
+	if r, err := healthpb.NewHealthClient(one).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", r, err)
+	}
+	if calls, streams := s.metric(t, "tiergate_overload_refused_total", "call"), s.metric(t, "tiergate_overload_refused_total", "stream"); calls != 2 || streams != 1 {
+		t.Errorf("refused: %v calls, %v streams", calls, streams)
+	}
+	first()
+	eventually(t, "there is room again", func() bool { return checkOnce(t.Context(), one, &authv3.CheckRequest{}) == nil })
+}
+
+// TestMessagesAndHeadersAreBounded: what is too long is refused, and the connection
+// goes on.
+func TestMessagesAndHeadersAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "grpc.max_message_bytes=2048")
+	conn := dial(t, s.start.GRPC.Address)
+	long := func(n int) *authv3.CheckRequest {
+		return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{"x": strings.Repeat("x", n)}}}
+	}
+	if err := checkOnce(t.Context(), conn, long(2000)); err != nil {
+		t.Error(err)
+	}
+	if err := checkOnce(t.Context(), conn, long(2049)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a long message: %v", err)
+	}
+	header := func(n int) context.Context { return metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", n)) }
+	if err := checkOnce(header(maxHeaderBytes/2), conn, long(1)); err != nil {
+		t.Error(err)
+	}
+	if err := checkOnce(header(maxHeaderBytes), conn, long(1)); err == nil {
+		t.Error("long headers are read")
+	}
+	if err := checkOnce(t.Context(), conn, long(1)); err != nil {
+		t.Error(err)
+	}
+	for _, address := range []string{s.start.Operator.Address, s.start.Customer.Address} {
+		r, err := http.NewRequest(http.MethodGet, "http://"+address+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X", strings.Repeat("x", 2*maxHeaderBytes))
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("long headers: %s", response.Status)
+		}
+	}
+}
+
+// quiet serves the bounds in a bubble of its own time.
+func quiet(t *testing.T, test func(t *testing.T, b *bounds, l *bufconn.Listener)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
+		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
+		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
+		go func() { _ = server.Serve(l) }()
+		test(t, b, l)
+		server.Stop()
+		l.Close()
+	})
+}
+
+// TestCallsEnd: one that sends nothing ends after a while, whatever deadline it has.
+func TestCallsEnd(t *testing.T) {
+	t.Parallel()
+	quiet(t, func(t *testing.T, b *bounds, l *bufconn.Listener) {
+		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+		defer conn.Close()
+		for _, deadline := range []time.Duration{time.Second, callTimeout, time.Hour, 0} {
+			ctx, cancel := t.Context(), context.CancelFunc(func() {})
+			if deadline > 0 {
+				ctx, cancel = context.WithTimeout(ctx, deadline)
+			}
+			began := time.Now()
+			stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, authv3.Authorization_Check_FullMethodName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := callTimeout
+			if deadline > 0 {
+				want = min(deadline, callTimeout)
+			}
+			if err := stream.RecvMsg(&authv3.CheckResponse{}); status.Code(err) != codes.DeadlineExceeded || time.Since(began) != want {
+				t.Errorf("with a deadline of %s: %v after %s", deadline, err, time.Since(began))
+			}
+			cancel()
+			synctest.Wait()
+			if n := b.calls.Load(); n != 0 {
+				t.Errorf("%d calls are counted", n)
+			}
+		}
+	})
+}
+
+// TestDeadConnectionsEnd: one that never speaks, and one that speaks no more.
+func TestDeadConnectionsEnd(t *testing.T) {
+	t.Parallel()
+	for preface, want := range map[string]time.Duration{"": handshakeTimeout, http2.ClientPreface: deadAfter + signOfLife} {
+		quiet(t, func(t *testing.T, _ *bounds, l *bufconn.Listener) {
+			conn, err := l.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			began := time.Now()
+			if preface != "" {
+				if _, err := io.WriteString(conn, preface); err != nil {
+					t.Fatal(err)
+				}
+				if err := http2.NewFramer(conn, nil).WriteSettings(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, _ = io.Copy(io.Discard, conn) // until it is closed
+			if took := time.Since(began); took < want || took > want+time.Second {
+				t.Errorf("after %q: closed after %s, want %s", preface, took, want)
+			}
+		})
+	}
+}
+
+// TestSocketMode: the socket has it, a stale one is replaced, and the process' own mask
+// is as before.
+func TestSocketMode(t *testing.T) { //nolint:paralleltest // the mask is the whole process's
+	dir := t.TempDir()
+	mask := func() int {
+		m := syscall.Umask(0)
+		syscall.Umask(m)
+		return m
+	}
+	former := mask()
+	for _, mode := range []os.FileMode{0o660, 0o600, 0o777} {
+		path := filepath.Join(dir, "socket")
+		l, err := listen(t.Context(), config.Address{Network: "unix", Address: path}, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := info.Mode().Perm(); have != mode {
+			t.Errorf("mode %o, want %o", have, mode)
+		}
+		unix, ok := l.(*net.UnixListener)
+		if !ok {
+			t.Fatalf("%T", l)
+		}
+		unix.SetUnlinkOnClose(false) // as a killed server does
+		l.Close()
+	}
+	if mask() != former {
+		t.Errorf("umask %o, was %o", mask(), former)
+	}
+}

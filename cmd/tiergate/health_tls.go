@@ -1,0 +1,50 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// A clientTLS says how a server is spoken to: in clear unless ca is set.
+type clientTLS struct{ ca, cert, key, serverName string }
+
+// flags adds what sets it.
+func (c *clientTLS) flags(flags *flag.FlagSet) {
+	flags.StringVar(&c.ca, "ca", "", "speak TLS: a PEM `file` with the roots that the server's certificate must lead to")
+	flags.StringVar(&c.cert, "cert", "", "a PEM `file` with the certificate to show, where the server asks for one")
+	flags.StringVar(&c.key, "key", "", "a PEM `file` with its private key")
+	flags.StringVar(&c.serverName, "server-name", "", "the `name` that the server's certificate must have, if it is not that of the address")
+}
+
+// credentials reads the files.
+func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
+	if c.ca == "" {
+		if c.cert != "" || c.key != "" || c.serverName != "" {
+			return nil, errors.New("--cert, --key and --server-name are of TLS: set --ca too")
+		}
+		return insecure.NewCredentials(), nil
+	}
+	roots, err := os.ReadFile(c.ca)
+	if err != nil {
+		return nil, fmt.Errorf("read --ca: %w", err)
+	}
+	t := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: c.serverName, MinVersion: tls.VersionTLS12}
+	if !t.RootCAs.AppendCertsFromPEM(roots) {
+		return nil, fmt.Errorf("read --ca: file %s has no certificate: want PEM", c.ca)
+	}
+	if c.cert != "" || c.key != "" {
+		own, err := tls.LoadX509KeyPair(c.cert, c.key)
+		if err != nil {
+			return nil, fmt.Errorf("read --cert and --key: %w: want PEM files of a certificate and of its private key", err)
+		}
+		t.Certificates = []tls.Certificate{own}
+	}
+	return credentials.NewTLS(t), nil
+}
