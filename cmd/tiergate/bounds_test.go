@@ -181,7 +181,9 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	if err := checkOnce(t.Context(), conn, long(2049)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a long message: %v", err)
 	}
-	header := func(n int) context.Context { return metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", n)) }
+	header := func(n int) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", n))
+	}
 	if err := checkOnce(header(maxHeaderBytes/2), conn, long(1)); err != nil {
 		t.Error(err)
 	}

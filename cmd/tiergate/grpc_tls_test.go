@@ -1,0 +1,329 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// A secured is what a server with TLS is tested by.
+type secured struct {
+	*running
+
+	authority *devstack.Authority
+	dir       string // of server.pem, server.key, clients.pem and tiergate.yaml
+}
+
+// must returns a value that there has to be.
+func must[T any](t *testing.T) func(T, error) T {
+	t.Helper()
+	return func(value T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
+
+// startSecured serves by TLS to clients of an authority, with these settings of grpc.tls
+// besides.
+func startSecured(t *testing.T, settings string) *secured {
+	t.Helper()
+	s := &secured{authority: must[*devstack.Authority](t)(devstack.NewAuthority("ours")), dir: t.TempDir()}
+	s.write(t, "clients.pem", s.authority.PEM())
+	s.certify(t, "server")
+	s.configure(t, settings)
+	s.running = startServer(t, filepath.Join(s.dir, "tiergate.yaml"))
+	return s
+}
+
+func (s *secured) write(t *testing.T, name string, content []byte) {
+	t.Helper()
+	path := filepath.Join(s.dir, name)
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// certify gives the server a new certificate.
+func (s *secured) certify(t *testing.T, name string) {
+	t.Helper()
+	pair := must[devstack.Pair](t)(s.authority.Issue(devstack.Certificate{CommonName: name, Hosts: []string{"127.0.0.1"}}))
+	if _, _, err := pair.Write(s.dir, "server"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// configure writes the shipped configuration with other settings of grpc.tls.
+func (s *secured) configure(t *testing.T, settings string) {
+	t.Helper()
+	for _, name := range []string{"tiergate.yaml", "keys.yaml"} {
+		content, err := os.ReadFile("../../config/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "tiergate.yaml" {
+			content = bytes.Replace(content, []byte("\ngrpc:\n"), []byte("\ngrpc:\n  tls: {"+settings+"}\n"), 1)
+		}
+		s.write(t, name, content)
+	}
+}
+
+const (
+	oneSided = "cert_file: server.pem, key_file: server.key"
+	mutual   = oneSided + ", client_ca_file: clients.pem"
+)
+
+// issue makes a client's certificate.
+func issue(t *testing.T, a *devstack.Authority, c devstack.Certificate) []tls.Certificate {
+	t.Helper()
+	return []tls.Certificate{must[tls.Certificate](t)(must[devstack.Pair](t)(a.Issue(c)).TLS())}
+}
+
+// ask asks for a decision over a connection of its own.
+func (s *secured) ask(t *testing.T, c *tls.Config) error {
+	t.Helper()
+	creds := insecure.NewCredentials()
+	if c != nil {
+		creds = credentials.NewTLS(c)
+	}
+	conn := dial(t, s.start.GRPC.Address, grpc.WithTransportCredentials(creds))
+	defer conn.Close()
+	return checkOnce(t.Context(), conn, &authv3.CheckRequest{})
+}
+
+// shown returns the name of the certificate that the server shows to new connections.
+func (s *secured) shown(t *testing.T, own []tls.Certificate) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", s.start.GRPC.Address, &tls.Config{RootCAs: s.authority.Pool(), Certificates: own, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].Subject.CommonName
+}
+
+// TestClientsAreChecked: who is not to be served does not get through the handshake,
+// and the log says why.
+func TestClientsAreChecked(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual+", client_names: [envoy.mesh, 'spiffe://mesh/envoy', Old Envoy]")
+	stranger := must[*devstack.Authority](t)(devstack.NewAuthority("ours"))
+	by := func(c devstack.Certificate) *tls.Config {
+		return &tls.Config{RootCAs: s.authority.Pool(), Certificates: issue(t, s.authority, c)}
+	}
+	old := by(devstack.Certificate{Hosts: []string{"envoy.mesh"}})
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+	older := old.Clone()
+	older.MinVersion, older.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	now := time.Now()
+	refused := 0
+	for name, c := range map[string]struct {
+		client *tls.Config
+		served bool
+	}{
+		"by DNS name":          {by(devstack.Certificate{Hosts: []string{"other.mesh", "Envoy.Mesh"}}), true},
+		"by URI":               {by(devstack.Certificate{URIs: []string{"spiffe://mesh/envoy"}}), true},
+		"by common name":       {by(devstack.Certificate{CommonName: "Old Envoy"}), true},
+		"TLS 1.2":              {older, true},
+		"in clear":             {nil, false},
+		"without certificate":  {&tls.Config{RootCAs: s.authority.Pool()}, false},
+		"of another authority": {&tls.Config{RootCAs: s.authority.Pool(), Certificates: issue(t, stranger, devstack.Certificate{Hosts: []string{"envoy.mesh"}})}, false},
+		"expired":              {by(devstack.Certificate{Hosts: []string{"envoy.mesh"}, NotAfter: now.Add(-time.Second)}), false},
+		"not yet":              {by(devstack.Certificate{Hosts: []string{"envoy.mesh"}, NotBefore: now.Add(time.Hour)}), false},
+		"another name":         {by(devstack.Certificate{CommonName: "upstream", Hosts: []string{"upstream.mesh"}, URIs: []string{"spiffe://mesh/upstream"}}), false},
+		"a longer URI":         {by(devstack.Certificate{URIs: []string{"spiffe://mesh/envoy/x"}}), false},
+		"TLS 1.1":              {old, false},
+	} {
+		err := s.ask(t, c.client)
+		if (err == nil) != c.served {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !c.served {
+			refused++
+		}
+	}
+	eventually(t, "refusals are counted", func() bool { return s.metric(t, "tiergate_tls_handshakes_refused_total", "") >= float64(refused) })
+	if n := s.log.count("a TLS handshake failed"); n < 3 || n > 4 {
+		t.Errorf("%d refusals are logged, want 3 (or one more, if the test takes ten seconds)", n)
+	}
+	before := s.metric(t, "tiergate_tls_handshakes_refused_total", "")
+	if err := s.ask(t, older); err != nil || s.metric(t, "tiergate_tls_handshakes_refused_total", "") != before {
+		t.Errorf("who may is refused, or counted as if: %v", err)
+	}
+}
+
+// TestRefusedClientIsNamed: the log says what a client calls itself that is not listed.
+func TestRefusedClientIsNamed(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual+", client_names: [envoy.mesh]")
+	own := issue(t, s.authority, devstack.Certificate{CommonName: "cn", Hosts: []string{"upstream.mesh"}, URIs: []string{"spiffe://mesh/upstream"}})
+	if err := s.ask(t, &tls.Config{RootCAs: s.authority.Pool(), Certificates: own}); err == nil {
+		t.Error("it is served")
+	}
+	want := `the client \"spiffe://mesh/upstream, upstream.mesh, cn\" is none of grpc.tls.client_names`
+	eventually(t, want, func() bool { return s.log.count(want) == 1 })
+}
+
+// TestCertificatesAreReloaded: new connections see the new ones, roots and names too;
+// open connections go on.
+func TestCertificatesAreReloaded(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual)
+	envoy := issue(t, s.authority, devstack.Certificate{CommonName: "envoy"})
+	client := &tls.Config{RootCAs: s.authority.Pool(), Certificates: envoy}
+	open := dial(t, s.start.GRPC.Address, grpc.WithTransportCredentials(credentials.NewTLS(client)))
+	goesOn := func(when string) {
+		t.Helper()
+		if err := checkOnce(t.Context(), open, &authv3.CheckRequest{}); err != nil {
+			t.Errorf("the open connection, %s: %v", when, err)
+		}
+	}
+	goesOn("at first")
+	if s.shown(t, envoy) != "server" {
+		t.Error("another certificate is shown")
+	}
+	s.certify(t, "renewed")
+	eventually(t, "the new certificate is shown", func() bool { return s.shown(t, envoy) == "renewed" })
+	goesOn("after the certificate changed")
+
+	s.configure(t, mutual+", client_names: [other]")
+	eventually(t, "a client that is listed no more is refused", func() bool { return s.ask(t, client) != nil })
+	goesOn("after the names changed")
+
+	second := must[*devstack.Authority](t)(devstack.NewAuthority("second"))
+	s.write(t, "clients.pem", second.PEM())
+	renamed := &tls.Config{RootCAs: s.authority.Pool(), Certificates: issue(t, second, devstack.Certificate{CommonName: "other"})}
+	eventually(t, "clients of the new authority are served", func() bool { return s.ask(t, renamed) == nil })
+	renamed.Certificates = issue(t, s.authority, devstack.Certificate{CommonName: "other"})
+	if s.ask(t, renamed) == nil {
+		t.Error("clients of the former authority are served")
+	}
+	goesOn("after the roots changed")
+	if s.metric(t, "tiergate_config_restart_needed", "") != 0 {
+		t.Error("certificates need a restart")
+	}
+	// The file does not lead to less: a half of it is refused, and the rest of the change.
+	s.write(t, "server.key", []byte("nonsense"))
+	eventually(t, "the fault shows", func() bool { return s.metric(t, "tiergate_config_last_reload_successful", "") == 0 })
+	if s.shown(t, issue(t, second, devstack.Certificate{CommonName: "other"})) != "renewed" {
+		t.Error("another certificate is shown")
+	}
+}
+
+// TestNoReloadTakesSecurityAway: TLS, and that clients are asked for certificates, stay
+// until a restart.
+func TestNoReloadTakesSecurityAway(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string]string{"no TLS": "", "clients are not asked": oneSided} {
+		s := startSecured(t, mutual)
+		s.configure(t, settings)
+		eventually(t, "a restart is asked for", func() bool { return s.metric(t, "tiergate_config_restart_needed", "") == 1 })
+		if s.ask(t, nil) == nil || s.ask(t, &tls.Config{RootCAs: s.authority.Pool()}) == nil {
+			t.Errorf("%s: a client without certificate is served", name)
+		}
+		if err := s.ask(t, &tls.Config{RootCAs: s.authority.Pool(), Certificates: issue(t, s.authority, devstack.Certificate{})}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestSessionsAreNotResumed, which would skip what was withdrawn meanwhile.
+func TestSessionsAreNotResumed(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual)
+	client := &tls.Config{
+		RootCAs: s.authority.Pool(), Certificates: issue(t, s.authority, devstack.Certificate{}), NextProtos: []string{"h2"},
+		ClientSessionCache: tls.NewLRUClientSessionCache(10), ServerName: "127.0.0.1",
+	}
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		client.MinVersion, client.MaxVersion = version, version
+		for range 3 {
+			conn, err := tls.Dial("tcp", s.start.GRPC.Address, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = conn.Read(make([]byte, 1)) // the server's settings, and the ticket before them
+			if conn.ConnectionState().DidResume {
+				t.Error("a session is resumed")
+			}
+			conn.Close()
+		}
+	}
+}
+
+// TestNeverWithLess: what is wrong with the files ends a start.
+func TestNeverWithLess(t *testing.T) {
+	t.Parallel()
+	s := &secured{authority: must[*devstack.Authority](t)(devstack.NewAuthority("ours")), dir: t.TempDir()}
+	s.certify(t, "server")
+	other := must[devstack.Pair](t)(s.authority.Issue(devstack.Certificate{}))
+	if _, _, err := other.Write(s.dir, "other"); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, "empty.pem", nil)
+	for settings, want := range map[string]string{
+		"cert_file: server.pem":                                       "grpc.tls.key_file",
+		"key_file: server.key":                                        "grpc.tls.cert_file",
+		"cert_file: server.pem, key_file: other.key":                  "grpc.tls.cert_file",
+		"cert_file: nowhere.pem, key_file: server.key":                "grpc.tls.cert_file",
+		oneSided + ", client_ca_file: empty.pem":                      "grpc.tls.client_ca_file",
+		oneSided + ", client_ca_file: nowhere.pem":                    "grpc.tls.client_ca_file",
+		oneSided + ", client_names: [envoy]":                          "grpc.tls.client_names",
+		"client_ca_file: server.pem":                                  "grpc.tls.client_ca_file",
+		oneSided + ", client_ca_file: server.pem, client_names: ['']": "grpc.tls.client_names[0]",
+	} {
+		s.configure(t, settings)
+		_, _, err := config.Load(config.Options{File: filepath.Join(s.dir, "tiergate.yaml")})
+		if err == nil || !strings.Contains(err.Error(), want+": ") {
+			t.Errorf("%s: %v", settings, err)
+		}
+	}
+}
+
+// TestHealthOverTLS: the command line asks a listener that asks it for a certificate.
+func TestHealthOverTLS(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual)
+	pair := must[devstack.Pair](t)(s.authority.Issue(devstack.Certificate{CommonName: "probe"}))
+	cert, key, err := pair.Write(s.dir, "probe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := filepath.Join(s.dir, "clients.pem")
+	for name, c := range map[string]struct {
+		args []string
+		want string // of the error; "": none
+	}{
+		"as it should":       {[]string{"--ca", ca, "--cert", cert, "--key", key}, ""},
+		"another name":       {[]string{"--ca", ca, "--cert", cert, "--key", key, "--server-name", "other"}, "certificate"},
+		"no certificate":     {[]string{"--ca", ca}, "certificate required"},
+		"in clear":           {nil, "ask 127.0.0.1"},
+		"no CA":              {[]string{"--cert", cert}, "set --ca too"},
+		"CA is no such file": {[]string{"--ca", "nowhere.pem"}, "read --ca"},
+		"CA is a key":        {[]string{"--ca", key}, "has no certificate: want PEM"},
+		"a key alone":        {[]string{"--ca", ca, "--key", key}, "read --cert and --key"},
+	} {
+		var out bytes.Buffer
+		err := health(t.Context(), append([]string{"--address", s.start.GRPC.Address}, c.args...), environment{stdout: &out, stderr: &out})
+		if (c.want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v %s", name, err, out.String())
+		}
+	}
+}
