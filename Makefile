@@ -4,6 +4,8 @@
 # make traffic send two minutes of sample traffic to what make run serves
 #              FLAGS='-rate 15 -duration 2m -seed 1'
 # make test    set up and run every test
+# make chaos   break Redis, the network, Envoy, instances and the disk under load, and print
+#              what became of it: about ten minutes. make test has a short form of it
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
 # make bench   measure the decision in the process, what counting for the dashboards adds to it,
@@ -16,7 +18,7 @@ FUZZTIME ?= 30s
 # checkout under that one's paths, which the exclusions do not know.
 export GOLANGCI_LINT_CACHE = $(CURDIR)/.cache/golangci-lint
 
-.PHONY: build setup run traffic test lint fmt fuzz bench clean
+.PHONY: build setup run traffic test chaos lint fmt fuzz bench clean
 
 build:
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -34,6 +36,10 @@ test: setup build
 	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)
 	@$(GO) test -race -count 1 -timeout 10m -parallel 6 ./internal/e2e
 	@cd examples && $(GO) test -count 1 -timeout 10m ./...
+
+# By itself on the machine: it measures.
+chaos: setup
+	@$(GO) test -v -count 1 -timeout 60m -run '^TestFaults$$' ./internal/e2e -whole
 
 lint:
 	@$(TOOL) golangci-lint run ./...

@@ -42,6 +42,7 @@ type Options struct {
 	ServerTLS *tls.Config
 
 	RedisRunning bool // somebody serves RedisAddress already
+	ServerOnly   bool // TierGate without an Envoy and an upstream of its own
 
 	// EditEnvoy changes the shipped Envoy file, for a case that it does not make
 	// by itself; nil: nothing is changed but the addresses.
@@ -91,6 +92,9 @@ func (s *Stack) up(ctx context.Context) error {
 		return err
 	}
 	steps := []func(context.Context) error{s.StartUpstream, s.StartServer, s.StartProxy}
+	if s.Options.ServerOnly {
+		steps = steps[1:2]
+	}
 	switch s.Options.Store {
 	case "memory":
 	case "redis":
