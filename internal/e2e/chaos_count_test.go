@@ -83,14 +83,14 @@ func (f *trial) over() int {
 	return sum
 }
 
-// overAlone returns by how much the instances behind an Envoy, while they counted by
-// themselves, went beyond their shares of a whole limit.
+// overAlone returns by how much the instances behind an Envoy, while the fault lasted and
+// they counted by themselves, went beyond their shares of a whole limit.
 func (f *trial) overAlone() int {
 	behind := len(f.stacks) / len(f.edges)
 	share := (f.narrow + len(f.stacks) - 1) / len(f.stacks)
 	worst := 0
 	for _, n := range f.admitted(func(o outcome) any {
-		if !o.degraded {
+		if end := o.due + o.took; !o.degraded || end < f.struck || end > f.healed {
 			return nil
 		}
 		return [3]any{o.key, o.window, o.edge}

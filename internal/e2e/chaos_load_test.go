@@ -160,7 +160,11 @@ func (o *outcome) ask(client *http.Client, address string) {
 	}
 	o.used, _ = strconv.ParseInt(response.Header.Get("X-Ratelimit-Used"), 10, 64) // read where there is a window
 	if o.failed() {
-		o.err = fmt.Errorf("%s: %s", response.Status, text)
+		by := "TierGate"
+		if response.Header.Get("X-Ratelimit-Resource") == "default" { // it names what the path is for
+			by = "Envoy itself"
+		}
+		o.err = fmt.Errorf("%s by %s: %s", response.Status, by, text)
 	}
 }
 

@@ -66,12 +66,12 @@ func slowNetwork(t *testing.T, by time.Duration) row {
 func blackHole(t *testing.T) row {
 	f, proxy := newNetworkTrial(t)
 	r := f.spoil("Black hole before Redis", proxy, "timeout", `{"timeout": 0}`, "downstream", "upstream")
-	return f.check(r, promise{slowest: slowest(), over: f.stale(), doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
+	return f.check(r, promise{slowest: slowest(), alone: true, over: f.stale(), doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
 }
 
 // connectionResets: each connection is reset as soon as Redis answers on it.
 func connectionResets(t *testing.T) row {
 	f, proxy := newNetworkTrial(t)
 	r := f.spoil("Connections to Redis reset", proxy, "reset_peer", `{"timeout": 0}`, "downstream")
-	return f.check(r, promise{slowest: slowest(), over: f.stale(), doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
+	return f.check(r, promise{slowest: slowest(), alone: true, over: f.stale(), doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
 }

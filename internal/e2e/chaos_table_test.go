@@ -12,6 +12,7 @@ import (
 type row struct {
 	fault  string
 	during stretch
+	errors int // that clients saw from the beginning of the fault on
 	over   int // requests admitted above a limit, summed over windows
 	lost   int // admitted requests that were not counted in the end
 	doubt  int // counted requests that no client saw admitted
@@ -34,7 +35,7 @@ func head() []string {
 func (r row) cells() []string {
 	d := r.during
 	return []string{
-		r.fault, amount(d.requests), amount(d.degraded), millis(d.p50), millis(d.p99), millis(d.longest), millis(d.gap), amount(d.failed),
+		r.fault, amount(d.requests), amount(d.degraded), millis(d.p50), millis(d.p99), millis(d.longest), millis(d.gap), amount(r.errors),
 		amount(r.over), amount(r.lost), amount(r.doubt), amount(r.tokens), millis(r.normal), millis(r.shared),
 	}
 }

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -155,24 +157,44 @@ func (f *trial) run(name string, lasts time.Duration, strike, heal func()) row {
 	f.wait(f.struck + lasts)
 	heal()
 	f.healed = f.load.now()
-	r := row{fault: name, normal: none}
+	r := row{fault: name}
 	r.shared = f.awaitShared()
 	f.wait(f.healed + pick(5*time.Second, time.Second))
 	f.outcomes = f.load.stop()
 	before, after := summarize(f.outcomes, 0, f.struck), summarize(f.outcomes, f.healed, f.load.now())
 	r.during = summarize(f.outcomes, f.struck, f.healed)
-	for _, o := range f.outcomes {
-		if o.degraded {
-			r.normal = max(r.normal, o.due+o.took-f.healed, 0)
-		}
-	}
+	r.errors = r.during.failed + after.failed
+	r.normal = f.normalAfter()
 	r.over = f.over()
 	f.count(&r)
 	f.t.Logf("%s\n%s", name, phases(before, r.during, after))
-	if r.during.firstFailure != nil {
-		f.t.Logf("the first error of a client: %v", r.during.firstFailure)
+	if err := cmp.Or(before.firstFailure, r.during.firstFailure, after.firstFailure); err != nil {
+		f.t.Logf("the first error of a client: %v", err)
 	}
 	return r
+}
+
+// normalAfter returns how long after the fault degraded answers still came. One that comes
+// later than a quarter of a second after all others is of something else, such as a machine
+// that is busy.
+func (f *trial) normalAfter() time.Duration {
+	var ends []time.Duration
+	for _, o := range f.outcomes {
+		if end := o.due + o.took; o.degraded && end >= f.struck {
+			ends = append(ends, end)
+		}
+	}
+	if len(ends) == 0 {
+		return none
+	}
+	slices.Sort(ends)
+	last := f.healed
+	for _, end := range ends {
+		if end > last && end-last <= 250*time.Millisecond {
+			last = end
+		}
+	}
+	return last - f.healed
 }
 
 // wait returns at a time since the load began.
