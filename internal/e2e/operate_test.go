@@ -265,7 +265,7 @@ func TestMetrics(t *testing.T) {
 }
 
 // TestNoSecretAnywhere plants a key and a password and searches logs at the
-// most verbose level, metrics, Redis and every answer for them.
+// most verbose level, metrics, traces, Redis and every answer for them.
 func TestNoSecretAnywhere(t *testing.T) {
 	both(t, func(t *testing.T, chain string) {
 		config, keys := ownConfig(t)
@@ -277,7 +277,8 @@ func TestNoSecretAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		edit(t, keys, "keys:\n", fmt.Sprintf("keys:\n  - {id: key_canary, hash: %q, tier: free, resources: [chat]}\n", strings.TrimSpace(string(hash))))
-		s := up(t, devstack.Options{Chain: chain, Store: "redis", Config: config, Sets: []string{"log.level=debug"}})
+		traces := collect(t, "")
+		s := up(t, devstack.Options{Chain: chain, Store: "redis", Config: config, Sets: traceTo(traces.address, "1")})
 		var seen strings.Builder
 		for _, h := range []http.Header{
 			{"Authorization": {"Bearer " + canary}},
@@ -286,19 +287,23 @@ func TestNoSecretAnywhere(t *testing.T) {
 			{"Authorization": {"Bearer " + canary + "-unknown"}},
 			{"Api-Key": {canary + " " + canary}},
 			{"X-Request-Priority": {canary}, "Api-Key": {canary}},
+			{"Authorization": {"Bearer " + canary + ",\t" + canary + "\xff"}},
+			{"Authorization": {canary}, "X-Request-Id": {canary}},
 		} {
-			for _, path := range []string{"/v1/chat/completions", "/v1/images/generations", "/v1/" + canary, "/nowhere"} {
+			for _, path := range []string{"/v1/chat/completions", "/v1/images/generations", "/v1/" + canary, "/nowhere", "/v1%2f" + canary, "/v1/limits?key=" + canary} {
 				r := do(t, s, call{header: h, path: path})
 				if path != "/v1/"+canary { // there the mock quotes the path
 					fmt.Fprintln(&seen, r.Status, r.Header, r.body)
 				}
 			}
 		}
-		secrets := append([]string{canary}, keyLife(t, s, &seen)...)
+		secrets := append([]string{canary, collectorSecret, brokenHeader}, keyLife(t, s, &seen)...)
 		_, metrics := operator(t, s, "/metrics")
 		seen.WriteString(metrics)
 		edit(t, config, "max: 10}", "max: x}")
 		eventually(t, "the broken file is refused", func() bool { return metric(t, s, "tiergate_config_reloads_total", "failure") == 1 })
+		eventually(t, "the key's ID is in a trace", func() bool { return strings.Contains(traces.sent(), "key_canary") })
+		seen.WriteString(traces.sent())
 		for _, name := range []string{"tiergate", "redis"} {
 			log, err := os.ReadFile(s.LogFile(name))
 			if err != nil {
