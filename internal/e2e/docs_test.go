@@ -118,7 +118,7 @@ var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
 // TestNoDeadLinks: what documents point to is there.
 func TestNoDeadLinks(t *testing.T) {
 	t.Parallel()
-	documents := []string{"README.md", "CHANGELOG.md"}
+	documents := []string{"README.md", "CHANGELOG.md", "SECURITY.md"}
 	for _, pattern := range []string{"docs/*.md", "docs/decisions/*.md", "examples/*/README.md", "examples/*/*/README.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {

@@ -197,14 +197,16 @@ func TestForgedHeaders(t *testing.T) {
 	})
 }
 
-// TestForgedHeadersNominated: what a client calls hop-by-hop, and what it sends behind the
-// body, takes nothing from the upstream and adds nothing.
+// TestForgedHeadersNominated: what a client calls hop-by-hop, hides behind another line
+// end, or sends behind the body, takes nothing from the upstream and adds nothing.
 func TestForgedHeadersNominated(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
 		s := up(t, devstack.Options{Chain: chain})
 		for name, request := range map[string]string{
 			"nominated": chatHead + auth + "X-Mock-Echo: 1\r\nConnection: x-tiergate-key-id, x-tiergate-tier, x-request-priority\r\n" + noBody,
 			"trailers":  chatHead + auth + "X-Mock-Echo: 1\r\nTransfer-Encoding: chunked\r\nTrailer: X-Tiergate-Tier\r\n\r\n2\r\n{}\r\n0\r\nX-Tiergate-Tier: enterprise\r\nAuthorization: evil\r\n\r\n",
+			"a return":  chatHead + auth + "X-Mock-Echo: 1\r\nX-Other: 4\rX-Tiergate-Tier: enterprise\r\n" + noBody,
+			"a feed":    chatHead + auth + "X-Mock-Echo: 1\r\nX-Other: 4\nX-Tiergate-Tier: enterprise\n" + noBody,
 			"HTTP/2":    chatHead + auth + "X-Mock-Echo: 1\r\nUpgrade: h2c\r\nConnection: upgrade, http2-settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n" + noBody,
 		} {
 			answers := send(t, s, request)
