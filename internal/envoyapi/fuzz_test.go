@@ -65,6 +65,7 @@ func FuzzClassify(f *testing.F) {
 // FuzzBody looks for facts about a body that are out of bounds.
 func FuzzBody(f *testing.F) {
 	f.Add("POST", "17", "yes", "2e4", "3", "gpt-4o", 1.5)
+	f.Add("POST", "9223372036854775807", "yes", "9223372036854775807", "99999999999", "m", 1e300)
 	f.Add("GET", "", "", "-1", "1e999", strings.Repeat("m", 300), math.Inf(1))
 	f.Add("", "+9223372036854775808", "no", "0x10", " 7 ", "\xff", math.NaN())
 	f.Fuzz(func(t *testing.T, method, length, read, most, n, model string, number float64) {
@@ -106,6 +107,11 @@ func FuzzUsage(f *testing.F) {
 			t.Fatal("the entry is taken for none of ours")
 		}
 		var u aiv3.TokenUsage
+		for _, n := range []int64{r.usage.Input, r.usage.CachedInput, r.usage.Output, r.usage.Total} {
+			if n < quota.Unknown || n > 3*quota.MaxCost { // the input and what is beside it
+				t.Errorf("%+v", r.usage)
+			}
+		}
 		all := []quota.Usage{r.usage}
 		if proto.Unmarshal(typed, &u) == nil {
 			all = append(all, typedUsage(&u))
@@ -128,6 +134,7 @@ func FuzzUsage(f *testing.F) {
 func FuzzSettlement(f *testing.F) {
 	f.Add("1:key_pro:1:S:chat:declaration:1:1:210:200", "via_upstream", "200", "17", "output", uint64(5))
 	f.Add("", "downstream_remote_disconnect", "0", "-1", "total", uint64(math.MaxUint64))
+	f.Add("", "downstream_remote_disconnect", "499", "1", "total", uint64(5))
 	f.Add("1:key_free:1:S:chat:history:1:1:210:200", "cache.response_from_cache_filter", "99999999999999999999", "1e18", "input", uint64(0))
 	f.Fuzz(func(t *testing.T, forged, details, code, bytes, count string, hits uint64) {
 		g := newGate(t, withTokens)

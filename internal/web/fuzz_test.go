@@ -75,6 +75,7 @@ func FuzzAdminBody(f *testing.F) {
 	f.Add(`{"keys":[{"secret":["sk-canary-secret"],"hash":"sk-canary-secret","former":{"hash":"sk-canary-secret"}}]}`, "sk-canary-secret")
 	f.Add(`{"tier":"free","tier":"pro","labels":null,"overrides":[{},null,[]]}`, "")
 	f.Add(`{"tier":"free","overrides":[{"metric":"requests","per":"day","max":1e3,"priority":9}],"priority":256}`, "")
+	f.Add(`{"tier":"free","overrides":[{"metric":"requests","per":"day","max":-5}]}`, "")
 	pepper, err := apikey.NewPepper("p1", pepperSecret)
 	if err != nil {
 		f.Fatal(err)
