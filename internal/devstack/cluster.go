@@ -187,9 +187,9 @@ func (c *RedisCluster) ownerOf(ctx context.Context, asked *RedisServer, slot int
 	return nil, fmt.Errorf("nobody has slot %d", slot)
 }
 
-// MoveSlot moves the slot of a key, and the keys in it one after another, to another
-// primary, as a resharding does. Calls of between are made after each step: before the
-// first key, between two keys, and after the last; nil makes none.
+// MoveSlot moves the slot of a key, and the keys in it ten at a time, to another primary,
+// as a resharding does. Calls of between are made after each step: before the first keys,
+// and after each ten; nil makes none.
 func (c *RedisCluster) MoveSlot(ctx context.Context, key string, to *RedisServer, between func()) error {
 	if between == nil {
 		between = func() {}
@@ -229,14 +229,15 @@ func (c *RedisCluster) MoveSlot(ctx context.Context, key string, to *RedisServer
 func (c *RedisCluster) migrate(ctx context.Context, slot string, from, to *RedisServer, between func()) error {
 	host, port, _ := strings.Cut(to.Address, ":")
 	for {
-		keys, err := from.Do(ctx, "CLUSTER", "GETKEYSINSLOT", slot, "1")
+		keys, err := from.Do(ctx, "CLUSTER", "GETKEYSINSLOT", slot, "10")
 		if err != nil {
 			return err
 		}
 		if keys == "" {
 			return nil
 		}
-		if _, err := from.Do(ctx, "MIGRATE", host, port, keys, "0", "5000"); err != nil {
+		words := append([]string{"MIGRATE", host, port, "", "0", "5000", "KEYS"}, strings.Split(keys, "\n")...)
+		if _, err := from.Do(ctx, words...); err != nil {
 			return err
 		}
 		between()
