@@ -174,7 +174,7 @@ type redisSection struct {
 	KeyPrefix string `yaml:"key_prefix"`
 	// How long one call may take. Keep it below Envoy's timeout.
 	Timeout string `yaml:"timeout"`
-	// How many connections there may be, to each server.
+	// How many connections there may be for counting, to each server. Up to a dozen more are for keys and usage.
 	PoolSize int `yaml:"pool_size"`
 	// How many instances are taken to share the limits while Redis is away and never told how many there are.
 	AssumedInstances int `yaml:"assumed_instances"`

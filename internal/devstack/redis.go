@@ -86,7 +86,7 @@ func (r *RedisServer) Start(ctx context.Context) error {
 	err = poll(ctx, func(ctx context.Context) error {
 		select {
 		case <-r.Process.Done():
-			return fmt.Errorf("it ended (%w): see %s", r.Process.err, r.log.Name())
+			return fmt.Errorf("%w (%w): see %s", errEnded, r.Process.err, r.log.Name())
 		default:
 		}
 		var d net.Dialer
@@ -163,6 +163,9 @@ func addresses(servers []*RedisServer) []string {
 	return list
 }
 
+// errEnded is an answer that further questions do not change.
+var errEnded = errors.New("it ended") //nolint:gochecknoglobals // an error to compare with
+
 // poll asks until the answer is nil, for startTimeout at the most.
 func poll(ctx context.Context, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -172,8 +175,8 @@ func poll(ctx context.Context, ask func(context.Context) error) error {
 	var last error
 	for {
 		err := ask(ctx)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errEnded) {
+			return err
 		}
 		if ctx.Err() == nil || last == nil {
 			last = err
