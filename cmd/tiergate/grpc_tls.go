@@ -32,9 +32,6 @@ type listenerTLS struct {
 
 // newListenerTLS returns nil where the listener has no certificate.
 func newListenerTLS(start config.Listener, c config.TLS, m *metrics, log *slog.Logger) *listenerTLS {
-	if !start.TLS {
-		return nil
-	}
 	t := &listenerTLS{
 		start: start, log: log,
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
@@ -45,6 +42,9 @@ func newListenerTLS(start config.Listener, c config.TLS, m *metrics, log *slog.L
 		}),
 	}
 	m.registry.MustRegister(t.refused, t.expires)
+	if !start.TLS {
+		return nil
+	}
 	t.use(c)
 	return t
 }

@@ -72,7 +72,7 @@ func (r *reloader) reload(ctx context.Context) {
 	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
 	if !c.Start.Equal(r.start) {
 		r.metrics.needsRestart.Set(1)
-		r.log.WarnContext(ctx, "changes of grpc, operator.address, customer, log, shutdown, store or usage wait for a restart; all others are in use")
+		r.log.WarnContext(ctx, "changes of grpc (but for certificates), operator.address, customer, log, shutdown, store or usage wait for a restart; all others are in use")
 	}
 }
 

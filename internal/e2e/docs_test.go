@@ -91,6 +91,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
 		"yaml traces": true, "yaml tracing": true, "yaml cluster collector": true, "yaml identity": true, "yaml filter jwt": true, "yaml mapper jwt": true,
 		"yaml node":  true,
+		"yaml cluster socket": true, "yaml cluster tls": true, "yaml tls": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
 		"redis acl": true, "redis acl sentinel": true, // see internal/store
@@ -334,13 +335,16 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node"} {
+	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node", "tls"} {
 		config, keys := ownConfig(t)
 		writeCertificate(t, filepath.Dir(config))
 		for _, secret := range []string{"ada.token", "session.secret", "redis.password", "sentinel.password"} {
 			if err := os.WriteFile(filepath.Join(filepath.Dir(config), secret), []byte(rand.Text()+rand.Text()), 0o600); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if kind == "tls" {
+			secure(t, filepath.Dir(config))
 		}
 		file := config
 		if kind == "keys" {
@@ -377,7 +381,7 @@ func writeCertificate(t *testing.T, dir string) {
 	for name, block := range map[string]*pem.Block{
 		"redis-ca.pem": {Type: "CERTIFICATE", Bytes: certificate}, "tiergate.pem": {Type: "CERTIFICATE", Bytes: certificate},
 		"tiergate-key.pem": {Type: "PRIVATE KEY", Bytes: key},
-	} {
+	, "ca.pem", "clients-ca.pem", "tls"} {
 		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -211,10 +212,12 @@ func TestGRPCCallers(t *testing.T) {
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	static := func(file []byte) []byte { // Envoy looks the address of any other type up by DNS
-		return bytes.Replace(file, []byte("name: tiergate\n    type: STRICT_DNS"), []byte("name: tiergate\n    type: STATIC"), 1)
+	s := up(t, devstack.Options{
+		Dir: dir, TierGateAddress: "unix:" + dir + "/tiergate.sock", EditEnvoy: inCluster(t, block(t, "yaml cluster socket")), Sets: []string{"grpc.socket_mode=0600"},
+	})
+	if info, err := os.Stat(dir + "/tiergate.sock"); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
 	}
-	s := up(t, devstack.Options{Dir: dir, TierGateAddress: "unix:" + dir + "/tiergate.sock", EditEnvoy: static})
 	freshMinute(t, 10*time.Second)
 	checkSix(t, do(t, s, call{key: "sk-demo-basic"}), "50", "49", "chat", "1", "2")
 	kill(t, s.Server)
