@@ -135,7 +135,9 @@ func TestCallsAreBounded(t *testing.T) {
 		}
 	}
 	eventually(t, "the streams are open", func() bool { return s.bounds.streams.Load() == streams })
-	more, err := alsv3.NewAccessLogServiceClient(other).StreamAccessLogs(t.Context())
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	more, err := alsv3.NewAccessLogServiceClient(other).StreamAccessLogs(soon)
 	if err == nil {
 		err = more.RecvMsg(&alsv3.StreamAccessLogsResponse{})
 	}
