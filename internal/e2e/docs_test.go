@@ -2,12 +2,8 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -90,7 +86,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
 		"yaml traces": true, "yaml tracing": true, "yaml cluster collector": true, "yaml identity": true, "yaml filter jwt": true, "yaml mapper jwt": true,
-		"yaml node":  true,
+		"yaml node":           true,
 		"yaml cluster socket": true, "yaml cluster tls": true, "yaml tls": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
@@ -337,14 +333,11 @@ func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"tiers", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node", "tls"} {
 		config, keys := ownConfig(t)
-		writeCertificate(t, filepath.Dir(config))
+		secure(t, filepath.Dir(config))
 		for _, secret := range []string{"ada.token", "session.secret", "redis.password", "sentinel.password"} {
 			if err := os.WriteFile(filepath.Join(filepath.Dir(config), secret), []byte(rand.Text()+rand.Text()), 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}
-		if kind == "tls" {
-			secure(t, filepath.Dir(config))
 		}
 		file := config
 		if kind == "keys" {
@@ -362,29 +355,26 @@ func TestConfigurationSnippets(t *testing.T) {
 	}
 }
 
-// writeCertificate writes the files of the snippet about TLS.
-func writeCertificate(t *testing.T, dir string) {
+// secure writes the files that the document's grpc.tls and store.redis.tls name.
+func secure(t *testing.T, dir string) {
 	t.Helper()
-	public, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"redis-ca.pem": {Type: "CERTIFICATE", Bytes: certificate}, "tiergate.pem": {Type: "CERTIFICATE", Bytes: certificate},
-		"tiergate-key.pem": {Type: "PRIVATE KEY", Bytes: key},
-	, "ca.pem", "clients-ca.pem", "tls"} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+	m := newMesh(t)
+	for from, to := range map[string]string{
+		"ca.pem": "redis-ca.pem", "tiergate.pem": "tiergate.pem", "tiergate.key": "tiergate-key.pem",
+	} {
+		content, err := os.ReadFile(filepath.Join(m.dir, from))
+		if err != nil {
 			t.Fatal(err)
 		}
+		if err := os.WriteFile(filepath.Join(dir, to), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(filepath.Join(m.dir, "ca.pem"), filepath.Join(m.dir, "clients-ca.pem")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(m.dir, filepath.Join(dir, "tls")); err != nil {
+		t.Fatal(err)
 	}
 }
 
