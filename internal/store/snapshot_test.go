@@ -182,7 +182,10 @@ func TestSnapshotForgets(t *testing.T) {
 			t.Errorf("%d expired reservations", k)
 		}
 	}
-	take(t, n, of("daily", charge(quota.Minute, 9, 1)))
+	for _, account := range []string{"m999", "daily"} {
+		take(t, n, of(account, charge(quota.Minute, 9, 1)))
+	}
+	now = now.Add(time.Minute)
 	n.stop(t)
 	if content, err = os.ReadFile(countsFile(path)); err != nil || bytes.Contains(content, []byte("m999")) || !bytes.Contains(content, []byte("daily")) {
 		t.Errorf("%q %v", content, err)
@@ -441,15 +444,15 @@ func TestSnapshotInterval(t *testing.T) {
 func TestSnapshotIsOfOneInstant(t *testing.T) {
 	t.Parallel()
 	clock := func() time.Time { return snapshotTime }
-	m := NewMemory(clock, 1000)
+	m := NewMemory(clock, 4_000_000)
 	var running atomic.Int64
 	var group sync.WaitGroup
 	for g := range 4 {
 		running.Add(1)
 		group.Go(func() {
 			defer running.Add(-1)
-			for i := range 10_000 { // so that no shard is full of reservations
-				account, request := "a"+strconv.Itoa(i%200), strconv.Itoa(g)+"-"+strconv.Itoa(i)
+			for i := range 10_000 {
+				account, request := "a"+strconv.Itoa(i%3), strconv.Itoa(g)+"-"+strconv.Itoa(i)
 				take(t, m, keptOrder(account, request, tokens(quota.Tokens, quota.Day, quota.NoMax, 3)))
 				if i%2 == 0 {
 					settle(t, m, quota.Settlement{Account: account, Request: request, Secret: "secret-" + request, Used: quota.Cost{Tokens: 0}})
@@ -458,21 +461,20 @@ func TestSnapshotIsOfOneInstant(t *testing.T) {
 		})
 	}
 	unsettled := 0
+	var c shardCopy
 	for running.Load() > 0 {
-		loaded := copyOf(t, m)
-		open := map[string]int64{}
-		for i := range loaded.shards {
-			for _, r := range loaded.shards[i].reservations {
+		for i := range m.shards {
+			m.shards[i].copyTo(&c, clock)
+			open := map[string]int64{}
+			for _, r := range c.reservations {
 				if !r.settled {
 					open[r.account] += r.charges[0].cost
 					unsettled++
 				}
 			}
-		}
-		for i := range loaded.shards {
-			for account, counters := range loaded.shards[i].accounts {
-				if counters[0].used != open[account] {
-					t.Errorf("%s: %d counted, %d reserved", account, counters[0].used, open[account])
+			for k, account := range c.accounts {
+				if used := c.counters[k].used; used != open[account.id] {
+					t.Errorf("%s: %d counted, %d reserved", account.id, used, open[account.id])
 				}
 			}
 		}
