@@ -77,7 +77,7 @@ func BenchmarkSnapshot(b *testing.B) {
 
 // accountOrder charges three limits of an account.
 func accountOrder(i int) quota.Order {
-	return of(fmt.Sprintf("key_%020d", i), charge(quota.Minute, quota.NoMax, 1), charge(quota.Day, quota.NoMax, int64(i%1000)), tokens(quota.Tokens, quota.Day, quota.NoMax, int64(i)))
+	return of(fmt.Sprintf("key_%020d", i), charge(quota.Month, quota.NoMax, 1), charge(quota.Week, quota.NoMax, 1+int64(i%1000)), tokens(quota.Tokens, quota.Month, quota.NoMax, 1+int64(i)))
 }
 
 // takesWhile measures Takes, one after the other, for as long as do takes.
