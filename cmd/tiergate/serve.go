@@ -49,7 +49,7 @@ func serve(ctx context.Context, args []string, env environment) error {
 	}
 	log := newLogger(env.stderr, loaded.Start)
 	store.LogRedis(log)
-	s, err := newServer(loaded, log)
+	s, err := newServer(loaded, log) //nolint:contextcheck // nothing in it waits
 	if err != nil {
 		return err
 	}

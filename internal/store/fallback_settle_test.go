@@ -120,6 +120,7 @@ func TestSettledWhileOnItsWay(t *testing.T) {
 	proxy := newLossyProxy(t, server.Options.RedisAddress)
 	f := fallbackOn(hastyStore(t, proxy.address, 5*time.Second), nil)
 	p := f.part("a")
+	loadAdd(t, f)
 	if _, err := p.ledger.take(daily("r"), manner{quota.Local, 1, false}, f.now()); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +210,7 @@ func TestManyReservations(t *testing.T) {
 	server := redisServer(t)
 	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, 2*time.Second), nil)
 	kill(t, server)
+	take(t, f, of("other", charge(quota.Month, 1, 0))) // the first to find out
 	for i := range n {
 		o := daily(strconv.Itoa(i))
 		o.Charges[0].Cost = 2
