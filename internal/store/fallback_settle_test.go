@@ -34,7 +34,7 @@ func twoOn(t *testing.T, server *devstack.Stack, timeout time.Duration) (one, tw
 		runs(t, f)
 	}
 	for _, f := range []*Fallback{one, two} {
-		soon(t, "both are counted", func() bool { return f.Instances() == 2 })
+		becomes(t, "both are counted", func() bool { return f.Instances() == 2 })
 	}
 	return one, two
 }
@@ -70,10 +70,10 @@ func TestSettlementsAroundAnOutage(t *testing.T) {
 	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
 	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
 	start(t, server)
-	soon(t, "all is given back", func() bool { return one.owing() == 0 && !one.State().Degraded && !two.State().Degraded })
+	becomes(t, "all is given back", func() bool { return one.owing() == 0 && !one.State().Degraded && !two.State().Degraded })
 	wantOutcome(t, settle(t, one, settlement("in-after", 10)), quota.Settled)
 	wantOutcome(t, settle(t, two, settlement("in-after-other", 10)), quota.Settled)
-	soon(t, "all is settled", func() bool { return allShared(one) && allShared(two) })
+	becomes(t, "all is settled", func() bool { return allShared(one) && allShared(two) })
 	if used := tokensUsed(t, redisStore(t, server)); used != 60 {
 		t.Errorf("%d used: want 10 for each of 6", used)
 	}
@@ -101,7 +101,7 @@ func TestRepeatsThroughAnOutage(t *testing.T) {
 		}
 	}
 	start(t, server)
-	soon(t, "counts are shared again", func() bool { return allShared(one) && allShared(two) })
+	becomes(t, "counts are shared again", func() bool { return allShared(one) && allShared(two) })
 	for _, f := range []*Fallback{one, two} {
 		if taken := take(t, f, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] {
 			t.Errorf("%+v: want the first answer, %+v", taken, first)
@@ -194,7 +194,7 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 	start(t, server)
 	runs(t, f)
-	soon(t, "those that wait are settled", func() bool { return allShared(f) })
+	becomes(t, "those that wait are settled", func() bool { return allShared(f) })
 	if used := tokensUsed(t, f); used != 3*10+2*100 {
 		t.Errorf("%d used: want 230", used)
 	}

@@ -64,8 +64,8 @@ func noRedis(t *testing.T) *Redis {
 	return hastyStore(t, address, time.Second)
 }
 
-// soon waits until something is so.
-func soon(t *testing.T, what string, ask func() bool) {
+// becomes waits until something is so.
+func becomes(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -132,7 +132,7 @@ func TestStoppedRedisIsNotWaitedFor(t *testing.T) {
 	})
 	warm(t, r)
 	runs(t, f)
-	soon(t, "the instance is counted", func() bool { return f.fleet.live.Load() == 1 })
+	becomes(t, "the instance is counted", func() bool { return f.fleet.live.Load() == 1 })
 	var admitted, degraded, slow atomic.Int64
 	once := func() {
 		began := time.Now()
@@ -172,7 +172,7 @@ func TestStoppedRedisIsNotWaitedFor(t *testing.T) {
 	}
 	signal(t, server, syscall.SIGCONT)
 	began := time.Now()
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("counts are shared again after %s: want 2 s", took)
 	}
@@ -191,7 +191,7 @@ func TestStoppedRedisIsNotWaitedFor(t *testing.T) {
 	if n := admitted.Load(); n != most {
 		t.Errorf("%d admitted of %d", n, most)
 	}
-	soon(t, "the end of the outage is told", func() bool { mu.Lock(); defer mu.Unlock(); return len(told) >= 2 })
+	becomes(t, "the end of the outage is told", func() bool { mu.Lock(); defer mu.Unlock(); return len(told) >= 2 })
 	mu.Lock()
 	defer mu.Unlock()
 	if len(told) != 2 {
@@ -237,12 +237,12 @@ func TestNeverMoreThroughAnOutage(t *testing.T) {
 	}
 	for range 3 {
 		signal(t, server, syscall.SIGSTOP)
-		soon(t, "degraded", func() bool { return f.State().Degraded })
+		becomes(t, "degraded", func() bool { return f.State().Degraded })
 		<-time.After(100 * time.Millisecond)
 		signal(t, server, syscall.SIGCONT)
-		soon(t, "back", func() bool { return !f.State().Degraded })
+		becomes(t, "back", func() bool { return !f.State().Degraded })
 	}
-	soon(t, "all limits are reached", func() bool {
+	becomes(t, "all limits are reached", func() bool {
 		for i := range admitted {
 			if admitted[i].Load() < 1400 {
 				return false
@@ -252,7 +252,7 @@ func TestNeverMoreThroughAnOutage(t *testing.T) {
 	})
 	close(done)
 	group.Wait()
-	soon(t, "counts are shared", func() bool { return allShared(f) })
+	becomes(t, "counts are shared", func() bool { return allShared(f) })
 	for i := range admitted {
 		used := take(t, f, of("a"+strconv.Itoa(i), charge(quota.Month, 1500, 0))).Used[0]
 		if n := admitted[i].Load(); n > 1500 || used < n || used > n+24 {
@@ -278,7 +278,7 @@ func TestKilledRedis(t *testing.T) {
 		t.Errorf("three requests took %s", took)
 	}
 	start(t, server)
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	direct := redisStore(t, server)
 	wantTaken(t, take(t, direct, of("a", charge(quota.Month, 10, 0))), true, 3)
 	wantTaken(t, take(t, direct, of("b", charge(quota.Month, 10, 0), charge(quota.Week, 2, 0))), true, 2, 2)
@@ -363,7 +363,7 @@ func TestShares(t *testing.T) {
 		fleet = append(fleet, f)
 	}
 	for _, f := range fleet {
-		soon(t, "all three are known", func() bool { return f.Instances() == 3 })
+		becomes(t, "all three are known", func() bool { return f.Instances() == 3 })
 	}
 	for i := range int64(3) {
 		wantTaken(t, take(t, fleet[0], of("a", charge(quota.Month, 10, 1))), true, i+1)
@@ -389,7 +389,7 @@ func TestShares(t *testing.T) {
 	}
 	start(t, server)
 	for _, f := range fleet {
-		soon(t, "counts are shared again", func() bool { return allShared(f) })
+		becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	}
 	wantTaken(t, take(t, fleet[0], of("a", charge(quota.Month, 10, 0))), true, 9) // Redis forgot the 3 from before
 	wantTaken(t, take(t, fleet[1], of("new", charge(quota.Month, 10, 0))), true, 24)
@@ -444,13 +444,13 @@ func TestWindowEndsDuringAnOutage(t *testing.T) {
 	first := take(t, f, of("a", charge(window, 5, 2), charge(quota.Month, 100, 2)))
 	wantTaken(t, first, true, 2, 3)
 	_, end := window.Bounds(first.Now)
-	soon(t, "the window is over", func() bool { return !f.now().Before(end) })
+	becomes(t, "the window is over", func() bool { return !f.now().Before(end) })
 	wantTaken(t, take(t, f, of("a", charge(window, 5, 5), charge(quota.Month, 100, 2))), true, 5, 5)
 	_, end = window.Bounds(f.now())
-	soon(t, "another one too", func() bool { return !f.now().Before(end) })
+	becomes(t, "another one too", func() bool { return !f.now().Before(end) })
 	start(t, server)
 	runs(t, f)
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	direct := redisStore(t, server)
 	wantTaken(t, take(t, direct, of("a", charge(window, 5, 0), charge(quota.Month, 100, 0))), true, 0, 4)
 	if n := f.Totals(); n.Ended != 2 || n.Counts != 1 {
@@ -458,7 +458,7 @@ func TestWindowEndsDuringAnOutage(t *testing.T) {
 	}
 	// Redis' own clock is what counts: a window that it has left gets nothing.
 	b := &batch{account: "b", id: "late", counts: []given{{"requests/minute", 60_000, 120_000, 7}}}
-	if _, used, err := f.send(t.Context(), b); err != nil || used[0] != -1 || direct.client.Exists(t.Context(), "test:{b}:counts").Val() != 0 {
+	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || direct.client.Exists(t.Context(), "test:{b}:counts").Val() != 0 {
 		t.Errorf("given to a window of 1970: %v %v", used, err)
 	}
 }
@@ -521,7 +521,7 @@ func TestDenyAndAllow(t *testing.T) {
 	}
 	start(t, server)
 	runs(t, f)
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	wantTaken(t, take(t, f, deny), false, 6)
 	if n := f.Totals(); n.Denied != 5 || n.Allowed != 3 || n.Local != 0 {
 		t.Errorf("%+v", n)
@@ -549,16 +549,16 @@ func TestManyAccountsAreGivenBack(t *testing.T) {
 	server := redisServer(t)
 	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, 500*time.Millisecond), nil)
 	runs(t, f)
-	soon(t, "the instance is counted", func() bool { return f.fleet.live.Load() == 1 })
+	becomes(t, "the instance is counted", func() bool { return f.fleet.live.Load() == 1 })
 	kill(t, server)
 	for i := range accounts {
 		take(t, f, of("a"+strconv.Itoa(i), charge(quota.Month, 100, 7), charge(quota.Week, 100, 7)))
 	}
 	start(t, server)
 	began := time.Now()
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	t.Logf("%d accounts given back within %s", accounts, time.Since(began))
-	if took := time.Since(began); took > 4*time.Second { // of an idle machine: 2 s
+	if took := time.Since(began); took > 8*time.Second { // of a machine with better things to do; else 2 s
 		t.Errorf("%d accounts took %s", accounts, took)
 	}
 	for i := range accounts {
@@ -579,7 +579,7 @@ func TestOneLostAnswer(t *testing.T) {
 	take(t, f, of("a", tokens(quota.Tokens, quota.Day, 10_000, 1)))
 	proxy.losing.Store(true)
 	var taken quota.Taken
-	soon(t, "a request loses its answer, rather than a beat", func() bool {
+	becomes(t, "a request loses its answer, rather than a beat", func() bool {
 		taken = take(t, f, o)
 		if !taken.Degraded {
 			proxy.losing.Store(true)
@@ -648,7 +648,7 @@ func TestRefusedByRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	runs(t, f)
-	soon(t, "counts are shared again", func() bool { return allShared(f) })
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
 	wantTaken(t, take(t, direct, of("a", charge(quota.Month, 10, 0))), true, 6)
 }
 
