@@ -13,6 +13,7 @@ import (
 
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
@@ -126,7 +127,7 @@ func (m *metrics) addUsage(r *usage.Recorder) {
 func (m *metrics) addSettlements() {
 	m.settlements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tiergate_settlements_total",
-		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, duplicate, not_found, unreserved, invalid, failed, lost).",
+		Help: "Settlements by how they were reported (access_log, ratelimit) and result (settled, queued, duplicate, not_found, unreserved, invalid, failed, lost).",
 	}, []string{"by", "result"})
 	m.accuracy = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "tiergate_reserved_to_used_ratio",
@@ -207,7 +208,7 @@ func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
 		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Reserved) / float64(r.Used))
 	}
-	if r.Result == envoyapi.Lost {
+	if r.Result == envoyapi.Lost && !errors.Is(r.Err, store.ErrQueueFull) { // of those, the end of the outage tells
 		o.log.ErrorContext(ctx, "a settlement is lost: its reservation stands", "by", r.By, "error", r.Err)
 	} else if r.Result != quota.Settled.String() {
 		o.log.LogAttrs(ctx, slog.LevelDebug, "not settled", slog.String("by", r.By), slog.String("result", r.Result), slog.Any("error", r.Err))
@@ -217,8 +218,8 @@ func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 // calm is how long a store must not have failed to count as back.
 const calm = time.Second
 
-// watchedCounts measures a store and logs when it begins to fail and when it is
-// back: a line each for a whole outage, however many requests it hits.
+// watchedCounts measures a store in memory and logs when it begins to fail, for want of
+// room, and when that is over: a line each, however many requests it hits.
 type watchedCounts struct {
 	quota.Counts
 
@@ -244,11 +245,19 @@ func (w *watchedCounts) Settle(ctx context.Context, s quota.Settlement) (quota.O
 }
 
 func (w *watchedCounts) watch(ctx context.Context, call string, began time.Time, err error) {
-	w.metrics.storeTime.WithLabelValues(call).Observe(time.Since(began).Seconds())
+	w.metrics.called(call, time.Since(began), nil)
 	if err != nil {
 		w.failed(ctx, err)
 	} else if last := w.lastFailed.Load(); last != 0 && began.UnixNano()-last > int64(calm) && w.lastFailed.CompareAndSwap(last, 0) {
 		w.log.InfoContext(ctx, "the store answers again")
+	}
+}
+
+// called measures a call of the store.
+func (m *metrics) called(call string, took time.Duration, err error) {
+	m.storeTime.WithLabelValues(call).Observe(took.Seconds())
+	if err != nil {
+		m.storeErrors.WithLabelValues(reason(err)).Inc()
 	}
 }
 

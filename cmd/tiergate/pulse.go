@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"os"
 	"slices"
 	"time"
 
@@ -36,7 +37,13 @@ type pulse struct {
 }
 
 // newInstanceID names a process.
-func newInstanceID(hostname string) string { return hostname + "-" + rand.Text()[:6] }
+func newInstanceID() string {
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = "unknown"
+	}
+	return hostname + "-" + rand.Text()[:6]
+}
 
 // run tells at once and in every interval, until ctx is done.
 func (p *pulse) run(ctx context.Context) error {

@@ -7,15 +7,16 @@ import (
 	"github.com/tiergate/tiergate/internal/store"
 )
 
-// openRedis keeps everything in Redis.
-func openRedis(c config.Store, access config.RedisAccess, notices store.KeyNotices) stores {
+// openRedis keeps everything in Redis, and counts without it while it is away.
+func openRedis(c config.Store, access config.RedisAccess, notices store.KeyNotices, w watcher) stores {
 	redis := store.NewRedis(store.RedisOptions{
 		Address: c.Address, Sentinels: c.Sentinels, SentinelMaster: c.SentinelMaster, SentinelUsername: c.SentinelUsername, Cluster: c.Cluster,
 		TLS: c.TLS, Access: redisAccess(access), Username: c.Username, Database: c.Database,
 		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
 	})
+	fallback := w.fallback(redis, c)
 	return stores{
-		counts: redis, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close,
+		counts: fallback, fallback: fallback, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close,
 		useAccess: func(a config.RedisAccess) { redis.UseAccess(redisAccess(a)) },
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
@@ -85,6 +85,7 @@ type server struct {
 	bounds    *bounds
 
 	accessLog *envoyapi.AccessLog
+	goesOn    atomic.Bool // see ready
 }
 
 // historySize is how many pairs of a key and a resource are remembered, of some 300
@@ -94,17 +95,20 @@ const historySize = 50_000
 func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
 	s.directory = newDirectory(c.Reload.Peppers, s.metrics, log)
+	instance := newInstanceID()
+	s.noteFailing(c.Reload.Plans)
 	var err error
-	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices(), newSnapshotNotices(s.metrics, log)); err != nil {
+	w := watcher{instance, s.metrics, log}
+	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices(), newSnapshotNotices(s.metrics, log), w); err != nil {
 		return nil, err
 	}
-	s.addUsage()
-	if s.tracing, err = newTracing(c.Start.Tracing, s.metrics, log, s.pulse.id); err != nil {
+	s.addUsage(instance)
+	if s.tracing, err = newTracing(c.Start.Tracing, s.metrics, log, instance); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}
 	secret := sessionSecret(c.Start, log)
 	s.ticketKey = ticketKey(secret)
-	limiter := quota.NewLimiter(s.tracing.counts(&watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: log}))
+	limiter := quota.NewLimiter(s.tracing.counts(s.watchedCounts()))
 	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log}))
 	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
@@ -115,12 +119,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 }
 
 // addUsage makes what counts for the dashboards.
-func (s *server) addUsage() {
-	hostname, err := os.Hostname()
-	if err != nil {
-		hostname = "unknown"
-	}
-	id := newInstanceID(hostname)
+func (s *server) addUsage(id string) {
 	s.recorder = usage.NewRecorder(usage.RecorderOptions{
 		Instance: id, Now: time.Now, Interval: s.start.UsageInterval, MaxCells: s.start.UsageMaxSeries,
 		OnError: func(err error) {
@@ -171,7 +170,7 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Fleet: s.stores.usage,
 		Limiter: limiter, Loopback: c.Start.Operator.Loopback(), Now: time.Now,
 	})
-	s.operator, err = web.Operator(web.OperatorOptions{Metrics: s.metrics.registry, Ready: s.stores.counts.Ping, Admin: s.admin})
+	s.operator, err = web.Operator(web.OperatorOptions{Metrics: s.metrics.registry, Ready: s.ready, Admin: s.admin})
 	return err
 }
 
@@ -265,6 +264,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		group.Go(func() error { return s.stores.keep(answering) })
 	}
 	group.Go(func() error { return s.pulse.run(ctx) })
+	group.Go(func() error { return s.runFallback(answering) })
 	group.Go(func() error {
 		if err := s.recorder.Run(answering, s.stores.usage); err != nil {
 			s.log.WarnContext(ctx, "not all usage was written", "error", err)

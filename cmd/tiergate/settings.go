@@ -12,6 +12,7 @@ func (s *server) use(c config.Reload) {
 	if s.stores.useAccess != nil {
 		s.stores.useAccess(c.Redis)
 	}
+	s.noteFailing(c.Plans)
 	s.directory.usePeppers(c.Peppers)
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))

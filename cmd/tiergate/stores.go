@@ -44,11 +44,12 @@ type stores struct {
 	close  func() error
 
 	useAccess func(config.RedisAccess) // nil: there is no Redis
+	fallback  *store.Fallback          // likewise
 }
 
-func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices, snapshots store.SnapshotNotices) (stores, error) {
+func openStores(c config.Store, access config.RedisAccess, notices store.KeyNotices, snapshots store.SnapshotNotices, w watcher) (stores, error) {
 	if c.Redis {
-		return openRedis(c, access, notices), nil
+		return openRedis(c, access, notices, w), nil
 	}
 	file, err := store.OpenFile(c.File)
 	if err != nil {

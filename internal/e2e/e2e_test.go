@@ -70,7 +70,7 @@ func setUp() error {
 
 // up starts a stack that ends with the test. If the test fails, the logs are
 // shown. Envoy and TierGate wait longer for an answer than as shipped, so that a
-// busy machine is not taken for a fault; TestRedisAway has the shipped times.
+// busy machine is not taken for a fault; TestDegraded has the shipped times.
 func up(t *testing.T, o devstack.Options) *devstack.Stack {
 	t.Helper()
 	o.Sets = append([]string{"store.redis.timeout=4s"}, o.Sets...)

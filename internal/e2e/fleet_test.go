@@ -119,11 +119,11 @@ func TestCountsSurviveARestart(t *testing.T) {
 	checkSix(t, do(t, s, call{key: "sk-demo-basic"}), "50", "42", "chat", "8", "2")
 }
 
-// TestRedisAway: requests get a 503 that says to come back, readiness tells,
-// and all is well by itself when Redis is back.
-func TestRedisAway(t *testing.T) {
+// TestRedisAwayDenied: where that is configured requests get a 503 that says to come
+// back, readiness tells, and all is well by itself when Redis is back.
+func TestRedisAwayDenied(t *testing.T) {
 	t.Parallel()
-	s := upAsShipped(t, devstack.Options{Store: "redis"})
+	s := upAsShipped(t, devstack.Options{Store: "redis", Sets: []string{"on_store_failure=deny"}})
 	if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s", r.Status, r.body)
 	}
@@ -133,15 +133,18 @@ func TestRedisAway(t *testing.T) {
 		t.Errorf("without Redis: %s %v %s", r.Status, r.Header, r.body)
 	}
 	checkSix(t, r, "0", "0", "chat", "0", "3")
-	if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "ping Redis") {
+	if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || !strings.HasPrefix(body, "not ready: Redis is not reached since ") {
 		t.Errorf("readyz: %d %s", status, body)
 	}
 	if err := s.StartRedis(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "requests pass again", func() bool { return do(t, s, call{key: "sk-demo-pro"}).StatusCode == http.StatusOK })
-	if status, body := operator(t, s, "/readyz"); status != http.StatusOK {
+	if status, body := operator(t, s, "/readyz"); status != http.StatusOK || body != "ready\n" {
 		t.Errorf("readyz: %d %s", status, body)
+	}
+	if n := metric(t, s, "tiergate_degraded_decisions_total", `mode="deny"`); n < 1 {
+		t.Errorf("denied: %v", n)
 	}
 }
 
@@ -163,8 +166,8 @@ func TestEnvoyWaits(t *testing.T) {
 	})
 }
 
-// TestStartsWithoutRedis: TierGate comes up, serves 503 and becomes ready when
-// Redis does.
+// TestStartsWithoutRedis: TierGate comes up, serves degraded, and shares its counts when
+// Redis is there.
 func TestStartsWithoutRedis(t *testing.T) {
 	t.Parallel()
 	address, err := devstack.FreeAddress()
@@ -172,13 +175,13 @@ func TestStartsWithoutRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := upAsShipped(t, devstack.Options{Store: "redis", RedisRunning: true, RedisAddress: address})
-	if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("without Redis: %s", r.Status)
+	if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusOK || r.Header.Get("X-RateLimit-Degraded") != "1" {
+		t.Errorf("without Redis: %s %v", r.Status, r.Header)
 	}
 	if err := s.StartRedis(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "requests pass", func() bool { return do(t, s, call{key: "sk-demo-pro"}).StatusCode == http.StatusOK })
+	eventually(t, "counts are shared", func() bool { return do(t, s, call{key: "sk-demo-pro"}).Header.Get("X-RateLimit-Degraded") == "" })
 }
 
 // dial connects to TierGate itself.

@@ -50,11 +50,6 @@ const (
 	// instance; Envoy opens another stream.
 	quiet     = 100 * time.Millisecond
 	drainTime = time.Second
-	// firstPause and lastPause are those before a settlement of unknown outcome is tried
-	// again, each twice as long as the one before: some three seconds in all, for a Redis
-	// that fails over. Then it is lost, and its reservation stands.
-	firstPause = 100 * time.Millisecond
-	lastPause  = 16 * firstPause
 )
 
 // StreamAccessLogs receives entries until Envoy closes the stream or the service
@@ -146,22 +141,15 @@ func incoming(stream alsv3.AccessLogService_StreamAccessLogsServer) (<-chan *als
 	return messages, ended
 }
 
-// settle tries until the outcome is known, though not much longer than the service
-// drains.
+// settle settles one entry. What fails is lost: a store that is away keeps it by itself.
 func (a *AccessLog) settle(ctx context.Context, report answered) {
 	defer func() {
 		if recover() != nil { // it would end the program; the value might quote the entry
 			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: errPanicked})
 		}
 	}()
-	err := a.gate.settle(ctx, a.gate.settings.Load(), &report)
-	for pause := firstPause; err != nil; pause *= 2 {
-		if pause > lastPause {
-			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: err})
-			return
-		}
-		<-time.NewTimer(pause).C
-		err = a.gate.settle(ctx, a.gate.settings.Load(), &report)
+	if err := a.gate.settle(ctx, a.gate.settings.Load(), &report); err != nil {
+		a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: err})
 	}
 }
 

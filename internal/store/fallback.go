@@ -201,7 +201,7 @@ func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quo
 // not known to be away.
 func (f *Fallback) Ping(ctx context.Context) error {
 	if s := f.State(); s.Degraded {
-		return fmt.Errorf("since %s: %w", s.Since.UTC().Format(time.RFC3339), s.Err)
+		return fmt.Errorf("Redis is not reached since %s: %w", s.Since.UTC().Format(time.RFC3339), s.Err)
 	}
 	return f.redis.Ping(ctx)
 }

@@ -16,12 +16,12 @@ import (
 // OperatorOptions are the parts of the operators' port. All are needed.
 type OperatorOptions struct {
 	Metrics prometheus.Gatherer
-	Ready   func(context.Context) error // why it cannot count, or nil
+	Ready   func(context.Context) (note string, err error) // why it does not count, or what to know of how it does
 	Admin   *Admin
 }
 
 // Operator returns the handler of the operators' port. GET /metrics, /healthz (the
-// process lives) and /readyz (it can count; 503 says why not) are for everyone. The admin
+// process lives) and /readyz (it serves, and how; 503 says why not) are for everyone. The admin
 // API, below AdminPath, and the dashboard, to which / leads, are for the holders of
 // tokens; without any, for callers on this machine. It is an error if a file of the
 // dashboard cannot be read, which a test rules out.
@@ -36,11 +36,15 @@ func Operator(o OperatorOptions) (http.Handler, error) {
 		_, _ = fmt.Fprintln(w, "ok") // nobody to tell if the caller is gone
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := o.Ready(r.Context()); err != nil {
+		note, err := o.Ready(r.Context())
+		if err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = fmt.Fprintln(w, "ready")
+		if note != "" {
+			note = ", " + note
+		}
+		_, _ = fmt.Fprintln(w, "ready"+note)
 	})
 	mux.Handle(AdminPath+"/", o.Admin.Handler())
 	dashboard := pages.handler()

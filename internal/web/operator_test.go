@@ -20,6 +20,7 @@ type operatorPort struct {
 	*fixture
 
 	handler http.Handler
+	note    string // on how it serves
 	trouble error
 }
 
@@ -31,7 +32,7 @@ func newOperator(t *testing.T, tokens ...AdminToken) *operatorPort {
 	gauge.Set(3)
 	o := &operatorPort{fixture: newAdmin(t, tokens...)}
 	var err error
-	o.handler, err = Operator(OperatorOptions{Metrics: registry, Ready: func(context.Context) error { return o.trouble }, Admin: o.Admin})
+	o.handler, err = Operator(OperatorOptions{Metrics: registry, Ready: func(context.Context) (string, error) { return o.note, o.trouble }, Admin: o.Admin})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +97,10 @@ func TestOperator(t *testing.T) {
 		if w.Code != c.status || !strings.Contains(w.Body.String(), c.body) {
 			t.Errorf("%s %s with trouble %v: %d %q, want %d %q", c.method, c.path, c.trouble, w.Code, w.Body, c.status, c.body)
 		}
+	}
+	o.trouble, o.note = nil, "degraded: alone"
+	if w := o.ask("GET", "/readyz", nil, "RemoteAddr", "192.0.2.1:5"); w.Code != 200 || w.Body.String() != "ready, degraded: alone\n" {
+		t.Errorf("degraded: %d %q", w.Code, w.Body)
 	}
 }
 
