@@ -303,12 +303,24 @@ func (l *ledger) sweep(now int64) {
 					l.kept.Add(-1)
 				}
 			}
-			if len(h.promises) == 0 && !s.owing[account] && h.over(now) {
+			if len(h.promises) == 0 && h.giving == nil && h.over(now) {
+				l.ended.Add(h.mine())
+				l.quit(s, account)
 				delete(s.accounts, account)
 			}
 		}
 		s.mu.Unlock()
 	}
+}
+
+// mine returns how many counters have something that is not on its way to Redis.
+func (h *holding) mine() (n int64) {
+	for i := range h.tallies {
+		if o := h.tallies[i].own; o != nil && o.mine != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func (h *holding) over(now int64) bool {

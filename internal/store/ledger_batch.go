@@ -130,7 +130,7 @@ func (l *ledger) arrived(b *batch, at int64, used []int64) {
 	for _, p := range b.promises {
 		p.leave()
 	}
-	if used != nil && len(used) > 0 && (at > h.at || at < h.at-step) {
+	if len(used) > 0 && (at > h.at || at < h.at-step) {
 		h.at = at
 	}
 }
