@@ -138,11 +138,13 @@ func TestMutualTLS(t *testing.T) {
 			return conn.ConnectionState().PeerCertificates[0].Subject.CommonName
 		}
 		var sent, failed atomic.Int64
-		ctx, stop := context.WithCancel(t.Context())
+		var over atomic.Bool
 		var traffic sync.WaitGroup
+		defer traffic.Wait() // also where something fails
+		defer over.Store(true)
 		for range 4 {
 			traffic.Go(func() {
-				for ctx.Err() == nil {
+				for !over.Load() {
 					if r := do(t, s, call{key: "sk-demo-enterprise"}); r.StatusCode != http.StatusOK {
 						failed.Add(1)
 						t.Errorf("%s %s", r.Status, r.body)
@@ -157,7 +159,7 @@ func TestMutualTLS(t *testing.T) {
 			seen := sent.Load() // and Envoy's new connections have it
 			eventuallyWithin(t, 20*time.Second, "requests go on", func() bool { return sent.Load() > seen+100 })
 		}
-		stop()
+		over.Store(true)
 		traffic.Wait()
 		t.Logf("%d requests, %d failed", sent.Load(), failed.Load())
 		if n := metric(t, s, "tiergate_tls_handshakes_refused_total"); n != 0 {
