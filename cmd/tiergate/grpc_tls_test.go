@@ -231,11 +231,16 @@ func TestCertificatesAreReloaded(t *testing.T) {
 // until a restart.
 func TestNoReloadTakesSecurityAway(t *testing.T) {
 	t.Parallel()
-	for name, settings := range map[string]string{"no TLS": "", "clients are not asked": oneSided} {
-		s := startSecured(t, mutual)
-		s.configure(t, settings)
+	for name, c := range map[string]struct{ before, after string }{
+		"neither any more": {mutual, ""}, "clients are not asked": {mutual, oneSided}, "no TLS": {oneSided, ""},
+	} {
+		s := startSecured(t, c.before)
+		s.configure(t, c.after)
 		eventually(t, "a restart is asked for", func() bool { return s.metric(t, "tiergate_config_restart_needed", "") == 1 })
-		if s.ask(t, nil) == nil || s.ask(t, &tls.Config{RootCAs: s.authority.Pool()}) == nil {
+		if s.ask(t, nil) == nil {
+			t.Errorf("%s: a client in clear is served", name)
+		}
+		if c.before == mutual && s.ask(t, &tls.Config{RootCAs: s.authority.Pool()}) == nil {
 			t.Errorf("%s: a client without certificate is served", name)
 		}
 		if err := s.ask(t, &tls.Config{RootCAs: s.authority.Pool(), Certificates: issue(t, s.authority, devstack.Certificate{})}); err != nil {
