@@ -164,7 +164,7 @@ func addresses(servers []*RedisServer) []string {
 }
 
 // errEnded is an answer that further questions do not change.
-var errEnded = errors.New("it ended") //nolint:gochecknoglobals // an error to compare with
+var errEnded = errors.New("it ended")
 
 // poll asks until the answer is nil, for startTimeout at the most.
 func poll(ctx context.Context, ask func(context.Context) error) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -53,7 +54,7 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 		}
 		if len(s.Servers) == 1 {
 			host, port, _ := strings.Cut(r.Address, ":")
-			words = append(o.Words[:len(o.Words):len(o.Words)], "--replicaof", host+" "+port)
+			words = slices.Concat(o.Words, []string{"--replicaof", host + " " + port})
 		}
 	}
 	for range 3 {

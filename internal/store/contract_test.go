@@ -54,8 +54,20 @@ func redisStore(t *testing.T, s *devstack.Stack) *Redis {
 	return r
 }
 
-// eachStore runs a test against every store.
+// eachStore runs a test against every store, and every form of Redis.
 func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
+	t.Helper()
+	eachKind(t, test)
+	for _, form := range forms() {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			test(t, formStore(t, form))
+		})
+	}
+}
+
+// eachKind runs a test, which may take all the machine has, against memory and Redis.
+func eachKind(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 	t.Helper()
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
@@ -66,12 +78,6 @@ func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 		t.Parallel()
 		test(t, redisStore(t, redisServer(t)))
 	})
-	for _, form := range forms() {
-		t.Run(form, func(t *testing.T) {
-			t.Parallel()
-			test(t, formStore(t, form))
-		})
-	}
 	t.Run("fallback", func(t *testing.T) {
 		t.Parallel()
 		f := fallbackOn(redisStore(t, redisServer(t)), nil)
@@ -204,7 +210,7 @@ func TestNeverMoreUnderConcurrency(t *testing.T) {
 // TestWindowEdges: windows of 2 s are crossed under load; none admits more than
 // its maximum, and those that lie wholly in the test admit all of it.
 func TestWindowEdges(t *testing.T) {
-	eachStore(t, func(t *testing.T, counts quota.Counts) {
+	eachKind(t, func(t *testing.T, counts quota.Counts) {
 		const most = 100
 		window := 2 * quota.Second
 		var mu sync.Mutex

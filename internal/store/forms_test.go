@@ -30,23 +30,41 @@ import (
 
 // TestMain stops the servers that tests share.
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := shared.stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
+	os.Exit(withShared(m.Run))
 }
 
-// shared are the servers of the forms of Redis. Each test has a prefix of its own there.
+func withShared(run func() int) int {
+	dir, err := os.MkdirTemp("", "redis-forms")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	shared.dir = dir
+	shared.forms = map[string]func() (RedisOptions, error){
+		"acl":      sync.OnceValues(shared.startUser),
+		"tls":      sync.OnceValues(func() (RedisOptions, error) { return shared.startTLS(false) }),
+		"mtls":     sync.OnceValues(func() (RedisOptions, error) { return shared.startTLS(true) }),
+		"sentinel": sync.OnceValues(shared.startSentinel),
+		"cluster":  sync.OnceValues(shared.startCluster),
+	}
+	code := run()
+	if err := shared.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// shared are the servers of the forms of Redis. Each is started by the first test that asks
+// for it, and each test has a prefix of its own there.
 var shared sharedServers
 
 type sharedServers struct {
-	mu       sync.Mutex
 	dir      string
 	forms    map[string]func() (RedisOptions, error)
-	stops    []func() error
 	prefixes atomic.Int64
+	mu       sync.Mutex
+	stops    []func() error
 }
 
 func (s *sharedServers) stop() error {
@@ -59,27 +77,10 @@ func (s *sharedServers) stop() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// options returns how to reach a form, which is started by the first test that asks.
+// options returns how to reach a form.
 func (s *sharedServers) options(t *testing.T, form string) RedisOptions {
 	t.Helper()
-	s.mu.Lock()
-	if s.forms == nil {
-		var err error
-		if s.dir, err = os.MkdirTemp("", "redis-forms"); err != nil {
-			s.mu.Unlock()
-			t.Fatal(err)
-		}
-		s.forms = map[string]func() (RedisOptions, error){
-			"acl":      sync.OnceValues(s.startUser),
-			"tls":      sync.OnceValues(func() (RedisOptions, error) { return s.startTLS(false) }),
-			"mtls":     sync.OnceValues(func() (RedisOptions, error) { return s.startTLS(true) }),
-			"sentinel": sync.OnceValues(s.startSentinel),
-			"cluster":  sync.OnceValues(s.startCluster),
-		}
-	}
-	start := s.forms[form]
-	s.mu.Unlock()
-	o, err := start()
+	o, err := s.forms[form]()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -241,7 +241,8 @@ func TestOlderState(t *testing.T) {
 	}
 	// An entry is called by the millisecond: the next must not be called as a lost one.
 	restored := k.client.Time(t.Context()).Val()
-	for !k.client.Time(t.Context()).Val().Truncate(time.Millisecond).After(restored) {
+	for now := restored; !now.Truncate(time.Millisecond).After(restored); {
+		now = k.client.Time(t.Context()).Val()
 	}
 	for range 3 {
 		b = write(t, k, newRecord(apikey.NewID()))[0]

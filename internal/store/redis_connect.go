@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,8 +103,8 @@ func (r *Redis) connect(timeout time.Duration, size int) redis.UniversalClient {
 	o := r.options
 	switch {
 	case len(o.Cluster) > 0:
-		return redis.NewClusterClient(&redis.ClusterOptions{
-			Addrs: o.Cluster, CredentialsProviderContext: r.credentials, Dialer: r.dial,
+		return redis.NewClusterClient(&redis.ClusterOptions{ // which appends to the addresses
+			Addrs: slices.Clone(o.Cluster), CredentialsProviderContext: r.credentials, Dialer: r.dial,
 			DialTimeout: dialTimeout, DialerRetries: 1, ReadTimeout: timeout, WriteTimeout: timeout, ContextTimeoutEnabled: true,
 			PoolSize: size, PoolTimeout: timeout, PipelinePoolSize: -1, MaxRetries: -1, DisableIdentity: true,
 			MinRetryBackoff: 2 * time.Millisecond, MaxRetryBackoff: 20 * time.Millisecond,
