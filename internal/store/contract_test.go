@@ -57,7 +57,8 @@ func redisStore(t *testing.T, s *devstack.Stack) *Redis {
 // eachStore runs a test against every store, and every form of Redis.
 func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 	t.Helper()
-	eachKind(t, test)
+	t.Parallel()
+	kinds(t, test)
 	for _, form := range forms() {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
@@ -70,6 +71,11 @@ func eachStore(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 func eachKind(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
 	t.Helper()
 	t.Parallel()
+	kinds(t, test)
+}
+
+func kinds(t *testing.T, test func(t *testing.T, counts quota.Counts)) {
+	t.Helper()
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
 		test(t, NewMemory(time.Now, 1000))
