@@ -2,21 +2,12 @@ package store
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"maps"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -228,44 +219,25 @@ func newAuthority(parent string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "redis"}, NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"redis.example.net"},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	issuer, err := devstack.NewAuthority("authority")
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]*pem.Block{}
-	for name, template := range map[string]*x509.Certificate{"ca": ca, "server": leaf, "client": leaf} {
-		key := caKey
-		if name != "ca" {
-			if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-				return nil, err
-			}
-		}
-		certificate, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, caKey)
-		if err != nil {
-			return nil, err
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			return nil, err
-		}
-		files[name+".pem"], files[name+"-key.pem"] = &pem.Block{Type: "CERTIFICATE", Bytes: certificate}, &pem.Block{Type: "PRIVATE KEY", Bytes: der}
+	a := &authority{pool: issuer.Pool(), caFile: filepath.Join(dir, "ca.pem")}
+	if err := os.WriteFile(a.caFile, issuer.PEM(), 0o600); err != nil {
+		return nil, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(files[name]), 0o600); err != nil {
-			return nil, err
-		}
+	server, err := issuer.Issue(devstack.Certificate{CommonName: "redis", Hosts: []string{"127.0.0.1", "redis.example.net"}})
+	if err != nil {
+		return nil, err
 	}
-	a := &authority{pool: x509.NewCertPool(), caFile: filepath.Join(dir, "ca.pem"), serverFile: filepath.Join(dir, "server.pem"), keyFile: filepath.Join(dir, "server-key.pem")}
-	a.pool.AppendCertsFromPEM(pem.EncodeToMemory(files["ca.pem"]))
-	a.client, err = tls.X509KeyPair(pem.EncodeToMemory(files["client.pem"]), pem.EncodeToMemory(files["client-key.pem"]))
+	if a.serverFile, a.keyFile, err = server.Write(dir, "server"); err != nil {
+		return nil, err
+	}
+	client, err := issuer.Issue(devstack.Certificate{CommonName: "client"})
+	if err != nil {
+		return nil, err
+	}
+	a.client, err = client.TLS()
 	return a, err
 }
