@@ -113,10 +113,10 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	return f.decide(p, o, outcomeUnknown(err), err)
 }
 
-// ask makes the call of a Take. A caller who goes away does not end it.
+// ask makes the call of a Take.
 func (f *Fallback) ask(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	began := f.options.Elapsed()
-	taken, err := f.redis.Take(context.WithoutCancel(ctx), o)
+	taken, err := f.redis.Take(ctx, o)
 	f.options.Notices.called(CallTake, f.options.Elapsed()-began, err)
 	return taken, err
 }
@@ -187,7 +187,7 @@ func (f *Fallback) Settle(ctx context.Context, s quota.Settlement) (quota.Outcom
 // settle makes the call of a Settle.
 func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quota.Outcome, error) {
 	began := f.options.Elapsed()
-	outcome, err := f.redis.Settle(context.WithoutCancel(ctx), s)
+	outcome, err := f.redis.Settle(ctx, s)
 	f.options.Notices.called(CallSettle, f.options.Elapsed()-began, err)
 	if err != nil {
 		f.failed(p, err)

@@ -142,6 +142,27 @@ func TestSettledWhileOnItsWay(t *testing.T) {
 	}
 }
 
+// TestSettledBeforeItIsGivenBack: an instance that has Redis back before another has given
+// back its reservations lets their settlements wait.
+func TestSettledBeforeItIsGivenBack(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	one := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), nil)
+	two := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), func(o *FallbackOptions) { o.Instance = "two" })
+	kill(t, server)
+	take(t, one, daily("r"))
+	take(t, two, of("b", charge(quota.Month, 10, 1)))
+	start(t, server)
+	becomes(t, "the second instance is back", func() bool { two.mend(t.Context(), two.part("a")); return allShared(two) })
+	wantOutcome(t, settle(t, two, settlement("r", 10)), quota.Queued)
+	two.mend(t.Context(), two.part("a"))
+	becomes(t, "the first is", func() bool { one.mend(t.Context(), one.part("a")); return allShared(one) })
+	becomes(t, "it is settled", func() bool { two.mend(t.Context(), two.part("a")); return allShared(two) })
+	if used := tokensUsed(t, one); used != 10 {
+		t.Errorf("%d used: want 10", used)
+	}
+}
+
 // TestRefundsWithoutRedis: the share of a limit that may be refunded is shared too, and
 // what was refunded is known to Redis afterwards.
 func TestRefundsWithoutRedis(t *testing.T) {

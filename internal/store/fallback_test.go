@@ -338,6 +338,64 @@ func TestGivenOnce(t *testing.T) {
 	wantTaken(t, take(t, direct, of("a", tokens(quota.Tokens, quota.Day, 10_000, 0))), true, 30)
 }
 
+// TestGivenAfterAll: a batch that did not arrive is kept, and what comes after it too.
+func TestGivenAfterAll(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), nil)
+	p := f.part("a")
+	kill(t, server)
+	take(t, f, of("a", charge(quota.Month, 10, 5)))
+	if f.giveBack(t.Context(), p) {
+		t.Error("given to nobody")
+	}
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 2))), true, 7)
+	start(t, server)
+	becomes(t, "all is given back", func() bool { f.mend(t.Context(), p); return allShared(f) })
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 0))), true, 7)
+}
+
+// TestOwedIsKeptFree: what is yet to be given back is not given away by Redis meanwhile.
+func TestOwedIsKeptFree(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(redisStore(t, redisServer(t)), nil)
+	p := f.part("a")
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 1))), true, 1)
+	if _, err := p.ledger.take(of("a", charge(quota.Month, 10, 5)), manner{quota.Local, 1, false}, f.now()); err != nil {
+		t.Fatal(err)
+	}
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 5))), false, 6)
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 4))), true, 10)
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, quota.NoMax, 1))), true, 11)
+	f.mend(t.Context(), p)
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 20, 1))), true, 12)
+}
+
+// TestDoubtEnds: what is in doubt is held against this instance until Redis says what is
+// used, and no longer.
+func TestDoubtEnds(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	proxy := newLossyProxy(t, server.Options.RedisAddress)
+	f := fallbackOn(hastyStore(t, proxy.address, time.Second), nil)
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 1))), true, 1)
+	proxy.losing.Store(true)
+	doubtful := take(t, f, of("a", charge(quota.Month, 10, 2)))
+	wantTaken(t, doubtful, true, 3)
+	if !doubtful.Degraded || f.owing() > 0 {
+		t.Errorf("%+v: want it in doubt", doubtful)
+	}
+	becomes(t, "another moment of Redis", func() bool {
+		return take(t, f, of("a", charge(quota.Month, 10, 0))).Now.After(doubtful.Now)
+	})
+	kill(t, server)
+	becomes(t, "Redis is missed", func() bool {
+		_, _ = f.Take(t.Context(), of("b", charge(quota.Month, 10, 1)))
+		return f.State().Degraded
+	})
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 7))), true, 10)
+}
+
 // loadAdd gives back something, so that Redis knows the script: else an answer that is lost
 // would be that it does not.
 func loadAdd(t *testing.T, f *Fallback) {
@@ -522,10 +580,51 @@ func TestNeverThereRedis(t *testing.T) {
 	t.Parallel()
 	f := fallbackOn(noRedis(t), func(o *FallbackOptions) { o.AssumedInstances = 4 })
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 1))), true, 8)
+	if !f.State().Degraded {
+		t.Error("a connection that is refused is not enough")
+	}
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 2))), true, 10)
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 1))), false, 10)
 	if err := f.Ping(t.Context()); err == nil {
 		t.Error("Redis is not there, and Ping says nothing")
+	}
+}
+
+// TestAnOutageThatComesAndGoes is one.
+func TestAnOutageThatComesAndGoes(t *testing.T) {
+	t.Parallel()
+	var began, ended int
+	f := fallbackOn(redisStore(t, redisServer(t)), func(o *FallbackOptions) {
+		o.Notices.Began = func(Outage) { began++ }
+		o.Notices.Ended = func(out Outage) {
+			if ended++; out.Duration <= 0 || out.Totals.Local != 3 {
+				t.Errorf("%+v", out)
+			}
+		}
+	})
+	p := f.part("a")
+	for range 3 {
+		for i := range mostFailures {
+			if f.State().Degraded {
+				t.Errorf("degraded after %d failures: want %d", i, mostFailures)
+			}
+			f.failed(p, errors.New("too slow"))
+		}
+		take(t, f, of("a", charge(quota.Month, 10, 1)))
+		f.mend(t.Context(), p)
+		f.outage.end(f, calm)
+	}
+	if began != 1 || ended != 0 {
+		t.Errorf("began %d times, ended %d times: want 1 and 0", began, ended)
+	}
+	becomes(t, "it is over", func() bool { f.outage.end(f, calm); return ended == 1 })
+	f.failed(p, errors.New("too slow"))
+	take(t, f, of("a", charge(quota.Month, 10, 0))) // succeeds: the next are not in a row
+	for range mostFailures - 1 {
+		f.failed(p, errors.New("too slow"))
+	}
+	if f.State().Degraded || began != 1 {
+		t.Error("failures that are not in a row are too many")
 	}
 }
 

@@ -57,13 +57,8 @@ func (l *ledger) batch(account string, at time.Time, id func() string) *batch {
 		if t.own == nil || t.own.mine == 0 {
 			continue
 		}
-		if t.end <= now {
-			l.ended.Add(1)
-		} else {
-			b.counts = append(b.counts, given{t.name, t.start, t.end, t.own.mine})
-			t.own.giving = t.own.mine
-		}
-		t.own.mine = 0
+		b.counts = append(b.counts, given{t.name, t.start, t.end, t.own.mine})
+		t.own.giving, t.own.mine = t.own.mine, 0
 	}
 	b.promises = h.open(now)
 	h.more = len(b.promises) == maxPromises
