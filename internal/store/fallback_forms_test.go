@@ -53,3 +53,55 @@ func TestGivesBackToEveryForm(t *testing.T) {
 		})
 	}
 }
+
+// TestMovingSlotKeepsTheRest: while a slot moves, its keys that are reserved for are counted
+// by this instance, and given back; the other slots of the server are counted there all the time.
+func TestMovingSlotKeepsTheRest(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 0)
+	o := inCluster(c.Addresses()[:1])
+	o.Timeout = 250 * time.Millisecond
+	f := fallbackOn(openRedis(t, o), nil)
+	runs(t, f)
+	becomes(t, "the instance is counted", func() bool { return f.fleet.live.Load() == 1 })
+	other := ""
+	for i := range 100_000 { // of the same part
+		if other = fmt.Sprintf("b%d", i); f.part(other) == f.part("a") {
+			break
+		}
+	}
+	admitted := int64(0)
+	reserve := func() quota.Taken {
+		o := of("a", charge(quota.Month, 1_000_000, 1))
+		o.Request, o.Secret, o.Keep = fmt.Sprintf("r%d", admitted), "s", time.Minute
+		admitted++
+		return take(t, f, o)
+	}
+	reserve()
+	to := c.Servers[0]
+	if to == ownerOf(t, c, "test:{a}:counts") {
+		to = c.Servers[1]
+	}
+	moved := false
+	err := c.MoveSlot(t.Context(), "test:{a}:counts", to, func() {
+		if moved {
+			return
+		}
+		moved = true
+		for range mostFailures + 1 {
+			if !reserve().Degraded {
+				t.Error("it is counted by half of its keys")
+			}
+		}
+		for range 2 {
+			if taken := take(t, f, of(other, charge(quota.Month, 1_000_000, 1))); taken.Degraded {
+				t.Error("another slot is taken for one that is away")
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, "counts are shared", func() bool { return allShared(f) })
+	wantTaken(t, take(t, f, of("a", charge(quota.Month, 1_000_000, 0))), true, admitted)
+}

@@ -22,7 +22,7 @@ const (
 	pipelines = 4
 	// addTimeout is how long that may take at the least. No request waits for it.
 	addTimeout = time.Second
-	// mostAnswers is how often Redis may refuse a batch or a settlement while it counts
+	// mostAnswers is how often Redis may find a batch or a settlement wrong while it counts
 	// otherwise. Then it is lost.
 	mostAnswers = 5
 )
@@ -89,7 +89,7 @@ func (f *Fallback) given(p *part, b *batch, reply *redis.Cmd) error {
 		}
 		p.ledger.arrived(b, at, used)
 		return nil
-	case errors.As(err, &answer):
+	case errors.As(err, &answer) && aboutRedis(err) == "":
 		if b.answers++; b.answers < mostAnswers {
 			return err
 		}

@@ -41,8 +41,12 @@ func (p *part) fine() {
 	}
 }
 
-// failed notes that a call failed, and opens the part where that is one too many.
+// failed notes that a call failed, and opens the part where that is one too many. That a
+// slot is moving says nothing of the part's other slots.
 func (f *Fallback) failed(p *part, err error) {
+	if moving(err) {
+		return
+	}
 	if p.failures.Add(1) < mostFailures && !errors.Is(err, syscall.ECONNREFUSED) {
 		return
 	}

@@ -97,7 +97,9 @@ func (f *Fallback) settleOne(ctx context.Context, p *part, w *waiting) (again bo
 		f.totals.lost.Add(1)
 		return false, nil
 	case err != nil && errors.As(err, &answer):
-		w.answers++
+		if aboutRedis(err) == "" {
+			w.answers++
+		}
 		w.next = f.options.Elapsed() + patience
 		return true, nil
 	case err != nil:

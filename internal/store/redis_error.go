@@ -99,20 +99,35 @@ func advice() [][2]string {
 	}
 }
 
+// aboutRedis returns what to do about an answer of Redis that says how Redis is, and not
+// what is wrong with the call; empty: it is another.
+func aboutRedis(err error) string {
+	var answer redis.Error
+	if !errors.As(err, &answer) {
+		return ""
+	}
+	for _, a := range advice() {
+		if redis.HasErrorPrefix(answer, a[0]) || hasCode(answer, a[0]) {
+			return a[1]
+		}
+	}
+	return ""
+}
+
+// moving reports whether Redis has refused a call because the slot of its keys is on its
+// way to another server: others of the same server are answered.
+func moving(err error) bool { return errors.As(err, new(redis.Error)) && redis.IsTryAgainError(err) }
+
 // advised adds to an error what to do about it.
 func advised(err error) error {
-	var answer redis.Error
+	if what := aboutRedis(err); what != "" {
+		return fmt.Errorf("%w: %s", err, what)
+	}
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
 	var record tls.RecordHeaderError
 	var op *net.OpError
 	switch {
-	case errors.As(err, &answer):
-		for _, a := range advice() {
-			if redis.HasErrorPrefix(answer, a[0]) || hasCode(answer, a[0]) {
-				return fmt.Errorf("%w: %s", err, a[1])
-			}
-		}
 	case errors.As(err, &authority):
 		return fmt.Errorf("%w: set store.redis.tls.ca_file to the roots of the server's certificate", err)
 	case errors.As(err, &host):

@@ -52,13 +52,16 @@ func newScriptCall(ctx context.Context, command, text string, keys []string, arg
 	return c
 }
 
-// tryAgain is how long a call waits while the slot of its keys moves between two servers.
+// tryAgain is how long a call waits while the slot of its keys moves between two servers. It
+// does so for half its time: what is sent last is to be answered within the other half, or
+// it would be in doubt.
 const tryAgain = 5 * time.Millisecond
 
 // run runs a script once: EVALSHA, and EVAL where Redis does not know it. What it returns
 // has no error then; see failed for the errors.
 func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any) (*redis.Cmd, error) {
 	command, text := "evalsha", s.Hash()
+	var patience context.Context
 	for {
 		c := newScriptCall(ctx, command, text, keys, args)
 		err := client.Process(ctx, c)
@@ -67,7 +70,11 @@ func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script,
 			return c.Cmd, nil
 		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
 			command, text = "eval", s.text
-		case redis.IsTryAgainError(err) && waits(ctx, tryAgain):
+		case redis.IsTryAgainError(err) && patience == nil:
+			var cancel context.CancelFunc
+			patience, cancel = context.WithTimeout(ctx, r.options.Timeout/2)
+			defer cancel()
+		case redis.IsTryAgainError(err) && waits(patience, tryAgain):
 		default:
 			r.lookAgain(ctx)
 			return nil, failed(err, c.sent)
