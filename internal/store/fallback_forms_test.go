@@ -2,56 +2,87 @@ package store
 
 import (
 	"fmt"
-	"syscall"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// TestGivesBackToEveryForm: what was admitted while all of Redis was away is given back, with
-// its reservations, by the rights that are documented.
-func TestGivesBackToEveryForm(t *testing.T) {
+// TestGivenBackToEveryForm of Redis, as the documented user.
+func TestGivenBackToEveryForm(t *testing.T) {
 	t.Parallel()
 	for _, form := range forms() {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
-			r := formStore(t, form)
-			f := fallbackOn(r, nil)
+			f := fallbackOn(formStore(t, form), nil)
+			local := manner{quota.Local, 1, false}
+			accounts := make([]string, 200)
+			for i := range accounts {
+				accounts[i] = "given" + strconv.Itoa(i)
+				o := daily("r")
+				o.Account = accounts[i]
+				if _, err := f.part(o.Account).ledger.take(o, local, f.now()); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for _, p := range f.parts {
-				f.failed(p, syscall.ECONNREFUSED)
+				f.mend(t.Context(), p)
 			}
-			account := func(i int) string { return fmt.Sprintf("account-%d", i) }
-			for i := range 40 {
-				o := quota.Order{
-					Account: account(i), Charges: []quota.Charge{charge(quota.Day, 1000, 100)}, Request: "r", Secret: "s", Keep: time.Hour,
-				}
-				if taken := take(t, f, o); !taken.Admitted || !taken.Degraded {
-					t.Fatalf("%+v", taken)
-				}
+			f.beat(t.Context(), false)
+			if n := f.Totals(); !allShared(f) || n.Accounts != 200 || n.Counts != 200 || f.fleet.live.Load() != 1 {
+				t.Errorf("%+v, %d instances", n, f.fleet.live.Load())
 			}
-			stop := runs(t, f)
-			becomes(t, "all is given back", func() bool { return !f.State().Degraded && f.owing() == 0 })
-			if n := f.Instances(); n != 1 {
-				t.Errorf("%d instances", n)
+			for _, account := range accounts {
+				s := settlement("r", 10)
+				s.Account = account
+				wantOutcome(t, settle(t, f, s), quota.Settled)
+				wantTaken(t, take(t, f, of(account, tokens(quota.Tokens, quota.Day, 10_000, 0))), true, 10)
 			}
-			if err := stop(); err != nil {
-				t.Error(err)
-			}
-			for i := range 40 {
-				used := quota.NoUsage().Cost(quota.Weights{})
-				used.Tokens = 30
-				outcome, err := r.Settle(t.Context(), quota.Settlement{Account: account(i), Request: "r", Secret: "s", Used: used})
-				if err != nil || outcome != quota.Settled {
-					t.Fatalf("%v, %v", outcome, err)
-				}
-				look := take(t, r, quota.Order{Account: account(i), Charges: []quota.Charge{charge(quota.Day, 1000, 0)}})
-				if look.Used[0] != 100 { // of requests, which a settlement leaves alone
-					t.Fatalf("%d used, want 100", look.Used[0])
-				}
-			}
+			f.beat(t.Context(), true)
 		})
 	}
+}
+
+// TestLostServerOfACluster: the keys of the others go on as usual; those of the lost one
+// are counted without it, and given back when it is there again.
+func TestLostServerOfACluster(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 0)
+	o := inCluster(c.Addresses())
+	o.Timeout = 500 * time.Millisecond
+	f := fallbackOn(openRedis(t, o), nil)
+	runs(t, f)
+	lost := c.Servers[0]
+	var there, elsewhere string
+	for i := 0; there == "" || elsewhere == ""; i++ {
+		account := "a" + strconv.Itoa(i)
+		if ownerOf(t, c, countsKey("test", account)) == lost {
+			there = account
+		} else if p := f.redis.part(account); p != 5 && p != 10 { // which two servers have
+			elsewhere = account
+		}
+	}
+	month := func(account string, cost int64) quota.Order { return of(account, charge(quota.Month, 100, cost)) }
+	wantTaken(t, take(t, f, month(there, 1)), true, 1)
+	wantTaken(t, take(t, f, month(elsewhere, 1)), true, 1)
+	if err := lost.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(20) {
+		if taken := take(t, f, month(there, 1)); !taken.Degraded || taken.Used[0] != 2+i {
+			t.Errorf("there: %+v", taken)
+		}
+		if taken := take(t, f, month(elsewhere, 1)); taken.Degraded || taken.Used[0] != 2+i {
+			t.Errorf("elsewhere: %+v", taken)
+		}
+	}
+	if err := lost.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, "counts are shared again", func() bool { return allShared(f) })
+	wantTaken(t, take(t, f, month(there, 0)), true, 20) // the first died with the server
+	wantTaken(t, take(t, f, month(elsewhere, 0)), true, 21)
 }
 
 // TestMovingSlotKeepsTheRest: while a slot moves, its keys that are reserved for are counted
