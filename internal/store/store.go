@@ -1,6 +1,7 @@
 // Package store keeps the counters of API keys: in the process (Memory) or in
-// Redis (Redis). Both charge all limits of a request in one atomic step or none
-// of them, and both compute the windows from one clock.
+// Redis (Redis), and for the time in which that is away, in the process again
+// (Fallback). All charge all limits of a request in one atomic step or none
+// of them, and compute the windows from one clock.
 //
 // It does not know what a limit means to a client, nor Envoy or HTTP. It is the
 // only package that speaks to Redis.

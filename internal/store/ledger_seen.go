@@ -1,0 +1,88 @@
+package store
+
+import "github.com/tiergate/tiergate/internal/quota"
+
+// note takes down what Redis has answered. Where there is no room for another account
+// nothing is.
+func (l *ledger) note(o quota.Order, t quota.Taken) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	if h == nil {
+		if len(s.accounts) >= s.most {
+			return
+		}
+		h = &holding{tallies: make([]tally, 0, len(o.Charges))}
+		s.accounts[o.Account] = h
+	}
+	at := t.Now.UnixMilli()
+	later := at > h.at || at < h.at-step
+	if at < h.at && !later {
+		return // another answer was faster
+	}
+	for i, c := range o.Charges {
+		start, end := c.Limit.Window.Bounds(t.Now)
+		l.see(h, given{c.Counter, start.UnixMilli(), end.UnixMilli(), 0}, t.Used[i], later)
+	}
+	h.at = at
+}
+
+// see takes down what is used of a counter; later is whether that is newer than what is
+// known. What was in doubt until then is in it, or never will be.
+func (l *ledger) see(h *holding, g given, used int64, later bool) {
+	t := h.find(g.name)
+	if t != nil && g.start < t.start && !later {
+		return
+	}
+	t = l.current(h, t, g)
+	if later || used > t.seen {
+		t.seen = used
+	}
+	if later && t.own != nil {
+		t.own.doubt = 0
+	}
+}
+
+// sweep removes what has ended: counters, reservations, and accounts that have nothing
+// else.
+func (l *ledger) sweep(now int64) {
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.Lock()
+		for account, h := range s.accounts {
+			for request, p := range h.promises {
+				if p.expires <= now && p.place != onItsWay {
+					delete(h.promises, request)
+					s.kept--
+					l.kept.Add(-1)
+				}
+			}
+			if len(h.promises) == 0 && h.giving == nil && h.over(now) {
+				l.ended.Add(h.mine())
+				l.quit(s, account)
+				delete(s.accounts, account)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// mine returns how many counters have something that is not on its way to Redis.
+func (h *holding) mine() (n int64) {
+	for i := range h.tallies {
+		if o := h.tallies[i].own; o != nil && o.mine != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func (h *holding) over(now int64) bool {
+	for i := range h.tallies {
+		if h.tallies[i].end > now {
+			return false
+		}
+	}
+	return true
+}
