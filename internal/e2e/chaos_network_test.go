@@ -59,7 +59,10 @@ func (f *trial) spoil(name string, proxy *toxiproxy.Proxy, toxic, attributes str
 func slowNetwork(t *testing.T, by time.Duration) row {
 	f, proxy := newNetworkTrial(t)
 	r := f.spoil(fmt.Sprintf("Redis answers %s late", by), proxy, "latency", fmt.Sprintf(`{"latency": %d}`, by.Milliseconds()), "downstream")
-	return f.check(r, promise{slowest: slowest(), over: f.stale(), doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
+	const outages = 5 // Redis may come and go
+	return f.check(r, promise{
+		slowest: slowest(), over: outages * f.stale(), doubt: outages * f.inDoubt(), lost: outages * f.inDoubt(), tokens: outages * f.unsettled(),
+	})
 }
 
 // blackHole: packets vanish in both directions, connections stay.

@@ -172,7 +172,7 @@ func clusterResharding(t *testing.T) row {
 		}
 	}, func() {})
 	t.Logf("the slot was moved %d times", moves)
-	return f.check(r, promise{})
+	return f.check(r, promise{doubt: f.inDoubt(), lost: f.inDoubt(), tokens: f.unsettled()})
 }
 
 func killServer(t *testing.T, r *devstack.RedisServer) {

@@ -58,6 +58,7 @@ func (f *Fallback) mend(ctx context.Context, p *part) {
 		if f.redis.Check(ctx, p.number) != nil || !f.giveBack(ctx, p) {
 			return
 		}
+		f.redis.warm(ctx, p.number)
 		f.close(p)
 	}
 	// Some of what was decided before that is charged only now.

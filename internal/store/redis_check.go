@@ -89,19 +89,45 @@ func (r *Redis) Check(ctx context.Context, part int) error {
 	return err
 }
 
+// warm makes connections to the server of a part, up to half of those there may be, so
+// that requests need not: to make one takes a time-out of its own, and where the network
+// is slow the request would be over before.
+func (r *Redis) warm(ctx context.Context, part int) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dialTimeout)
+	defer cancel()
+	server, err := r.server(ctx, r.checked[part].account)
+	if err != nil {
+		return // a request will tell
+	}
+	var calls sync.WaitGroup
+	for range (r.options.PoolSize + 1) / 2 {
+		calls.Go(func() { server.Do(ctx, "hello") })
+	}
+	calls.Wait()
+}
+
+// server returns a client of the server that has an account.
+func (r *Redis) server(ctx context.Context, account string) (redis.UniversalClient, error) {
+	cluster, ok := r.client.(*redis.ClusterClient)
+	if !ok {
+		return r.client, nil
+	}
+	node, err := cluster.MasterForKey(ctx, countsKey(r.prefix, account))
+	if err != nil {
+		return nil, fmt.Errorf("find the server of a slot: %w", failed(err, false))
+	}
+	return node, nil
+}
+
 // checkVersion asks the server of an account.
 func (r *Redis) checkVersion(ctx context.Context, account string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 	defer cancel()
-	client := r.client
-	if cluster, ok := client.(*redis.ClusterClient); ok {
-		node, err := cluster.MasterForKey(ctx, countsKey(r.prefix, account))
-		if err != nil {
-			return fmt.Errorf("find the server of a slot: %w", failed(err, false))
-		}
-		client = node
+	server, err := r.server(ctx, account)
+	if err != nil {
+		return err
 	}
-	reply, err := client.Do(ctx, "hello").Result()
+	reply, err := server.Do(ctx, "hello").Result()
 	if redis.HasErrorPrefix(err, "unknown command") {
 		return fmt.Errorf("check Redis: it is older than 6.0: want %d.%d or newer: upgrade it", wantMajor, wantMinor)
 	}

@@ -61,8 +61,7 @@ const tryAgain = 5 * time.Millisecond
 // has no error then; see failed for the errors.
 func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any) (*redis.Cmd, error) {
 	command, text := "evalsha", s.Hash()
-	var patience context.Context
-	for {
+	for waited := time.Duration(0); ; {
 		c := newScriptCall(ctx, command, text, keys, args)
 		err := client.Process(ctx, c)
 		switch {
@@ -70,11 +69,8 @@ func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script,
 			return c.Cmd, nil
 		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
 			command, text = "eval", s.text
-		case redis.IsTryAgainError(err) && patience == nil:
-			var cancel context.CancelFunc
-			patience, cancel = context.WithTimeout(ctx, r.options.Timeout/2)
-			defer cancel()
-		case redis.IsTryAgainError(err) && waits(patience, tryAgain):
+		case redis.IsTryAgainError(err) && waited < r.options.Timeout/2 && waits(ctx, tryAgain):
+			waited += tryAgain
 		default:
 			r.lookAgain(ctx)
 			return nil, failed(err, c.sent)
