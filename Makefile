@@ -4,8 +4,9 @@
 # make traffic send two minutes of sample traffic to what make run serves
 #              FLAGS='-rate 15 -duration 2m -seed 1'
 # make test    set up and run every test
-# make chaos   break Redis, the network, Envoy, instances and the disk under load, and print
-#              what became of it: about ten minutes. make test has a short form of it
+# make chaos   break Redis, the network, Envoy, instances and the disk under load, send floods of
+#              a million keys, and print what became of it: about ten minutes. make test has a
+#              short form of it
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
 # make bench   measure the decision in the process, what counting for the dashboards adds to it,
@@ -39,7 +40,7 @@ test: setup build
 
 # By itself on the machine: it measures.
 chaos: setup
-	@$(GO) test -v -count 1 -timeout 60m -run '^TestFaults$$' ./internal/e2e -whole
+	@$(GO) test -v -count 1 -timeout 60m -run '^(TestFaults|TestFloodsLeaveMemoryFlat)$$' ./internal/e2e -whole -flood 1000000
 
 lint:
 	@$(TOOL) golangci-lint run ./...
