@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -92,7 +91,7 @@ func parseTicket(text string, key []byte) (ticket, error) {
 	t.tokens, errs[2] = strconv.ParseInt(f[8], 10, 64)
 	t.output, errs[3] = strconv.ParseInt(f[9], 10, 64)
 	if err := errors.Join(errs[:]...); err != nil {
-		return ticket{}, fmt.Errorf("%w: %w", errTicket, err)
+		return ticket{}, errTicket // and not err, which repeats what stands there
 	}
 	sane := apikey.ValidID(t.account) && (!t.reserves() || plainID(t.request)) && plainID(t.secret) &&
 		t.choices >= 1 && t.choices <= quota.MaxCost && t.weight > 0 && t.weight <= quota.MaxModelWeight && t.output >= 0 && t.tokens >= t.output && t.tokens <= 2*quota.MaxCost
