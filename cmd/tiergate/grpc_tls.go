@@ -83,12 +83,17 @@ func allowOnly(names []string) func(tls.ConnectionState) error {
 	}
 }
 
-// called reports whether a certificate has a name.
+// called reports whether a certificate has a name. One that is a URI is looked for among
+// its URIs alone: those, and not what else it calls itself, are what a SPIFFE ID is vouched
+// for by.
 func called(c *x509.Certificate, name string) bool {
 	for _, uri := range c.URIs {
 		if uri.String() == name {
 			return true
 		}
+	}
+	if strings.Contains(name, "://") {
+		return false
 	}
 	return c.Subject.CommonName == name || slices.ContainsFunc(c.DNSNames, func(dns string) bool { return strings.EqualFold(dns, name) })
 }
