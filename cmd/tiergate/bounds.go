@@ -40,7 +40,7 @@ const (
 	// spareCalls may be there on a connection beside grpc.max_calls: those that are not
 	// counted, and those that are refused.
 	spareCalls = 1000
-	// streamsOfConnection is how many streams (of access logs and the like) there may be
+	// streamsOfConnection is how many streams (of access logs, and as many others) there may be
 	// for each of grpc.max_connections. Envoy opens one for each worker, which has one
 	// connection.
 	streamsOfConnection = 2
@@ -52,7 +52,8 @@ type bounds struct {
 
 	connections        *prometheus.GaugeVec
 	connectionsRefused *prometheus.CounterVec
-	calls, streams     atomic.Int64 // under way
+	calls, checks      atomic.Int64 // under way
+	logs, watches      atomic.Int64 // streams
 	refused            *prometheus.CounterVec
 }
 
@@ -114,22 +115,30 @@ var (
 	errStreams = status.Error(codes.Unavailable, "too many streams are open: see grpc.max_connections")
 )
 
-// admit is asked before anything is spent on a call. Streams have a bound of their own,
-// so that those of access logs take no decision's place; health is always told.
+// admit is asked before anything is spent on a call. Streams have bounds of their own, so
+// that those of access logs take no decision's place, and nobody's watches take theirs.
+// Health checks are not counted with the calls, so that a busy instance is not taken for a
+// dead one; those that are never sent whole end as calls do.
 func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
 	switch method := info.FullMethodName; {
 	case method == healthpb.Health_Check_FullMethodName:
-		return ctx, nil
-	case method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName,
-		method == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(method, "/grpc.reflection."):
-		return b.count(ctx, &b.streams, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
+		return b.call(ctx, &b.checks, max(b.listener.MaxCalls, spareCalls))
+	case method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName:
+		return b.count(ctx, &b.logs, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
+	case method == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(method, "/grpc.reflection."):
+		return b.count(ctx, &b.watches, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
 	default:
-		ctx, err := b.count(ctx, &b.calls, b.listener.MaxCalls, "call", errCalls)
-		if err != nil {
-			return nil, err
-		}
-		return hurried(ctx), nil
+		return b.call(ctx, &b.calls, b.listener.MaxCalls)
 	}
+}
+
+// call counts a call that is to end soon, or refuses it.
+func (b *bounds) call(ctx context.Context, under *atomic.Int64, most int) (context.Context, error) {
+	ctx, err := b.count(ctx, under, most, "call", errCalls)
+	if err != nil {
+		return nil, err
+	}
+	return hurried(ctx), nil
 }
 
 // count counts a call until it has ended, or refuses it.

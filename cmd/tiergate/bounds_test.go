@@ -134,7 +134,7 @@ func TestCallsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the streams are open", func() bool { return s.bounds.streams.Load() == streams })
+	eventually(t, "the streams are open", func() bool { return s.bounds.logs.Load() == streams })
 	soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	more, err := alsv3.NewAccessLogServiceClient(other).StreamAccessLogs(soon)
