@@ -99,7 +99,7 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	}
 	taken, err := f.ask(ctx, lessen(o, owed))
 	if err == nil {
-		p.fine()
+		f.fine(p)
 		if taken.Secret == "" || taken.Secret == o.Secret { // else it repeats one of another time
 			f.tell(taken.Now)
 			p.ledger.note(o, taken)
@@ -193,7 +193,7 @@ func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quo
 		f.failed(p, err)
 		return 0, err
 	}
-	p.fine()
+	f.fine(p)
 	return outcome, nil
 }
 

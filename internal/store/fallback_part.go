@@ -1,11 +1,16 @@
 package store
 
 import (
+	"context"
 	"errors"
+	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // mostFailures is how many calls in a row must fail for a part of Redis to be taken for
@@ -23,6 +28,7 @@ type part struct {
 	ledger   *ledger
 	open     atomic.Bool
 	failures atomic.Int32 // in a row
+	heard    atomic.Int64 // when the last call succeeded, by Elapsed; 0: none has
 
 	mu   sync.RWMutex  // held while requests are decided without Redis
 	err  error         // why it is open
@@ -33,16 +39,18 @@ type part struct {
 }
 
 // fine notes that a call succeeded.
-func (p *part) fine() {
+func (f *Fallback) fine(p *part) {
+	p.heard.Store(int64(f.options.Elapsed()))
 	if p.failures.Load() != 0 {
 		p.failures.Store(0)
 	}
 }
 
 // failed notes that a call failed, and opens the part where that is one too many. That a
-// slot is moving says nothing of the part's other slots.
+// slot is moving says nothing of the part's other slots, and nor does a time-out say that
+// Redis is away while it answers others: a burst of one client's requests is enough for that.
 func (f *Fallback) failed(p *part, err error) {
-	if moving(err) {
+	if moving(err) || keyAtFault(err) || (timedOut(err) && f.answering(p)) {
 		return
 	}
 	if p.failures.Add(1) < mostFailures && !errors.Is(err, syscall.ECONNREFUSED) {
@@ -55,6 +63,25 @@ func (f *Fallback) failed(p *part, err error) {
 	if opened {
 		f.outage.begin(f, err)
 	}
+}
+
+// keyAtFault reports whether a script failed at what stands in the keys of one account, as
+// where they are of a wrong type: others are answered.
+func keyAtFault(err error) bool {
+	var answer redis.Error
+	return errors.As(err, &answer) && strings.Contains(answer.Error(), "script") && aboutRedis(err) == ""
+}
+
+// answering reports whether a call has succeeded since one began that has timed out now.
+func (f *Fallback) answering(p *part) bool {
+	heard := time.Duration(p.heard.Load())
+	return heard > 0 && f.options.Elapsed()-heard < f.redis.options.Timeout
+}
+
+// timedOut reports whether a call failed because its time was over.
+func timedOut(err error) bool {
+	var slow net.Error
+	return errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, context.DeadlineExceeded) || (errors.As(err, &slow) && slow.Timeout())
 }
 
 // close lets requests through again.

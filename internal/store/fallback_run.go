@@ -152,7 +152,7 @@ func (f *Fallback) beat(ctx context.Context, leaves bool) {
 		f.fleet.fewer = 0
 		f.failed(p, fmt.Errorf("count the instances in Redis: %w", err))
 	default:
-		p.fine()
+		f.fine(p)
 		f.tell(time.UnixMilli(numbers[0]))
 		f.fleet.counted(numbers[1])
 	}
