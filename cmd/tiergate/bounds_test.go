@@ -319,3 +319,41 @@ func TestSocketMode(t *testing.T) { //nolint:paralleltest // the mask is the who
 		t.Errorf("umask %o, was %o", mask(), former)
 	}
 }
+
+// TestWatchesTakeNoAccessLogsStream: whoever watches the health leaves settlements their streams.
+func TestWatchesTakeNoAccessLogsStream(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "grpc.max_connections=10")
+	watching := dial(t, s.start.GRPC.Address)
+	for range streamsOfConnection * 10 {
+		w, err := healthpb.NewHealthClient(watching).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := alsv3.NewAccessLogServiceClient(dial(t, s.start.GRPC.Address)).StreamAccessLogs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream is open", func() bool { return s.bounds.logs.Load() == 1 })
+}
+
+// TestHealthChecksAreBounded: those that are never sent whole are as few as calls may be.
+func TestHealthChecksAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "grpc.max_connections=10")
+	s.bounds.listener.MaxCalls = 1
+	conn := dial(t, s.start.GRPC.Address)
+	for range spareCalls {
+		if _, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, healthpb.Health_Check_FullMethodName); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the checks are under way", func() bool { return s.bounds.checks.Load() == spareCalls })
+	_, err := healthpb.NewHealthClient(dial(t, s.start.GRPC.Address)).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("one more: %v", err)
+	}
+}

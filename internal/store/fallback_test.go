@@ -783,3 +783,34 @@ func TestRefusedByRedis(t *testing.T) {
 }
 
 func zAt(score float64, member string) redis.Z { return redis.Z{Score: score, Member: member} }
+
+// TestOneBadKeyDegradesNobodyElse: a key whose counts are of a wrong type in Redis fails alone.
+func TestOneBadKeyDegradesNobodyElse(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	f := fallbackOn(r, nil)
+	if err := r.patient.Set(t.Context(), countsKey(r.prefix, "bad"), "text", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * mostFailures {
+		if taken := take(t, f, of("bad", charge(quota.Month, 1000, 1))); !taken.Degraded {
+			t.Error("it is counted")
+		}
+	}
+	if taken := take(t, f, of("good", charge(quota.Month, 1000, 1))); taken.Degraded || f.State().Degraded {
+		t.Errorf("others are degraded too: %+v", f.State())
+	}
+}
+
+// TestTimeOutsBesideAnswers: calls that take too long open nothing while others are answered.
+func TestTimeOutsBesideAnswers(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(redisStore(t, redisServer(t)), nil)
+	take(t, f, of("a", charge(quota.Month, 1000, 1)))
+	for range 2 * mostFailures {
+		f.failed(f.part("a"), context.DeadlineExceeded)
+	}
+	if f.State().Degraded {
+		t.Error("Redis is taken for away, though it has just answered")
+	}
+}
