@@ -26,8 +26,9 @@ type reloader struct {
 	metrics *metrics
 	log     *slog.Logger
 
-	start   config.Start   // what the process was started with
-	sources config.Sources // as they were when last read
+	start   config.Start       // what the process was started with
+	redis   config.RedisAccess // in use
+	sources config.Sources     // as they were when last read
 	sum     [sha256.Size]byte
 }
 
@@ -66,19 +67,22 @@ func (r *reloader) reload(ctx context.Context) {
 		return
 	}
 	changed := c.Sum != r.sum
+	if !c.Start.Store.SameRedis(r.start.Store) { // what lets in there is of no use here
+		c.Reload.Redis = r.redis
+	}
 	r.use(c.Reload)
 	r.metrics.reloads.WithLabelValues("success").Inc()
 	r.loaded(c, sources)
 	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
 	if !c.Start.Equal(r.start) {
 		r.metrics.needsRestart.Set(1)
-		r.log.WarnContext(ctx, "changes of grpc (but for certificates), operator.address, customer, log, shutdown, store or usage wait for a restart; all others are in use")
+		r.log.WarnContext(ctx, "changes of grpc (but for certificates and client names), operator.address, customer, log, shutdown, store (but for passwords and certificates), tracing or usage wait for a restart; all others are in use")
 	}
 }
 
 // loaded notes that a configuration is in use.
 func (r *reloader) loaded(c *config.Config, sources config.Sources) {
-	r.sources, r.sum = sources, c.Sum
+	r.sources, r.sum, r.redis = sources, c.Sum, c.Reload.Redis
 	r.metrics.reloadOK.Set(1)
 	r.metrics.needsRestart.Set(0)
 	r.metrics.lastReload.SetToCurrentTime()

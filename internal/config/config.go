@@ -186,6 +186,14 @@ type Store struct {
 	MaxQueuedSettlements int
 }
 
+// SameRedis reports whether both reach the same servers of Redis as the same users: what
+// the one is let in by is of use to the other.
+func (s Store) SameRedis(o Store) bool {
+	return s.Redis == o.Redis && s.TLS == o.TLS && s.Address == o.Address && s.SentinelMaster == o.SentinelMaster &&
+		s.Username == o.Username && s.SentinelUsername == o.SentinelUsername &&
+		slices.Equal(s.Sentinels, o.Sentinels) && slices.Equal(s.Cluster, o.Cluster)
+}
+
 // UnlimitedHeader says what stands for a limit that there is not. Omit leaves
 // the headers out; else they have Text.
 type UnlimitedHeader struct {
