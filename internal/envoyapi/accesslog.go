@@ -64,7 +64,7 @@ func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	group.SetLimit(atOnce)
 	err := a.receive(stream, func(e *accesslogv3.HTTPAccessLogEntry) {
 		if report, ok := reported(e); ok {
-			a.slots <- struct{}{} // it gets free: no settlement takes longer than its last try
+			a.slots <- struct{}{} // it gets free: no settlement takes longer than a call of the store
 			group.Go(func() error {
 				defer func() { <-a.slots }()
 				a.settle(ctx, report)
