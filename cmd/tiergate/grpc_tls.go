@@ -50,9 +50,9 @@ func newListenerTLS(start config.Listener, c config.TLS, m *metrics, log *slog.L
 }
 
 // use takes up other certificates, roots and names for new connections. It keeps what
-// it has where the change would need a restart: it never serves with less.
+// it has of those that only a restart can give or take away: it never serves with less.
 func (t *listenerTLS) use(c config.TLS) {
-	if t == nil || c.Certificate == nil || t.start.ClientCerts != (c.Roots != nil) {
+	if t == nil || c.Certificate == nil {
 		return
 	}
 	next := &tls.Config{
@@ -60,9 +60,15 @@ func (t *listenerTLS) use(c config.TLS) {
 		// Each connection shows that it may be there: a session that is resumed would not.
 		SessionTicketsDisabled: true,
 	}
-	if t.start.ClientCerts {
+	former := t.current.Load()
+	switch {
+	case t.start.ClientCerts && c.Roots != nil:
 		next.ClientAuth, next.ClientCAs = tls.RequireAndVerifyClientCert, c.Roots
 		next.VerifyConnection = allowOnly(c.Names)
+	case t.start.ClientCerts && former != nil:
+		next.ClientAuth, next.ClientCAs, next.VerifyConnection = former.ClientAuth, former.ClientCAs, former.VerifyConnection
+	case t.start.ClientCerts: // the configuration has been checked: there are roots at a start
+		return
 	}
 	t.current.Store(next)
 	t.expires.Set(float64(c.Certificate.Leaf.NotAfter.Unix()))

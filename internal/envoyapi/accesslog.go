@@ -148,9 +148,7 @@ func (a *AccessLog) settle(ctx context.Context, report answered) {
 			a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: errPanicked})
 		}
 	}()
-	if err := a.gate.settle(ctx, a.gate.settings.Load(), &report); err != nil {
-		a.gate.observer.Settled(ctx, SettlementReport{By: byAccessLog, Result: Lost, Used: quota.Unknown, Err: err})
-	}
+	_ = a.gate.settle(ctx, a.gate.settings.Load(), &report) // it has been reported
 }
 
 var errPanicked = errors.New("settling panicked: please report this")

@@ -37,8 +37,8 @@ const (
 const (
 	Unreserved    = "unreserved" // there was nothing to settle: no limit is on the tokens
 	InvalidTicket = "invalid"    // no ticket of ours
-	StoreFailed   = "failed"     // one try; see SettlementReport.Err
-	Lost          = "lost"       // given up
+	StoreFailed   = "failed"     // one try of a call, which Envoy may repeat; see SettlementReport.Err
+	Lost          = "lost"       // of an access log, which nobody repeats
 )
 
 // SettlementWays lists what SettlementReport.By can be.
@@ -130,6 +130,9 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		outcome, err := g.limiter.Settle(ctx, settlement)
 		if err != nil {
 			report.Result, report.Err = StoreFailed, err
+			if a.by == byAccessLog {
+				report.Result = Lost // nobody tries again
+			}
 			g.observer.Settled(ctx, report)
 			return err
 		}

@@ -54,6 +54,7 @@ type Fallback struct {
 	totals  totals
 	queued  atomic.Int64 // settlements that wait
 	batches atomic.Int64 // named so far
+	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
 
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.

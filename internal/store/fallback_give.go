@@ -61,11 +61,13 @@ func (f *Fallback) giveSome(ctx context.Context, p *part, accounts []string) err
 		var errs []error
 		for i, reply := range f.send(ctx, batches) {
 			b := batches[i]
-			if err := f.given(p, b, reply); err != nil {
+			switch err := f.given(p, b, reply); {
+			case moving(err): // it goes with the next
+			case err != nil:
 				errs = append(errs, err)
-			} else if len(b.promises) == maxPromises {
+			case len(b.promises) == maxPromises:
 				accounts = append(accounts, b.account)
-			} else {
+			default:
 				f.totals.accounts.Add(1)
 			}
 		}

@@ -58,7 +58,9 @@ func (f *Fallback) mend(ctx context.Context, p *part) {
 		if f.redis.Check(ctx, p.number) != nil || !f.giveBack(ctx, p) {
 			return
 		}
-		f.redis.warm(ctx, p.number)
+		if !f.leaving.Load() {
+			f.redis.warm(ctx, p.number)
+		}
 		f.close(p)
 	}
 	// Some of what was decided before that is charged only now.
@@ -71,6 +73,7 @@ func (f *Fallback) mend(ctx context.Context, p *part) {
 func (f *Fallback) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
+	f.leaving.Store(true)
 	var group sync.WaitGroup
 	for _, p := range f.parts {
 		if p.open.Load() || p.ledger.owing.Load() > 0 || p.len() > 0 {

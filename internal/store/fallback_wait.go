@@ -87,7 +87,7 @@ func (f *Fallback) settleWaiting(ctx context.Context, p *part) {
 // settleOne brings one to Redis, and reports whether it is to be tried again. An error says
 // that the part cannot be reached.
 func (f *Fallback) settleOne(ctx context.Context, p *part, w *waiting) (again bool, err error) {
-	if ctx.Err() != nil || p.open.Load() || f.options.Elapsed() < w.next {
+	if ctx.Err() != nil || p.open.Load() || (f.options.Elapsed() < w.next && !f.leaving.Load()) {
 		return true, ctx.Err()
 	}
 	outcome, err := f.settle(ctx, p, w.settlement)
