@@ -423,6 +423,7 @@ func TestReloadReachesAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	edit(t, config, "\nkeys:\n", "\nkeys:\n  peppers: [{name: p1, file: "+pepper+"}]\n")
+	edit(t, config, "max: 50}", "max: 1000}") // enough for all questions
 	s := up(t, devstack.Options{Config: config})
 	token, err := os.ReadFile(s.AdminTokenFile())
 	if err != nil {
@@ -457,7 +458,7 @@ func TestReloadReachesAll(t *testing.T) {
 	edit(t, config, "name: p2", "name: p1")
 	withinASecond(t, "with it the key works again", answer(http.StatusOK))
 
-	edit(t, config, "max: 50}", "max: 60}")
+	edit(t, config, "max: 1000}", "max: 60}")
 	withinASecond(t, "the new tier holds", func() bool {
 		return do(t, s, call{key: secret}).Header.Get("X-RateLimit-Limit") == "60" &&
 			strings.Contains(limits(secret).body, `"limit":60`) && strings.Contains(tiers().body, `"max":60`)

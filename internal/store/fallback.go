@@ -17,6 +17,9 @@ var addSource string
 //go:embed beat.lua
 var beatSource string
 
+//go:embed back.lua
+var backSource string
+
 // ErrAway says that Redis cannot be reached, and that the order is to be denied then.
 var ErrAway = errors.New("the counts in Redis cannot be reached")
 
@@ -49,6 +52,7 @@ type Fallback struct {
 	options FallbackOptions
 	add     script
 	beats   script
+	backs   script
 	parts   []*part
 	outage  outage
 	totals  totals
@@ -65,6 +69,7 @@ type Fallback struct {
 func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 	f := &Fallback{
 		redis: r, options: o, add: newScript(commonSource + addSource), beats: newScript(commonSource + beatSource),
+		backs: newScript(commonSource + backSource),
 	}
 	for range r.parts() {
 		f.parts = append(f.parts, &part{number: len(f.parts), ledger: newLedger(max(1, o.MaxAccounts/r.parts())), back: -recent})

@@ -1,11 +1,16 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/devstack"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -135,4 +140,68 @@ func TestMovingSlotKeepsTheRest(t *testing.T) {
 	}
 	becomes(t, "counts are shared", func() bool { return allShared(f) })
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 1_000_000, 0))), true, admitted)
+}
+
+// TestInstancesGoBackTogether: one that finds Redis back keeps to its share until the others
+// have found it too, and none waits for longer.
+func TestInstancesGoBackTogether(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	first, second := fallbackOn(r, nil), fallbackOn(r, func(o *FallbackOptions) { o.Instance = "two" })
+	for range 2 {
+		for _, f := range []*Fallback{first, second} {
+			f.beat(t.Context(), false)
+		}
+	}
+	for _, f := range []*Fallback{first, second} {
+		f.failed(f.parts[0], syscall.ECONNREFUSED)
+		take(t, f, of("a", charge(quota.Month, 100, 10)))
+	}
+	ended := make(chan time.Time, 2)
+	back := func(f *Fallback) {
+		f.mend(t.Context(), f.parts[0])
+		ended <- time.Now()
+	}
+	began := time.Now()
+	go back(first)
+	becomes(t, "the first has found Redis back", func() bool {
+		return r.patient.Exists(t.Context(), r.prefix+":{"+r.checked[0].account+"}:back").Val() == 1
+	})
+	if !first.State().Degraded {
+		t.Error("it goes back alone")
+	}
+	go back(second)
+	one, other := <-ended, <-ended
+	if one.Sub(began) < gathering*9/10 || other.Sub(one) > gathering/2 {
+		t.Errorf("back after %s and %s", one.Sub(began), other.Sub(began))
+	}
+	wantTaken(t, take(t, first, of("a", charge(quota.Month, 100, 0))), true, 20)
+}
+
+// TestWhyAnOutageLasts: what is told of it is why Redis cannot be reached now.
+func TestWhyAnOutageLasts(t *testing.T) {
+	t.Parallel()
+	server, err := devstack.StartRedisServer(t.Context(), t.TempDir(), "--requirepass", testPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Stop() })
+	f := fallbackOn(openRedis(t, RedisOptions{Address: server.Address, KeyPrefix: "test", Timeout: 5 * time.Second, PoolSize: 2, Access: RedisAccess{Password: apikey.Redacting("another")}}), nil)
+	f.failed(f.parts[0], syscall.ECONNREFUSED)
+	if err := f.State().Err; !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("at first: %v", err)
+	}
+	f.mend(t.Context(), f.parts[0])
+	if err := f.State().Err; err == nil || !strings.Contains(err.Error(), "WRONGPASS") {
+		t.Errorf("then: %v", err)
+	}
+	take(t, f, of("a", charge(quota.Month, 10, 1)))
+	for range mostFailures {
+		if f.giveBack(t.Context(), f.parts[0]) {
+			t.Error("given back")
+		}
+	}
+	if err := f.parts[0].err; !strings.Contains(err.Error(), "WRONGPASS") {
+		t.Errorf("giving back: %v", err)
+	}
 }

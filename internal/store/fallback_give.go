@@ -40,6 +40,7 @@ func (f *Fallback) giveBack(ctx context.Context, p *part) bool {
 	}
 	err := group.Wait()
 	if err != nil && ctx.Err() == nil {
+		f.redis.lookAgain(ctx) // the client of these calls may know another server for the slots than that of Check
 		f.failed(p, err)
 	}
 	return err == nil
@@ -117,8 +118,11 @@ func (f *Fallback) send(ctx context.Context, batches []*batch) []*redis.Cmd {
 		keys, args := f.addArguments(b)
 		replies[i] = f.add.EvalSha(ctx, pipe, keys, args...)
 	}
-	_, _ = pipe.Exec(ctx) // each reply has its error
+	_, err := pipe.Exec(ctx)
 	for i, b := range batches {
+		if err != nil && replies[i].Err() == nil && replies[i].Val() == nil { // there was no connection
+			replies[i].SetErr(err)
+		}
 		if redis.HasErrorPrefix(replies[i].Err(), "NOSCRIPT") {
 			keys, args := f.addArguments(b)
 			replies[i] = f.add.Eval(ctx, f.redis.patient, keys, args...)

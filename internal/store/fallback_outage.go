@@ -19,7 +19,8 @@ type outage struct {
 	told  bool
 	began time.Duration
 	since time.Time
-	err   error
+	err   error         // what it began with
+	why   error         // why the last attempt to end it failed
 	quiet time.Duration // when the last part was closed
 	from  Totals        // of its beginning
 }
@@ -39,8 +40,15 @@ func (o *outage) begin(f *Fallback, err error) {
 	if o.told {
 		return
 	}
-	o.told, o.began, o.since, o.err, o.from = true, f.options.Elapsed(), f.options.Now(), err, f.Totals()
+	o.told, o.began, o.since, o.err, o.why, o.from = true, f.options.Elapsed(), f.options.Now(), err, err, f.Totals()
 	f.options.Notices.began(Outage{Since: o.since, Err: err})
+}
+
+// lasts notes why an outage goes on.
+func (o *outage) lasts(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.why = err
 }
 
 func (o *outage) less(f *Fallback) {
@@ -73,7 +81,7 @@ func (f *Fallback) owing() (accounts int64) {
 type FallbackState struct {
 	Degraded bool
 	Since    time.Time // that it is
-	Err      error     // why
+	Err      error     // why it still is
 	Waiting  int       // settlements
 }
 
@@ -83,7 +91,7 @@ func (f *Fallback) State() FallbackState {
 	defer f.outage.mu.Unlock()
 	s := FallbackState{Degraded: f.outage.open > 0, Waiting: int(f.queued.Load())}
 	if s.Degraded {
-		s.Since, s.Err = f.outage.since, f.outage.err
+		s.Since, s.Err = f.outage.since, f.outage.why
 	}
 	return s
 }

@@ -55,7 +55,11 @@ func (f *Fallback) Run(ctx context.Context) error {
 // mend finds out whether a part can be reached, and brings to it what it is owed.
 func (f *Fallback) mend(ctx context.Context, p *part) {
 	if p.open.Load() {
-		if f.redis.Check(ctx, p.number) != nil || !f.giveBack(ctx, p) {
+		if err := f.redis.Check(ctx, p.number); err != nil {
+			f.outage.lasts(err)
+			return
+		}
+		if !f.together(ctx, p) || !f.giveBack(ctx, p) {
 			return
 		}
 		if !f.leaving.Load() {
