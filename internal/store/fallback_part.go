@@ -29,6 +29,7 @@ type part struct {
 	open     atomic.Bool
 	failures atomic.Int32 // in a row
 	heard    atomic.Int64 // when the last call succeeded, by Elapsed; 0: none has
+	short    atomic.Bool  // whether calls took too long beside those: connections may be missing
 
 	mu   sync.RWMutex  // held while requests are decided without Redis
 	err  error         // why it is open
@@ -50,7 +51,11 @@ func (f *Fallback) fine(p *part) {
 // slot is moving says nothing of the part's other slots, and nor does a time-out say that
 // Redis is away while it answers others: a burst of one client's requests is enough for that.
 func (f *Fallback) failed(p *part, err error) {
-	if moving(err) || keyAtFault(err) || (timedOut(err) && f.answering(p)) {
+	if moving(err) || keyAtFault(err) {
+		return
+	}
+	if timedOut(err) && f.answering(p) {
+		p.short.Store(true)
 		return
 	}
 	if p.failures.Add(1) < mostFailures && !errors.Is(err, syscall.ECONNREFUSED) {

@@ -67,6 +67,9 @@ func (f *Fallback) mend(ctx context.Context, p *part) {
 		}
 		f.close(p)
 	}
+	if p.short.Swap(false) {
+		f.redis.warm(ctx, p.number)
+	}
 	// Some of what was decided before that is charged only now.
 	if f.giveBack(ctx, p) {
 		f.settleWaiting(ctx, p)
