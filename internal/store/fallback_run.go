@@ -141,31 +141,20 @@ func (f *Fallback) beat(ctx context.Context, leaves bool) {
 		f.fleet.fewer = 0
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout)
-	defer cancel()
 	last := 0
 	if leaves {
 		last = 1
 	}
 	key := f.redis.prefix + ":{" + fleetAccount + "}:live"
-	reply, err := f.redis.run(ctx, f.redis.client, f.beats, []string{key}, []any{f.options.Instance, silent.Milliseconds(), last})
-	var numbers []int64
-	if err == nil {
-		numbers, err = reply.Int64Slice()
-	}
-	if err == nil && len(numbers) != 2 {
-		err = fmt.Errorf("an answer of %d numbers, want 2", len(numbers))
-	}
-	switch {
-	case errors.Is(ctx.Err(), context.Canceled): // a stop
-	case err != nil:
+	now, live, err := f.redis.runForTwo(ctx, f.beats, key, f.options.Instance, silent.Milliseconds(), last)
+	if err != nil {
 		f.fleet.fewer = 0
 		f.failed(p, fmt.Errorf("count the instances in Redis: %w", err))
-	default:
-		f.fine(p)
-		f.tell(time.UnixMilli(numbers[0]))
-		f.fleet.counted(numbers[1])
+		return
 	}
+	f.fine(p)
+	f.tell(time.UnixMilli(now))
+	f.fleet.counted(live)
 }
 
 // batchName names a batch, once and for all instances.

@@ -21,21 +21,12 @@ func (f *Fallback) together(ctx context.Context, p *part) bool {
 	if f.Instances() == 1 || f.leaving.Load() {
 		return true
 	}
-	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.redis.options.Timeout)
-	defer cancel()
 	key := f.redis.prefix + ":{" + f.redis.checked[p.number].account + "}:back"
-	reply, err := f.redis.run(asking, f.redis.client, f.backs, []string{key}, []any{backKept.Milliseconds()})
-	var numbers []int64
-	if err == nil {
-		numbers, err = reply.Int64Slice()
-	}
-	if err == nil && len(numbers) != 2 {
-		err = fmt.Errorf("%d numbers in the answer, want 2", len(numbers))
-	}
+	began, now, err := f.redis.runForTwo(ctx, f.backs, key, backKept.Milliseconds())
 	if err != nil {
 		f.failed(p, fmt.Errorf("find out since when Redis is back: %w", err))
 		return false
 	}
-	since := time.Duration(numbers[1]-numbers[0]) * time.Millisecond
+	since := time.Duration(now-began) * time.Millisecond
 	return since >= gathering || waits(ctx, gathering-since)
 }

@@ -73,10 +73,8 @@ func NewRedis(o RedisOptions) *Redis {
 // Redis does not know the script yet. A caller who goes away does not end it. After
 // an error it may be unknown whether the charges were taken.
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
-	defer cancel()
 	keys, args := takeArguments(r.prefix, o)
-	answer, err := r.run(ctx, r.client, r.take, keys, args)
+	answer, err := r.runSoon(ctx, r.take, keys, args)
 	if err != nil {
 		return quota.Taken{}, fmt.Errorf("count in Redis: %w", err)
 	}
@@ -123,10 +121,8 @@ func taken(reply []any, charges int) (quota.Taken, error) {
 
 // Settle implements quota.Counts with one script call.
 func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
-	defer cancel()
 	keys, args := settleArguments(r.prefix, s)
-	answer, err := r.run(ctx, r.client, r.settle, keys, args)
+	answer, err := r.runSoon(ctx, r.settle, keys, args)
 	if err != nil {
 		return 0, fmt.Errorf("settle in Redis: %w", err)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -76,6 +77,29 @@ func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script,
 			return nil, failed(err, c.sent)
 		}
 	}
+}
+
+// runSoon runs a script within the time of a count. A caller who goes away does not end it.
+func (r *Redis) runSoon(ctx context.Context, s script, keys []string, args []any) (*redis.Cmd, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
+	defer cancel()
+	return r.run(ctx, r.client, s, keys, args)
+}
+
+// runForTwo runs a script of one key, as runSoon does, whose answer is two numbers.
+func (r *Redis) runForTwo(ctx context.Context, s script, key string, args ...any) (first, second int64, err error) {
+	reply, err := r.runSoon(ctx, s, []string{key}, args)
+	if err != nil {
+		return 0, 0, err
+	}
+	numbers, err := reply.Int64Slice()
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(numbers) != 2 {
+		return 0, 0, fmt.Errorf("%d numbers in the answer, want 2", len(numbers))
+	}
+	return numbers[0], numbers[1], nil
 }
 
 // waits returns false when ctx ends before the time is over.
