@@ -62,17 +62,21 @@ func (f *Fallback) mend(ctx context.Context, p *part) {
 		if !f.together(ctx, p) || !f.giveBack(ctx, p) {
 			return
 		}
-		if !f.leaving.Load() {
-			f.redis.warm(ctx, p.number)
-		}
+		f.warm(ctx, p)
 		f.close(p)
-	}
-	if p.short.Swap(false) {
-		f.redis.warm(ctx, p.number)
+	} else if p.short.Swap(false) {
+		f.warm(ctx, p)
 	}
 	// Some of what was decided before that is charged only now.
 	if f.giveBack(ctx, p) {
 		f.settleWaiting(ctx, p)
+	}
+}
+
+// warm makes connections ready for requests, if there will be any.
+func (f *Fallback) warm(ctx context.Context, p *part) {
+	if !f.leaving.Load() {
+		f.redis.warm(ctx, p.number)
 	}
 }
 
