@@ -110,9 +110,13 @@ func TestSnapshotsFail(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Keep: true, Sets: []string{"store.memory.snapshot_interval=20ms"}})
 	eventually(t, "the first snapshot is written", func() bool { return metric(t, s, "tiergate_snapshot_last_success_timestamp_seconds") > 0 })
-	if err := os.MkdirAll(snapshotFile(s)+".tmp/full", 0o700); err != nil {
+	// A directory that is not empty comes and goes at once, or the server gets between.
+	obstacle := t.TempDir()
+	if err := os.Mkdir(filepath.Join(obstacle, "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	temporary := snapshotFile(s) + ".tmp"
+	eventually(t, "it is in the way", func() bool { return os.Rename(obstacle, temporary) == nil })
 	do(t, s, call{key: "sk-demo-pro"})
 	eventually(t, "snapshots fail", func() bool { return metric(t, s, "tiergate_snapshot_failures_total") >= 3 })
 	if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusOK {
@@ -121,7 +125,7 @@ func TestSnapshotsFail(t *testing.T) {
 	if status, body := operator(t, s, "/readyz"); status != http.StatusOK {
 		t.Errorf("readyz: %d %s", status, body)
 	}
-	if err := os.RemoveAll(snapshotFile(s) + ".tmp"); err != nil {
+	if err := os.Rename(temporary, obstacle); err != nil {
 		t.Fatal(err)
 	}
 	var log []byte
