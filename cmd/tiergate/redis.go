@@ -3,6 +3,8 @@ package main
 import (
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/store"
 )
@@ -12,13 +14,23 @@ func openRedis(c config.Store, access config.RedisAccess, notices store.KeyNotic
 	redis := store.NewRedis(store.RedisOptions{
 		Address: c.Address, Sentinels: c.Sentinels, SentinelMaster: c.SentinelMaster, SentinelUsername: c.SentinelUsername, Cluster: c.Cluster,
 		TLS: c.TLS, Access: redisAccess(access), Username: c.Username, Database: c.Database,
-		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize,
+		KeyPrefix: c.KeyPrefix, Timeout: c.Timeout, PoolSize: c.PoolSize, Sent: w.metrics.addRedis(),
 	})
 	fallback := w.fallback(redis, c)
 	return stores{
 		counts: fallback, fallback: fallback, keys: store.NewRedisKeys(redis, notices), usage: store.NewRedisUsage(redis, time.Now), close: redis.Close,
 		useAccess: func(a config.RedisAccess) { redis.UseAccess(redisAccess(a)) },
 	}
+}
+
+// addRedis makes the metric of counting in Redis, and returns what is told of each call.
+func (m *metrics) addRedis() (sent func(n int)) {
+	sizes := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "tiergate_redis_batch_size", Help: "Decisions and settlements that went to Redis together in one call.",
+		Buckets: prometheus.ExponentialBuckets(1, 2, 8),
+	})
+	m.registry.MustRegister(sizes)
+	return func(n int) { sizes.Observe(float64(n)) }
 }
 
 // redisAccess hands on how Redis lets TierGate in.

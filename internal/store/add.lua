@@ -11,23 +11,28 @@
 --          not the current one, and nothing was added
 
 local kept = redis.call('GET', KEYS[2])
-if kept then return words(kept) end
+if kept then
+  local list = {}
+  for word in string.gmatch(kept, '%S+') do list[#list + 1] = word end
+  return list
+end
 
 local HEAD = 2
 local n = tonumber(ARGV[2])
-local reply = {string.format('%.0f', now)}
+local reply = {whole(now)}
 local writes, last = {}, 0
 for i = 1, n do
   local at = HEAD + 4 * (i - 1)
   local counter, start, stop, amount = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local used = -1
   if start <= now and now < stop then
-    used = math.max(math.min(used_in(redis.call('HGET', KEYS[1], counter), start) + amount, MAX_USED), 0)
+    local prefix = whole(start) .. ' '
+    used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
     writes[#writes + 1] = counter
-    writes[#writes + 1] = counted(start, used)
+    writes[#writes + 1] = prefix .. whole(used)
     if stop > last then last = stop end
   end
-  reply[#reply + 1] = string.format('%.0f', used)
+  reply[#reply + 1] = whole(used)
 end
 if last > 0 then write(KEYS[1], writes, last) end
 

@@ -7,7 +7,7 @@
 
 local back = redis.call('GET', KEYS[1])
 if not back then
-  back = string.format('%.0f', now)
+  back = whole(now)
   redis.call('SET', KEYS[1], back, 'PX', ARGV[1])
 end
 return {tonumber(back), now}

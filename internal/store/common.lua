@@ -1,5 +1,4 @@
--- What both scripts share: windows, counters, and the record of a reservation. It
--- is put before each of them.
+-- What the scripts that count share: windows, and counters. It is put before each of them.
 
 local MAX_USED = 4e15
 local DAY = 86400000
@@ -37,30 +36,23 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- What a counter's field says is used of the window that began at start.
-local function used_in(value, start)
-  if not value then return 0 end
-  local counted_from, count = string.match(value, '^(%d+) (%d+)$')
-  if tonumber(counted_from) == start then return tonumber(count) end
-  return 0
+-- A whole number as text.
+local function whole(n) return string.format('%.0f', n) end
+
+-- What a counter's field says is used of the window whose start, and a space, is prefix;
+-- nil: it is of another window.
+local function used_in(value, prefix)
+  if value and string.sub(value, 1, #prefix) == prefix then return tonumber(string.sub(value, #prefix + 1)) end
+  return nil
 end
 
-local function counted(start, used) return string.format('%.0f %.0f', start, used) end
+local function clamp(used) return math.max(math.min(used, MAX_USED), 0) end
 
--- Writes fields of a counters' hash; last is when the longest of their windows
--- ends. The TTL only frees memory, and only ever grows: another request may have
--- counted a longer window.
+-- Writes fields of a counters' hash; last is when the longest of their windows ends, 0
+-- where the hash is kept so long already: it has been counted in those windows before. The
+-- TTL only frees memory, and only ever grows: another request may have counted a longer
+-- window.
 local function write(key, fields, last)
   redis.call('HSET', key, unpack(fields))
-  if redis.call('PTTL', key) < last - now then redis.call('PEXPIRE', key, last - now) end
-end
-
--- A reservation is words: when it was made, its secret, 1 if it is settled, then
--- six for each charge: counter, window length, maximum, window start, what was
--- taken, and what was used after that.
-local WORDS = 6
-local function words(text)
-  local list = {}
-  for word in string.gmatch(text, '%S+') do list[#list + 1] = word end
-  return list
+  if last > 0 and redis.call('PTTL', key) < last - now then redis.call('PEXPIRE', key, last - now) end
 end

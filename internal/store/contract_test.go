@@ -251,12 +251,11 @@ func TestWindowEdges(t *testing.T) {
 	})
 }
 
-// A scriptedRedis runs take.lua with a time of the test's choice, and is
+// A scriptedRedis runs batch.lua with a time of the test's choice, and is
 // otherwise the real thing.
 type scriptedRedis struct {
 	client *redis.Client
-	take   *redis.Script
-	settle *redis.Script
+	batch  *redis.Script
 	now    time.Time
 }
 
@@ -269,22 +268,29 @@ func newScriptedRedis(t *testing.T, s *devstack.Stack) *scriptedRedis {
 	}
 	client := redis.NewClient(&redis.Options{Addr: s.Options.RedisAddress})
 	t.Cleanup(func() { client.Close() })
-	return &scriptedRedis{client: client, take: redis.NewScript(common + takeSource), settle: redis.NewScript(common + settleSource)}
+	return &scriptedRedis{client: client, batch: redis.NewScript(common + batchSource)}
 }
 
 func (r *scriptedRedis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
-	keys, args := takeArguments("scripted", o)
-	reply, err := r.take.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...).Slice()
-	if err != nil {
-		return quota.Taken{}, err
-	}
-	return taken(reply, len(o.Charges))
+	op := &operation{order: &o}
+	r.carryOut(ctx, op)
+	return op.taken, op.err
 }
 
 func (r *scriptedRedis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, error) {
-	keys, args := settleArguments("scripted", s)
-	n, err := r.settle.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...).Int()
-	return quota.Outcome(n), err
+	op := &operation{settlement: &s}
+	r.carryOut(ctx, op)
+	return op.outcome, op.err
+}
+
+func (r *scriptedRedis) carryOut(ctx context.Context, o *operation) {
+	keys, args := batchArguments("scripted", []*operation{o})
+	reply := r.batch.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...)
+	if reply.Err() != nil {
+		o.err = reply.Err()
+		return
+	}
+	answer([]*operation{o}, reply)
 }
 
 // TestStoresAgree makes the same random calls to both stores: first by Redis'

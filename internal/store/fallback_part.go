@@ -47,7 +47,8 @@ func (f *Fallback) fine(p *part) {
 	}
 }
 
-// failed notes that a call failed, and opens the part where that is one too many. That a
+// failed notes that a call failed, and opens the part where that is one too many: a call is
+// one, whatever many orders and settlements went in it. That a
 // slot is moving says nothing of the part's other slots, and nor does a time-out say that
 // Redis is away while it answers others: a burst of one client's requests is enough for that.
 func (f *Fallback) failed(p *part, err error) {
@@ -56,6 +57,9 @@ func (f *Fallback) failed(p *part, err error) {
 	}
 	if timedOut(err) && f.answering(p) {
 		p.short.Store(true)
+		return
+	}
+	if !firstOf(err, p.number) {
 		return
 	}
 	if p.failures.Add(1) < mostFailures && !errors.Is(err, syscall.ECONNREFUSED) {

@@ -107,13 +107,10 @@ func allShared(f *Fallback) bool {
 // sent to it, and executes it when it goes on.
 func warm(t *testing.T, r *Redis) {
 	t.Helper()
-	var group sync.WaitGroup
-	for range 16 {
-		group.Go(func() {
-			_, _ = r.Take(t.Context(), of("warm", charge(quota.Month, quota.NoMax, 1)))
-		})
+	take(t, r, of("warm", charge(quota.Month, quota.NoMax, 1))) // Redis knows the script
+	for part := range r.parts() {
+		r.warm(t.Context(), part)
 	}
-	group.Wait()
 }
 
 // TestStoppedRedisIsNotWaitedFor: while Redis stands still no call takes longer than its

@@ -7,43 +7,50 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
-// FuzzTaken looks for an answer of the script that panics, or is taken for one it is not.
-func FuzzTaken(f *testing.F) {
-	f.Add("nnsn", int64(1772366430000), "secret", 1)
-	f.Add("nnsnn", int64(-1), "", 1)
-	f.Add("ss0n", int64(7), "1", 1)
-	f.Add("", int64(0), "", -1)
+// FuzzAnswers looks for an answer of the script that panics, or is taken for one it is not.
+func FuzzAnswers(f *testing.F) {
+	f.Add("n1n", int64(1772366430000), "secret", 1)
+	f.Add("n1nn0", int64(-1), "", 2)
+	f.Add("n2nsn1", int64(7), "1", 1)
+	f.Add("nss", int64(7), "WRONGTYPE", 1)
+	f.Add("n2nxn1", int64(7), "1", 1)
+	f.Add("", int64(0), "", 0)
 	f.Fuzz(func(t *testing.T, shape string, number int64, text string, charges int) {
 		if charges < 0 || charges > 100 {
 			return
 		}
-		var reply []any
+		var values []any
 		for _, c := range shape {
 			switch c {
 			case 'n':
-				reply = append(reply, number)
+				values = append(values, number)
+			case '0', '1', '2':
+				values = append(values, int64(c-'0'))
 			case 's':
-				reply = append(reply, text)
+				values = append(values, text)
 			default:
-				reply = append(reply, nil)
+				values = append(values, nil)
 			}
 		}
-		taken, err := taken(reply, charges)
-		fits := len(reply) == 3+charges
-		for i, v := range reply {
-			if _, ok := v.(int64); !ok && i != 2 {
-				fits = false
-			}
+		order, settlement := &operation{order: &quota.Order{Charges: make([]quota.Charge, charges)}}, &operation{settlement: &quota.Settlement{}}
+		reply := redis.NewCmd(t.Context())
+		reply.SetVal(values)
+		answer([]*operation{order, settlement}, reply)
+		if order.err == nil && len(order.taken.Used) != charges {
+			t.Errorf("%v for %d charges: %+v", values, charges, order.taken)
 		}
-		if (err == nil) != fits {
-			t.Errorf("%v for %d charges: %v", reply, charges, err)
+		if settlement.err == nil && settlement.outcome > quota.Duplicate {
+			t.Errorf("%v is %+v", values, settlement.outcome)
 		}
-		if err == nil && (len(taken.Used) != charges || taken.Admitted != (number == 1)) {
-			t.Errorf("%v is %+v", reply, taken)
+		if least := 3; len(values) < least && (order.err == nil || settlement.err == nil) {
+			t.Errorf("%v is taken for two answers", values)
 		}
 	})
 }

@@ -100,7 +100,7 @@ func (l *ledger) correct(h *holding, c reserved, st quota.Settlement, instances 
 	}
 }
 
-// record is the reservation as take.lua writes it.
+// record is the reservation as batch.lua writes it.
 func (r *reservation) record() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s 0", r.at.UnixMilli(), r.secret)

@@ -26,7 +26,7 @@ const sweepInterval = 5 * time.Second
 const minReservations = 4096
 
 // Memory counts in the process. It is the plain statement of what a store
-// does: take.lua and settle.lua say the same for Redis. It is safe for concurrent
+// does: batch.lua says the same for Redis. It is safe for concurrent
 // use.
 type Memory struct {
 	now    func() time.Time

@@ -81,12 +81,15 @@ func (r *Redis) Check(ctx context.Context, part int) error {
 		}
 		p.version = true
 	}
-	_, err := r.Take(ctx, quota.Order{Account: p.account, Charges: []quota.Charge{{
+	op := &operation{order: &quota.Order{Account: p.account, Charges: []quota.Charge{{
 		Limit:   quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: quota.NoMax},
 		Counter: quota.Requests.String() + "/" + quota.Minute.String(), Cost: 1,
-	}}})
-	p.version = err == nil
-	return err
+	}}}}
+	ctx, cancel := r.soon(ctx)
+	defer cancel()
+	r.sendTogether(ctx, []*operation{op}) // alone: it is asked while no request is
+	p.version = op.err == nil
+	return op.err
 }
 
 // warm makes connections to the server of a part, up to half of those there may be, so

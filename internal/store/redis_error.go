@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -20,10 +21,26 @@ const (
 	notSent                 // nobody was told of it
 )
 
-// A callError is why a call of Redis failed.
+// A callError is why a call of Redis failed, or an operation that went in it with others.
 type callError struct {
 	outcome outcome
 	err     error
+	call    *sharedCall
+}
+
+// A sharedCall is one call that several operations went in.
+type sharedCall struct{ parts atomic.Uint32 }
+
+// first reports whether it is asked of a part of Redis for the first time.
+func (c *sharedCall) first(part int) bool {
+	bit := uint32(1) << part
+	return c.parts.Or(bit)&bit == 0
+}
+
+// firstOf reports whether an error is the first of its call for a part.
+func firstOf(err error, part int) bool {
+	var e *callError
+	return !errors.As(err, &e) || e.call.first(part)
 }
 
 // Error implements error.
@@ -40,8 +57,8 @@ func outcomeUnknown(err error) bool {
 }
 
 // failed returns the error of a call that was sent, or not.
-func failed(err error, sent bool) error {
-	e := &callError{outcome: inDoubt, err: advised(err)}
+func failed(err error, sent bool) *callError {
+	e := &callError{outcome: inDoubt, err: advised(err), call: new(sharedCall)}
 	var op *net.OpError
 	switch {
 	case !sent, errors.As(err, &op) && (op.Op == "dial" || op.Op == "write"), // part of a command is none
@@ -50,6 +67,25 @@ func failed(err error, sent bool) error {
 	case didNothing(err):
 		e.outcome = answered
 	}
+	return e
+}
+
+// failedAmongOthers returns the error of a call that was sent, or not, in one pipeline with
+// others: a write that failed may have sent all of it.
+func failedAmongOthers(err error, sent bool, call *sharedCall) error {
+	e := failed(err, sent)
+	e.call = call
+	var op *net.OpError
+	if sent && errors.As(err, &op) && op.Op == "write" {
+		e.outcome = inDoubt
+	}
+	return e
+}
+
+// failedInScript returns the error of an order or a settlement that failed by itself.
+func failedInScript(text string, call *sharedCall) error {
+	e := failed(scriptError(text), true)
+	e.call = call
 	return e
 }
 
@@ -81,6 +117,7 @@ func hasCode(answer error, code string) bool {
 func advice() [][2]string {
 	return [][2]string{
 		{"NOAUTH", "Redis wants a password: set store.redis.password_file"},
+		{"Protocol error: unauthenticated", "Redis wants a password: set store.redis.password_file"},
 		{"WRONGPASS", "see to store.redis.username and the password in store.redis.password_file, or those of store.redis.sentinel"},
 		{"NOPERM", "give the user the rights that docs/configuration.md lists, for keys that begin with store.redis.key_prefix"},
 		{"OOM", "Redis is full: raise its maxmemory, and leave maxmemory-policy at noeviction"},
@@ -89,6 +126,7 @@ func advice() [][2]string {
 		{"MISCONF", "Redis cannot save to its disk: see its log"},
 		{"NOREPLICAS", "Redis has fewer replicas than its min-replicas-to-write: start them"},
 		{"MASTERDOWN", "the server is a replica whose primary is away: name the primary"},
+		{"CROSSSLOT", "the server is one of a Cluster: name it in store.redis.cluster.addresses"},
 		{"CLUSTERDOWN", "servers of the Cluster are away, or slots have no server: see CLUSTER INFO"},
 		{"TRYAGAIN", "the slot is moving to another server: it answers when that is done"},
 		{"BUSY", "a script of somebody else keeps Redis busy: SCRIPT KILL ends it"},

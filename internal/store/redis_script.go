@@ -61,6 +61,11 @@ const tryAgain = 5 * time.Millisecond
 // run runs a script once: EVALSHA, and EVAL where Redis does not know it. What it returns
 // has no error then; see failed for the errors.
 func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any) (*redis.Cmd, error) {
+	return r.runPatiently(ctx, client, s, keys, args, r.options.Timeout/2)
+}
+
+// runPatiently is run for a call that may wait so long while the slot of its keys moves.
+func (r *Redis) runPatiently(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any, patience time.Duration) (*redis.Cmd, error) {
 	command, text := "evalsha", s.Hash()
 	for waited := time.Duration(0); ; {
 		c := newScriptCall(ctx, command, text, keys, args)
@@ -70,7 +75,7 @@ func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script,
 			return c.Cmd, nil
 		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
 			command, text = "eval", s.text
-		case redis.IsTryAgainError(err) && waited < r.options.Timeout/2 && waits(ctx, tryAgain):
+		case redis.IsTryAgainError(err) && waited < patience && r.waitsToTryAgain(ctx):
 			waited += tryAgain
 		default:
 			r.lookAgain(ctx)
@@ -79,11 +84,26 @@ func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script,
 	}
 }
 
+// waitsToTryAgain returns false when half of the time of a count is left, or ctx ends before.
+func (r *Redis) waitsToTryAgain(ctx context.Context) bool {
+	if end, ends := ctx.Deadline(); ends {
+		half, cancel := context.WithDeadline(ctx, end.Add(-r.options.Timeout/2))
+		defer cancel()
+		ctx = half
+	}
+	return waits(ctx, tryAgain)
+}
+
 // runSoon runs a script within the time of a count. A caller who goes away does not end it.
 func (r *Redis) runSoon(ctx context.Context, s script, keys []string, args []any) (*redis.Cmd, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
+	ctx, cancel := r.soon(ctx)
 	defer cancel()
 	return r.run(ctx, r.client, s, keys, args)
+}
+
+// soon returns a context of the time of a count, which a caller who goes away does not end.
+func (r *Redis) soon(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 }
 
 // runForTwo runs a script of one key, as runSoon does, whose answer is two numbers.

@@ -107,7 +107,7 @@ func TestRefusals(t *testing.T) {
 		{"replica", []string{"--replicaof", "127.0.0.1 1"}, nil, []string{"READONLY", "store.redis.sentinel"}},
 		{"stale replica", []string{"--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no"}, nil, []string{"MASTERDOWN", "name the primary"}},
 		{"full", nil, []string{"CONFIG", "SET", "maxmemory", "1"}, []string{"OOM", "raise its maxmemory"}},
-		{"no password", []string{"--requirepass", "x"}, nil, []string{"NOAUTH", "store.redis.password_file"}},
+		{"no password", []string{"--requirepass", "x"}, nil, []string{"unauthenticated", "store.redis.password_file"}},
 		{"no rights", nil, []string{"ACL", "SETUSER", "default", "-evalsha"}, []string{"NOPERM", "docs/configuration.md"}},
 		{"no key", nil, []string{"ACL", "SETUSER", "default", "resetkeys", "~other:*"}, []string{"NOPERM", "store.redis.key_prefix"}},
 		{"too few replicas", []string{"--min-replicas-to-write", "1"}, nil, []string{"NOREPLICAS", "min-replicas-to-write"}},

@@ -1,0 +1,248 @@
+package store
+
+import (
+	"errors"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// orders returns operations, each of an account of its own.
+func orders(n int) []*operation {
+	together := make([]*operation, n)
+	for i := range together {
+		o := one("a" + strconv.Itoa(i))
+		o.Request, o.Secret = "r", "s"
+		together[i] = &operation{order: &o}
+	}
+	return together
+}
+
+// send sends operations in one batch.
+func send(t *testing.T, r *Redis, together []*operation) {
+	t.Helper()
+	ctx, cancel := r.soon(t.Context())
+	defer cancel()
+	r.sendTogether(ctx, together)
+}
+
+// TestOneBadAmongMany: what stands in the keys of one account is the fault of that account's
+// requests alone.
+func TestOneBadAmongMany(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	r := openRedis(t, at(server.Address))
+	do(t, server, "SET", countsKey("test", "a7"), "text")
+	do(t, server, "HSET", reservationKey("test", "a23", "r"), "no", "text")
+	do(t, server, "SET", reservationKey("test", "a51", "r"), "1 s 0 tokens/minute 60000 10 x y z")
+	bad := []int{7, 23, 51}
+	together := orders(51)
+	together = append(together, &operation{settlement: &quota.Settlement{Account: "a51", Request: "r", Secret: "s", Used: quota.Cost{Tokens: 1}}})
+	for round := range int64(2) {
+		send(t, r, together)
+		for i, op := range together {
+			if !slices.Contains(bad, i) {
+				if op.err != nil {
+					t.Fatal(op.err)
+				}
+				wantTaken(t, op.taken, true, 1) // the second is a repeat
+				continue
+			}
+			if op.err == nil || !keyAtFault(op.err) || op.taken.Admitted {
+				t.Errorf("%d, round %d: %v, %+v: want an error that says what is in the keys", i, round, op.err, op.taken)
+			}
+			wantKnown(t, op.err, inDoubt) // as of any script that fails
+		}
+	}
+}
+
+// TestCallCountsOnce: however many went in a call that failed, Redis has failed once; once
+// for each part of a Cluster that has some of them.
+func TestCallCountsOnce(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	o := at(server.Address)
+	o.Timeout, o.PoolSize = 100*time.Millisecond, 32
+	r := openRedis(t, o)
+	f := fallbackOn(r, nil)
+	warm(t, r)
+	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for calls := range int32(mostFailures - 1) {
+		together := orders(50)
+		send(t, r, together)
+		for _, op := range together {
+			wantKnown(t, op.err, inDoubt)
+			f.failed(f.parts[0], op.err)
+		}
+		if n := f.parts[0].failures.Load(); n != calls+1 {
+			t.Fatalf("%d failures after %d calls", n, calls+1)
+		}
+	}
+	if err := server.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, func() error { return r.Check(t.Context(), 0) })
+	do(t, server, "CONFIG", "SET", "maxmemory", "1")
+	together := orders(50)
+	send(t, r, together)
+	first := 0
+	for _, op := range together {
+		wantKnown(t, op.err, answered)
+		for _, part := range []int{0, 15} {
+			if firstOf(op.err, part) {
+				first++
+			}
+		}
+	}
+	if first != 2 {
+		t.Errorf("first of their call in two parts: %d, want 2", first)
+	}
+}
+
+// TestSlotMovesWithinABatch: the accounts of one server are sent to it together. Those that
+// have gone to another meanwhile, or are about to, are counted there, and no other twice.
+func TestSlotMovesWithinABatch(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 0)
+	r := openRedis(t, inCluster(c.Addresses()[:1]))
+	home := ownerOf(t, c, countsKey("test", "a0"))
+	var together []*operation
+	for i := 0; len(together) < 20; i++ {
+		o := one("a" + strconv.Itoa(i))
+		if ownerOf(t, c, countsKey("test", o.Account)) == home {
+			together = append(together, &operation{order: &o})
+		}
+	}
+	take(t, r, *together[0].order)
+	cluster, ok := r.client.(*redis.ClusterClient)
+	if !ok {
+		t.Fatal("no client of a Cluster")
+	}
+	node, err := cluster.MasterForKey(t.Context(), countsKey("test", "a0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := int64(1) // of the first
+	alone := 0
+	count := func() {
+		t.Helper()
+		ctx, cancel := r.soon(t.Context())
+		defer cancel()
+		r.sendByAccount(ctx, node, together)
+		counted++
+		for i, op := range together {
+			want := counted
+			if i > 0 {
+				want--
+			}
+			if op.alone {
+				alone++
+				op.alone = false
+				r.sendTogether(ctx, []*operation{op})
+			}
+			if op.err != nil {
+				t.Error(op.err)
+			}
+			wantTaken(t, op.taken, true, want)
+		}
+	}
+	wantAlone := func(what string, want int) {
+		t.Helper()
+		if alone != want {
+			t.Errorf("%s: %d are sent alone: want %d", what, alone, want)
+		}
+		alone = 0
+	}
+	count()
+	wantAlone("where they are", 0)
+	do(t, home, "SCRIPT", "FLUSH")
+	count()
+	wantAlone("without the script", len(together))
+	to := c.Servers[0]
+	if to == home {
+		to = c.Servers[1]
+	}
+	if err := c.MoveSlot(t.Context(), countsKey("test", "a0"), to, count); err != nil {
+		t.Fatal(err)
+	}
+	alone = 0
+	count()
+	wantAlone("after the move", 1)
+	if counted < 5 {
+		t.Errorf("counted %d times: want some while the slot moved", counted)
+	}
+}
+
+// TestOneSlotForACall: a server, or what stands before many, may want each call to keep to
+// one slot.
+func TestOneSlotForACall(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", freePort(t))
+	words := []string{"CLUSTER", "ADDSLOTS"}
+	for slot := range clusterSlots {
+		words = append(words, strconv.Itoa(slot))
+	}
+	do(t, server, words...)
+	r := openRedis(t, at(server.Address))
+	soon(t, func() error { return r.Check(t.Context(), 0) })
+	together := orders(50)
+	for range 2 { // it finds out, and knows
+		send(t, r, together)
+		for _, op := range together {
+			if op.err != nil {
+				t.Fatal(op.err)
+			}
+			wantTaken(t, op.taken, true, 1)
+		}
+	}
+	if !r.keepApart.Load() {
+		t.Error("it does not know yet")
+	}
+}
+
+// TestBrokenPipeline: a connection that breaks leaves in doubt what was written to it, all
+// of it.
+func TestBrokenPipeline(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	proxy := newLossyProxy(t, server.Address)
+	r := openRedis(t, at(proxy.address))
+	take(t, r, one("a"))
+	together := orders(50)
+	proxy.losing.Store(true)
+	ctx, cancel := r.soon(t.Context())
+	defer cancel()
+	r.sendByAccount(ctx, r.client, together)
+	first := 0
+	for _, op := range together {
+		wantKnown(t, op.err, inDoubt)
+		if firstOf(op.err, 0) {
+			first++
+		}
+	}
+	if first != 1 {
+		t.Errorf("it counts as %d failures: want 1", first)
+	}
+
+	address, err := devstack.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nowhere := openRedis(t, at(address))
+	nowhere.sendByAccount(ctx, nowhere.client, together)
+	for _, op := range together {
+		wantKnown(t, op.err, notSent)
+		if !errors.Is(op.err, syscall.ECONNREFUSED) {
+			t.Errorf("%v does not wrap the cause", op.err)
+		}
+	}
+}

@@ -1,0 +1,184 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+const (
+	// mostTogether is how many operations go in one call at the most. So many do not wait
+	// for the call that is under way.
+	mostTogether = 128
+	// mostWait is how long an operation waits for that call, where the network is slow.
+	mostWait = 2 * time.Millisecond
+)
+
+// An operation is an order or a settlement of one caller, and what became of it.
+type operation struct {
+	order      *quota.Order      // nil: it is a settlement
+	settlement *quota.Settlement // nil: it is an order
+	server     *redis.Client     // of a Cluster, that has the account
+
+	taken   quota.Taken
+	outcome quota.Outcome
+	err     error
+
+	done  chan struct{} // closed when another caller has sent it
+	alone bool          // it was not carried out, and its own caller is to send it
+	until time.Time     // then, the end of its time
+}
+
+// account returns whose counters it is about.
+func (o *operation) account() string {
+	if o.order != nil {
+		return o.order.Account
+	}
+	return o.settlement.Account
+}
+
+// A lane sends operations to one server. One that comes while nothing is under way is sent
+// at once, by its own caller. Those that come while a call is under way are gathered, and
+// the first of them sends them all when that call has returned, when they are mostTogether,
+// or after mostWait. No goroutine is the lane's own.
+type lane struct {
+	timeout time.Duration // of an operation, from when it is asked for
+	send    func(ctx context.Context, together []*operation)
+
+	mu        sync.Mutex
+	calls     int       // under way
+	gathering *gathered // nil: nobody waits. There is none while no call is under way
+}
+
+// A gathered are operations that wait to be sent together.
+type gathered struct {
+	operations []*operation
+	turn       chan struct{} // has one when the first is to send them
+	late       *time.Timer
+}
+
+// newLane returns a lane. What is sent has its answers when send returns, before the time of
+// the first is over.
+func (r *Redis) newLane(send func(context.Context, []*operation)) *lane {
+	return &lane{timeout: r.options.Timeout, send: func(ctx context.Context, together []*operation) {
+		if r.options.Sent != nil {
+			r.options.Sent(len(together))
+		}
+		send(ctx, together)
+	}}
+}
+
+// carryOut has an operation sent, alone or with others, and returns when it is answered. A
+// caller who goes away does not end it.
+func (l *lane) carryOut(ctx context.Context, o *operation) {
+	l.mu.Lock()
+	if l.calls == 0 {
+		l.calls++
+		l.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+		defer cancel()
+		l.send(ctx, []*operation{o})
+		l.returned()
+		return
+	}
+	g := l.gathering
+	if g == nil {
+		l.lead(ctx, o)
+		return
+	}
+	o.done = make(chan struct{})
+	if g.operations = append(g.operations, o); len(g.operations) == mostTogether {
+		l.release()
+	}
+	l.mu.Unlock()
+	<-o.done
+}
+
+// lead begins to gather, and sends what came together. The caller holds the lock, which it
+// gives up.
+func (l *lane) lead(ctx context.Context, o *operation) {
+	g := &gathered{operations: []*operation{o}, turn: make(chan struct{}, 1)}
+	g.late = time.AfterFunc(mostWait, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.gathering == g {
+			l.release()
+		}
+	})
+	l.gathering = g
+	l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+	defer cancel()
+	<-g.turn
+	l.send(ctx, g.operations)
+	l.returned()
+	for _, other := range g.operations[1:] {
+		close(other.done)
+	}
+}
+
+// release has those sent that are gathered. The caller holds the lock.
+func (l *lane) release() {
+	g := l.gathering
+	l.gathering = nil
+	l.calls++
+	g.late.Stop()
+	g.turn <- struct{}{}
+}
+
+// returned notes that a call has.
+func (l *lane) returned() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.calls--; l.calls == 0 && l.gathering != nil {
+		l.release()
+	}
+}
+
+// carryOut has an operation carried out.
+func (r *Redis) carryOut(ctx context.Context, o *operation) {
+	if cluster, ok := r.client.(*redis.ClusterClient); ok {
+		r.carryOutInCluster(ctx, cluster, o)
+	} else {
+		r.lane.carryOut(ctx, o)
+	}
+	if o.alone {
+		ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), o.until)
+		defer cancel()
+		r.sendTogether(ctx, []*operation{o})
+	}
+}
+
+// carryOutInCluster has an operation carried out by the server that has its account.
+func (r *Redis) carryOutInCluster(ctx context.Context, cluster *redis.ClusterClient, o *operation) {
+	ctx, cancel := r.soon(ctx)
+	defer cancel()
+	server, err := cluster.MasterForKey(ctx, countsKey(r.prefix, o.account()))
+	if err != nil { // the call will say why, or find it after all
+		r.sendTogether(ctx, []*operation{o})
+		return
+	}
+	o.server = server
+	r.laneTo(server.Options().Addr).carryOut(ctx, o)
+}
+
+// laneTo returns the lane to a server of a Cluster.
+func (r *Redis) laneTo(address string) *lane {
+	r.mu.RLock()
+	l := r.lanes[address]
+	r.mu.RUnlock()
+	if l != nil {
+		return l
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l = r.lanes[address]; l == nil {
+		l = r.newLane(r.sendToServer)
+		r.lanes[address] = l
+	}
+	return l
+}

@@ -1,0 +1,260 @@
+package store
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// A road is a lane whose calls return when the test says so.
+type road struct {
+	*lane
+
+	calls  chan []*operation // that are made
+	open   chan struct{}     // one for each that may return
+	late   atomic.Int64      // calls whose time was over before
+	ended  sync.WaitGroup    // all operations
+	served atomic.Int64      // operations that are answered
+}
+
+func newRoad(timeout time.Duration) *road {
+	r := &road{calls: make(chan []*operation, 100), open: make(chan struct{})}
+	r.lane = &lane{timeout: timeout, send: func(ctx context.Context, together []*operation) {
+		r.calls <- together
+		select {
+		case <-r.open:
+		case <-ctx.Done():
+			r.late.Add(1)
+		}
+	}}
+	return r
+}
+
+// come has n operations come at once.
+func (r *road) come(ctx context.Context, n int) {
+	for range n {
+		r.ended.Go(func() {
+			r.carryOut(ctx, &operation{})
+			r.served.Add(1)
+		})
+	}
+	synctest.Wait()
+}
+
+// wantCall checks that a call is made, of so many operations.
+func (r *road) wantCall(t *testing.T, n int) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case together := <-r.calls:
+		if len(together) != n {
+			t.Errorf("%d go together: want %d", len(together), n)
+		}
+	default:
+		t.Errorf("no call: want one of %d", n)
+	}
+}
+
+// wantNone checks that no further call is made.
+func (r *road) wantNone(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	if n := len(r.calls); n > 0 {
+		t.Errorf("%d calls: want none", n)
+	}
+}
+
+// returns has one call return.
+func (r *road) returns() { r.open <- struct{}{} }
+
+// TestLane: who is sent when, and with whom.
+func TestLane(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]func(t *testing.T, r *road){
+		"one alone waits for nobody": func(t *testing.T, r *road) {
+			for range 3 {
+				r.come(t.Context(), 1)
+				r.wantCall(t, 1)
+				r.returns()
+				r.ended.Wait()
+			}
+		},
+		"those that come meanwhile go together": func(t *testing.T, r *road) {
+			r.come(t.Context(), 1)
+			r.wantCall(t, 1)
+			r.come(t.Context(), 5)
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, 5)
+			r.come(t.Context(), 2)
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, 2)
+			if n := r.served.Load(); n != 6 {
+				t.Errorf("%d are answered: want 6", n)
+			}
+			r.returns()
+		},
+		"a full call waits for nobody": func(t *testing.T, r *road) {
+			r.come(t.Context(), 1)
+			r.wantCall(t, 1)
+			r.come(t.Context(), 2*mostTogether+1)
+			r.wantCall(t, mostTogether)
+			r.wantCall(t, mostTogether)
+			r.wantNone(t)
+			for range 3 {
+				r.wantNone(t)
+				r.returns() // the last of them has the rest sent
+			}
+			r.wantCall(t, 1)
+			r.returns()
+		},
+		"nobody waits long": func(t *testing.T, r *road) {
+			began := time.Now()
+			r.come(t.Context(), 1)
+			r.wantCall(t, 1)
+			r.come(t.Context(), 3)
+			time.Sleep(mostWait / 2) // the clock of the test
+			r.come(t.Context(), 3)
+			r.wantNone(t)
+			if together := <-r.calls; len(together) != 6 || time.Since(began) != mostWait {
+				t.Errorf("%d go together after %s: want 6 after %s", len(together), time.Since(began), mostWait)
+			}
+			r.returns()
+			r.returns()
+		},
+		"a caller who goes away ends nothing": func(t *testing.T, r *road) {
+			gone, cancel := context.WithCancel(t.Context())
+			r.come(gone, 1)
+			r.come(gone, 2)
+			cancel()
+			r.wantCall(t, 1)
+			r.returns()
+			r.wantCall(t, 2)
+			r.returns()
+			r.ended.Wait()
+			if n := r.late.Load(); n > 0 {
+				t.Errorf("%d calls were broken off", n)
+			}
+		},
+		"the time of all begins when the first comes": func(t *testing.T, r *road) {
+			began := time.Now()
+			r.come(t.Context(), 1)
+			time.Sleep(mostWait / 4)
+			r.come(t.Context(), 1)
+			time.Sleep(mostWait / 4)
+			r.come(t.Context(), 1)
+			r.ended.Wait()
+			if n, took := r.late.Load(), time.Since(began); n != 2 || took != r.timeout+mostWait/4 {
+				t.Errorf("%d of 2 calls ended by their time, after %s: want 2 after %s", n, took, r.timeout+mostWait/4)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoad(50 * time.Millisecond)
+				test(t, r)
+				r.ended.Wait()
+				if r.lane.calls != 0 || r.gathering != nil {
+					t.Errorf("%d calls are under way, and %v waits: want nothing", r.lane.calls, r.gathering)
+				}
+			})
+		})
+	}
+}
+
+// TestManyShareCalls: each gets its own answer.
+func TestManyShareCalls(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"acl", "sentinel", "cluster"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			o := shared.options(t, form)
+			var calls, operations atomic.Int64
+			o.Sent = func(n int) {
+				calls.Add(1)
+				operations.Add(int64(n))
+			}
+			r := openRedis(t, o)
+			const callers, rounds = 100, 20
+			var group sync.WaitGroup
+			for i := range callers {
+				group.Go(func() {
+					account := "a" + strconv.Itoa(i%50) // two callers each
+					for round := range rounds {
+						order := of(account, charge(quota.Month, quota.NoMax, int64(i%50+1)))
+						request := strconv.Itoa(i) + "-" + strconv.Itoa(round)
+						order.Request, order.Secret, order.Keep = request, "s"+request, time.Minute
+						taken, err := r.Take(t.Context(), order)
+						if err != nil || !taken.Admitted || taken.Secret != order.Secret || taken.Used[0]%int64(i%50+1) != 0 {
+							t.Errorf("%s: %+v, %v", account, taken, err)
+						}
+						outcome, err := r.Settle(t.Context(), quota.Settlement{Account: account, Request: request, Secret: order.Secret})
+						if err != nil || outcome != quota.Settled {
+							t.Errorf("%s: %s, %v", account, outcome, err)
+						}
+					}
+				})
+			}
+			group.Wait()
+			for i := range 50 {
+				wantTaken(t, take(t, r, of("a"+strconv.Itoa(i), charge(quota.Month, 1, 0))), true, 2*rounds*int64(i+1))
+			}
+			t.Logf("%d operations in %d calls", operations.Load(), calls.Load())
+			if n := operations.Load(); n != 2*callers*rounds+50 || calls.Load() > n/4 {
+				t.Error("want every operation once, and far fewer calls")
+			}
+		})
+	}
+}
+
+// TestSlowNetwork: where each call takes most of its time, none waits for another, and all
+// are answered in time.
+func TestSlowNetwork(t *testing.T) {
+	t.Parallel()
+	const late, timeout = 300 * time.Millisecond, 500 * time.Millisecond
+	server := startRedis(t)
+	address, err := devstack.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "redis", address, server.Address)
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Stop)
+	o := at(address)
+	o.Timeout, o.PoolSize = timeout, 64
+	r := openRedis(t, o)
+	take(t, r, one("a")) // Redis knows the script
+	r.warm(t.Context(), 0)
+	text := `{"name": "late", "type": "latency", "stream": "downstream", "attributes": {"latency": ` + strconv.FormatInt(late.Milliseconds(), 10) + `}}`
+	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(text)); err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	for i := range 200 {
+		group.Go(func() {
+			for range 3 {
+				began := time.Now()
+				_, err := r.Take(t.Context(), one("a"+strconv.Itoa(i)))
+				if took := time.Since(began); err != nil || took < late || took > timeout {
+					t.Errorf("after %s: %v", took, err)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
