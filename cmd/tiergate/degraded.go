@@ -63,6 +63,9 @@ func (m *metrics) addFallback(f *store.Fallback) {
 	})
 	gauge("tiergate_instances", "Instances that share Redis, as was last known.", func() float64 { return float64(f.Instances()) })
 	gauge("tiergate_settlements_waiting", "Settlements that wait for Redis.", func() float64 { return float64(f.State().Waiting) })
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tiergate_remembered_refusals_total", Help: "Requests refused without asking Redis, which was known to refuse them.",
+	}, func() float64 { return float64(f.Remembered()) }))
 	counters := func(name, help, label string, values map[string]func(store.Totals) int64) {
 		for value, of := range values {
 			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{

@@ -220,7 +220,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	v.Priority = quota.Effective(v.Key.Granted(plan.Tier.Priority), q.priority)
 	r := quota.Request{
 		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority,
-		Refundable: s.Tokens.refunds(), Credit: q.credit,
+		Refundable: s.Tokens.refunds(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
 	}
 	for _, l := range q.override {
 		r.Overrides = append(slices.Clip(r.Overrides), quota.Override{Limit: l})

@@ -103,3 +103,24 @@ func TestUnknownDescriptors(t *testing.T) {
 		}
 	}
 }
+
+// TestFirm: what a request takes is firm where no setting lets anything give it back.
+func TestFirm(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(*Settings)
+		want   bool
+	}{
+		"by default":    {func(*Settings) {}, true},
+		"negative hits": {func(s *Settings) { s.RateLimit.NegativeHits = true }, false},
+		"refunds":       {func(s *Settings) { s.Tokens.RefundStatuses = []int{503} }, false},
+		"cached":        {func(s *Settings) { s.Tokens.RefundCached = true }, false},
+	} {
+		g := newGate(t, c.change)
+		s := g.settings.Load()
+		r, _ := g.request(s, &inquiry{hits: 1}, &Verdict{Key: s.Keys.ByID("key_free"), Tier: "free", Resource: "chat"})
+		if r.Firm != c.want {
+			t.Errorf("%s: firm %t, want %t", name, r.Firm, c.want)
+		}
+	}
+}

@@ -50,7 +50,8 @@ type Request struct {
 
 	ID, Secret string        // see Order; without an ID it has no repeats
 	Keep       time.Duration // see Order; where there is anything to settle
-	Refundable bool          // requests too may be given back
+	Refundable bool          // requests too may be given back, when it is settled
+	Firm       bool          // see Order
 }
 
 // A Charge is what one limit is asked to give for one request.

@@ -31,10 +31,16 @@ type Order struct {
 	Request, Secret string
 	Keep            time.Duration // how long a Settlement may take
 	OnFailure       OnFailure
+	// Firm: nothing gives back what an order like this takes of requests.
+	Firm bool
 }
 
 // Kept reports whether what the order takes is to be kept.
 func (o Order) Kept() bool { return o.Request != "" && o.Secret != "" }
+
+// Repeatable reports whether there may be other orders of the same Request. One that goes
+// by its secret is the only one.
+func (o Order) Repeatable() bool { return o.Kept() && o.Request != o.Secret }
 
 // Taken is what a Counts did.
 type Taken struct {
@@ -62,7 +68,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
 		return l.tooLarge(ctx, r, now, charges[i])
 	}
-	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret, OnFailure: r.Tier.Tier.OnFailure}
+	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
 	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}

@@ -5,6 +5,7 @@ import (
 	_ "embed" // for the scripts
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,8 @@ type FallbackOptions struct {
 // What it has admitted meanwhile it gives back to Redis, once. Run must be called for
 // that. It is safe for concurrent use.
 //
+// An order that Redis is certain to refuse is refused without asking it; see exhausted.
+//
 // Redis is reached or not by parts: one, or 16 of a Cluster's slots. While one cannot be
 // reached, no request waits for it.
 type Fallback struct {
@@ -61,6 +64,8 @@ type Fallback struct {
 	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
 
+	remembered atomic.Int64 // see Remembered
+
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
 	ahead atomic.Int64
 }
@@ -72,7 +77,8 @@ func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 		backs: newScript(commonSource + backSource),
 	}
 	for range r.parts() {
-		f.parts = append(f.parts, &part{number: len(f.parts), ledger: newLedger(max(1, o.MaxAccounts/r.parts())), back: -recent})
+		most := max(1, o.MaxAccounts/r.parts())
+		f.parts = append(f.parts, &part{number: len(f.parts), ledger: newLedger(most), exhausted: newExhausted(most), back: -recent})
 	}
 	f.fleet.assumed = int64(max(o.AssumedInstances, 1))
 	f.ahead.Store(o.Now().UnixMilli() - o.Elapsed().Milliseconds())
@@ -103,7 +109,15 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if first != nil {
 		return *first, nil
 	}
+	asked := f.options.Elapsed()
+	if owed == nil {
+		if taken, known := p.exhausted.refuse(o, asked); known {
+			f.remembered.Add(1)
+			return taken, nil
+		}
+	}
 	taken, err := f.ask(ctx, lessen(o, owed))
+	f.remember(p, o, owed, taken, err, asked)
 	if err == nil {
 		f.fine(p)
 		if taken.Secret == "" || taken.Secret == o.Secret { // else it repeats one of another time
@@ -117,6 +131,16 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	}
 	f.failed(p, err)
 	return f.decide(p, o, outcomeUnknown(err), err)
+}
+
+// remember notes what Redis refuses, and what it is given back.
+func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Taken, err error, asked time.Duration) {
+	switch heard := f.options.Elapsed(); {
+	case slices.ContainsFunc(o.Charges, func(c quota.Charge) bool { return c.Cost < 0 }):
+		p.exhausted.forget(o.Account, heard)
+	case err == nil && owed == nil && !taken.Admitted:
+		p.exhausted.remember(o, taken, asked, heard)
+	}
 }
 
 // ask makes the call of a Take.
@@ -194,7 +218,13 @@ func (f *Fallback) Settle(ctx context.Context, s quota.Settlement) (quota.Outcom
 func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quota.Outcome, error) {
 	began := f.options.Elapsed()
 	outcome, err := f.redis.Settle(ctx, s)
-	f.options.Notices.called(CallSettle, f.options.Elapsed()-began, err)
+	now := f.options.Elapsed()
+	f.options.Notices.called(CallSettle, now-began, err)
+	if s.RefundShare > 0 {
+		p.exhausted.forget(s.Account, now)
+	} else {
+		p.exhausted.settle(s.Account, now)
+	}
 	if err != nil {
 		f.failed(p, err)
 		return 0, err

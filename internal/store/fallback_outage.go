@@ -179,3 +179,7 @@ func (f *Fallback) Totals() Totals {
 	}
 	return sum
 }
+
+// Remembered returns how many orders were refused since the start without asking Redis,
+// since it was known that it would refuse them.
+func (f *Fallback) Remembered() int64 { return f.remembered.Load() }

@@ -24,12 +24,13 @@ const recent = 5 * time.Second
 // A part is a part of Redis that may be reached or not apart from the others, and what is
 // to be brought to it. As long as it is open, no request is sent there.
 type part struct {
-	number   int
-	ledger   *ledger
-	open     atomic.Bool
-	failures atomic.Int32 // in a row
-	heard    atomic.Int64 // when the last call succeeded, by Elapsed; 0: none has
-	short    atomic.Bool  // whether calls took too long beside those: connections may be missing
+	number    int
+	ledger    *ledger
+	exhausted *exhausted
+	open      atomic.Bool
+	failures  atomic.Int32 // in a row
+	heard     atomic.Int64 // when the last call succeeded, by Elapsed; 0: none has
+	short     atomic.Bool  // whether calls took too long beside those: connections may be missing
 
 	mu   sync.RWMutex  // held while requests are decided without Redis
 	err  error         // why it is open
@@ -99,6 +100,7 @@ func (f *Fallback) close(p *part) {
 	p.failures.Store(0)
 	p.open.Store(false)
 	p.back = f.options.Elapsed()
+	p.exhausted.clear(p.back)
 	p.mu.Unlock()
 	f.outage.less(f)
 }

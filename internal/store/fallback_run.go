@@ -45,6 +45,7 @@ func (f *Fallback) Run(ctx context.Context) error {
 		for waits(ctx, sweepInterval) {
 			for _, p := range f.parts {
 				p.ledger.sweep(f.now().UnixMilli())
+				p.exhausted.sweep(f.now().UnixMilli())
 			}
 		}
 	})
