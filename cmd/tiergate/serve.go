@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -49,6 +51,9 @@ func serve(ctx context.Context, args []string, env environment) error {
 	}
 	log := newLogger(env.stderr, loaded.Start)
 	store.LogRedis(log)
+	memory := tuneGC(env.getenv, os.DirFS("/"))
+	defer runtime.KeepAlive(memory.floor)
+	log.DebugContext(ctx, "garbage collection", "heap_floor", len(memory.floor), "memory_limit", memory.limit)
 	s, err := newServer(loaded, log) //nolint:contextcheck // nothing in it waits
 	if err != nil {
 		return err
