@@ -44,6 +44,10 @@ const (
 	// for each of grpc.max_connections. Envoy opens one for each worker, which has one
 	// connection.
 	streamsOfConnection = 2
+	// streamWorkers is how many goroutines wait for calls. Each keeps the stack that calls
+	// need, which a new goroutine grows step by step: that was a sixth of the processor
+	// time. Calls beyond get goroutines of their own.
+	streamWorkers = 128
 )
 
 // bounds hold what clients can make the process do at once, and count what they refuse.
@@ -106,6 +110,7 @@ func (b *bounds) options() []grpc.ServerOption {
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.InTapHandle(b.admit),
+		grpc.NumStreamWorkers(streamWorkers),
 	}
 }
 
@@ -124,9 +129,9 @@ func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, er
 	case method == healthpb.Health_Check_FullMethodName:
 		return b.call(ctx, &b.checks, max(b.listener.MaxCalls, spareCalls))
 	case method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName:
-		return b.count(ctx, &b.logs, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
+		return b.stream(ctx, &b.logs)
 	case method == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(method, "/grpc.reflection."):
-		return b.count(ctx, &b.watches, streamsOfConnection*b.listener.MaxConnections, "stream", errStreams)
+		return b.stream(ctx, &b.watches)
 	default:
 		return b.call(ctx, &b.calls, b.listener.MaxCalls)
 	}
@@ -134,33 +139,80 @@ func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, er
 
 // call counts a call that is to end soon, or refuses it.
 func (b *bounds) call(ctx context.Context, under *atomic.Int64, most int) (context.Context, error) {
-	ctx, err := b.count(ctx, under, most, "call", errCalls)
-	if err != nil {
-		return nil, err
+	if !b.room(under, most, "call") {
+		return nil, errCalls
 	}
-	return hurried(ctx), nil
+	p := &place{Context: ctx, under: under}
+	p.hurry()
+	p.entered = context.AfterFunc(ctx, p.leave) // the context ends with the call
+	return p, nil
 }
 
-// count counts a call until it has ended, or refuses it.
-func (b *bounds) count(ctx context.Context, under *atomic.Int64, most int, kind string, refusal error) (context.Context, error) {
-	if under.Add(1) > int64(most) {
-		under.Add(-1)
-		b.refused.WithLabelValues(kind).Inc()
-		return nil, refusal
+// stream counts a stream, or refuses it.
+func (b *bounds) stream(ctx context.Context, under *atomic.Int64) (context.Context, error) {
+	if !b.room(under, streamsOfConnection*b.listener.MaxConnections, "stream") {
+		return nil, errStreams
 	}
-	context.AfterFunc(ctx, func() { under.Add(-1) }) // the context ends with the call
-	return ctx, nil
+	p := &place{Context: ctx, under: under}
+	p.entered = context.AfterFunc(ctx, p.leave)
+	return p, nil
 }
 
-// hurried gives a call an end where the caller gives it none, or a late one: else calls
+// room takes one of so many places, if there is one.
+func (b *bounds) room(under *atomic.Int64, most int, kind string) bool {
+	if under.Add(1) <= int64(most) {
+		return true
+	}
+	under.Add(-1)
+	b.refused.WithLabelValues(kind).Inc()
+	return false
+}
+
+// A place is what a call takes of a bound: until its handler has ended, or the call, where
+// it never got to a handler. It is the call's context.
+type place struct {
+	context.Context //nolint:containedctx // it is one
+
+	under   *atomic.Int64
+	entered func() bool        // keeps the end of the call from giving the place back
+	cancel  context.CancelFunc // nil: the caller's deadline holds
+}
+
+type placeKey struct{}
+
+// Value implements context.Context.
+func (p *place) Value(key any) any {
+	if key == (placeKey{}) {
+		return p
+	}
+	return p.Context.Value(key)
+}
+
+// hurry gives a call an end where the caller gives it none, or a late one: else calls
 // that say nothing more would take the places of others for ever.
-func hurried(ctx context.Context) context.Context {
-	if end, ok := ctx.Deadline(); ok && time.Until(end) <= callTimeout {
-		return ctx
+func (p *place) hurry() {
+	if end, ok := p.Deadline(); ok && time.Until(end) <= callTimeout {
+		return
 	}
-	hurried, cancel := context.WithTimeout(ctx, callTimeout)
-	context.AfterFunc(ctx, cancel)
-	return hurried
+	p.Context, p.cancel = context.WithTimeout(p.Context, callTimeout)
+}
+
+// enter keeps the place of a call, which its handler is to leave; nil: it needs none. It
+// is false where the call has ended, and its place may be another's.
+func enter(ctx context.Context) (*place, bool) {
+	p, ok := ctx.Value(placeKey{}).(*place)
+	return p, !ok || p.entered()
+}
+
+// leave gives the place back.
+func (p *place) leave() {
+	if p == nil {
+		return
+	}
+	p.under.Add(-1)
+	if p.cancel != nil {
+		p.cancel()
+	}
 }
 
 // A boundedListener closes connections that are too many. They do not wait for others to

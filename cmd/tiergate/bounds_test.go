@@ -258,6 +258,54 @@ func TestCallsEnd(t *testing.T) {
 	})
 }
 
+// lingering is a service whose decisions go on after the caller has gone.
+type lingering struct {
+	authv3.UnimplementedAuthorizationServer
+
+	ended, release chan struct{}
+}
+
+func (l lingering) Check(ctx context.Context, _ *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	<-ctx.Done()
+	l.ended <- struct{}{}
+	<-l.release
+	return &authv3.CheckResponse{}, nil
+}
+
+// TestPlacesAreHeldToTheEnd: a call whose caller has gone keeps its place while something
+// is done for it, and no longer.
+func TestPlacesAreHeldToTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounds(config.Listener{MaxCalls: 1, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
+		server, l := grpc.NewServer(append(b.options(), grpc.UnaryInterceptor((&server{}).survive))...), bufconn.Listen(1<<20)
+		service := lingering{ended: make(chan struct{}, 2), release: make(chan struct{})}
+		authv3.RegisterAuthorizationServer(server, service)
+		go func() { _ = server.Serve(l) }()
+		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = checkOnce(ctx, conn, &authv3.CheckRequest{}) }()
+		synctest.Wait()
+		cancel()
+		<-service.ended
+		synctest.Wait()
+		if n := b.calls.Load(); n != 1 {
+			t.Errorf("%d calls are counted while one is handled", n)
+		}
+		if err := checkOnce(t.Context(), conn, &authv3.CheckRequest{}); status.Code(err) != codes.Unavailable {
+			t.Errorf("a second call: %v", err)
+		}
+		close(service.release)
+		synctest.Wait()
+		if n := b.calls.Load(); n != 0 {
+			t.Errorf("%d calls are counted at the end", n)
+		}
+		conn.Close()
+		server.Stop()
+		l.Close()
+	})
+}
+
 // TestDeadConnectionsEnd: one that never speaks, and one that speaks no more.
 func TestDeadConnectionsEnd(t *testing.T) {
 	t.Parallel()

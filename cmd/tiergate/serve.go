@@ -197,14 +197,28 @@ func (s *server) addGRPC() {
 	}
 }
 
-// survive turns a panic in a call into an error of that call.
+// errEnded answers calls that have ended before they were begun; nobody hears it.
+var errEnded = status.Error(codes.Canceled, "the call has ended")
+
+// survive turns a panic in a call into an error of that call, and gives back its place
+// among those under way when the call has been handled.
 func (s *server) survive(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
+	place, ok := enter(ctx)
+	if !ok {
+		return nil, errEnded
+	}
+	defer place.leave()
 	defer s.recovered(ctx, info.FullMethod, &err)
 	return handle(ctx, r)
 }
 
 // surviveStream does the same for a stream.
 func (s *server) surviveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	place, ok := enter(stream.Context())
+	if !ok {
+		return errEnded
+	}
+	defer place.leave()
 	defer s.recovered(stream.Context(), info.FullMethod, &err)
 	return handle(srv, stream)
 }
