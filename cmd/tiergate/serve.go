@@ -19,8 +19,6 @@ import (
 	"time"
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -181,13 +179,13 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 
 // addGRPC makes what serves Envoy.
 func (s *server) addGRPC() {
-	options := append(s.bounds.options(), grpc.UnaryInterceptor(s.survive), grpc.StreamInterceptor(s.surviveStream), s.tracing.serverOption())
+	options := append(s.bounds.options(), envoyapi.Codec(), grpc.UnaryInterceptor(s.survive), grpc.StreamInterceptor(s.surviveStream), s.tracing.serverOption())
 	if s.tls != nil {
 		options = append(options, grpc.Creds(s.tls.credentials()))
 	}
 	s.grpc = grpc.NewServer(options...)
-	authv3.RegisterAuthorizationServer(s.grpc, envoyapi.NewAuthz(s.gate))
-	rlsv3.RegisterRateLimitServiceServer(s.grpc, envoyapi.NewRateLimit(s.gate))
+	envoyapi.NewAuthz(s.gate).Register(s.grpc)
+	envoyapi.NewRateLimit(s.gate).Register(s.grpc)
 	s.accessLog = envoyapi.NewAccessLog(s.gate)
 	alsv3.RegisterAccessLogServiceServer(s.grpc, s.accessLog)
 	healthpb.RegisterHealthServer(s.grpc, s.health)

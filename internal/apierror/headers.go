@@ -14,6 +14,9 @@ func LimitHeaders(s quota.State, unlimited string) (limit, remaining string) {
 	if s.Limit.Max != quota.NoMax {
 		return strconv.FormatInt(s.Limit.Max, 10), strconv.FormatInt(s.Remaining(), 10)
 	}
+	if unlimited == "" || unlimited[0] > '9' { // a word: an error of ParseInt would allocate
+		return unlimited, unlimited
+	}
 	if n, err := strconv.ParseInt(unlimited, 10, 64); err == nil {
 		return unlimited, strconv.FormatInt(max(n-s.Used, 0), 10)
 	}

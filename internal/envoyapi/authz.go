@@ -29,23 +29,43 @@ func NewAuthz(g *Gate) *Authz { return &Authz{gate: g} }
 // denied response, never a gRPC error.
 func (a *Authz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	s := a.gate.settings.Load()
-	attributes := r.GetAttributes()
-	request := attributes.GetRequest().GetHttp()
-	q := inquiry{
-		resource: attributes.GetContextExtensions()["resource"],
-		path:     request.GetPath(),
-		priority: headerValue(request, "x-request-priority"),
-		id:       request.GetId(),
-		hits:     1,
-		tokens:   quota.Unknown,
-	}
-	q.body, q.model = readBody(request.GetMethod(), headerValue(request, "content-length"), checkFacts(attributes))
-	q.identify(s, attributes)
-	v := a.gate.judge(ctx, s, q)
+	v := a.gate.judge(ctx, s, fieldsOf(r).inquiry(s))
 	if v.Outcome == Allowed {
 		return allowed(&v, s), nil
 	}
 	return denied(&v, s), nil
+}
+
+// checkFields are what a CheckRequest says, in whichever form it came.
+type checkFields struct {
+	resource         string // that the route names
+	id, method, path string
+	metadata         *corev3.Metadata
+	facts            facts                    // in the metadata
+	header           func(name string) string // of the request; name is in lower case
+}
+
+func fieldsOf(r *authv3.CheckRequest) checkFields {
+	attributes := r.GetAttributes()
+	request := attributes.GetRequest().GetHttp()
+	return checkFields{
+		resource: attributes.GetContextExtensions()["resource"], id: request.GetId(), method: request.GetMethod(), path: request.GetPath(),
+		metadata: attributes.GetMetadataContext(), facts: metadataFacts(attributes.GetMetadataContext()),
+		header: func(name string) string { return headerValue(request, name) },
+	}
+}
+
+// The headers that are read of every request, beside those that carry keys.
+const (
+	priorityHeader = "x-request-priority"
+	lengthHeader   = "content-length"
+)
+
+func (f checkFields) inquiry(s *Settings) inquiry {
+	q := inquiry{resource: f.resource, path: f.path, priority: f.header(priorityHeader), id: f.id, hits: 1, tokens: quota.Unknown}
+	q.body, q.model = readBody(f.method, f.header(lengthHeader), f.facts)
+	q.identify(s, &f)
+	return q
 }
 
 // headerValue returns a request header; name is in lower case. Envoy joins the
@@ -64,40 +84,17 @@ func headerValue(r *authv3.AttributeContext_HttpRequest, name string) string {
 	return strings.Join(values, ",")
 }
 
+// allowed is said by encodeAllowed too.
 func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
-	// In one piece, for the sake of the allocator.
-	r := &struct {
-		response authv3.CheckResponse
-		wrapped  authv3.CheckResponse_OkResponse
-		ok       authv3.OkHttpResponse
-		values   [5]corev3.HeaderValue // the key ID and at most four counts
-		options  [5]corev3.HeaderValueOption
-		headers  [10]*corev3.HeaderValueOption
-	}{}
-	var own [5]header
-	hs := v.appendCounts(append(own[:0], v.keyID()), s)
-	common := s.ready[v.facet()]
-	headers := append(r.headers[:0], common.upstream...)
-	for i, h := range hs {
-		if i < len(r.options) {
-			encode(h, &r.values[i], &r.options[i])
-			headers = append(headers, &r.options[i])
-		} else { // the sets beside the six
-			headers = append(headers, options([]header{h})...)
-		}
-	}
-	headers = append(headers, common.response...)
-	upstream := len(common.upstream) + 1
-	r.ok.Headers, r.ok.ResponseHeadersToAdd = headers[:upstream], headers[upstream:]
+	ok := &authv3.OkHttpResponse{Headers: options(v.appendUpstream(nil)), ResponseHeadersToAdd: options(v.appendResponse(nil, s))}
 	if !s.ForwardCredentials {
-		r.ok.HeadersToRemove = s.KeyHeaders
+		ok.HeadersToRemove = s.KeyHeaders
 	}
+	r := &authv3.CheckResponse{Status: &rpcstatus.Status{}, HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: ok}}
 	if v.Ticket != "" {
-		r.response.DynamicMetadata = ticketMetadata(v.Ticket)
+		r.DynamicMetadata = ticketMetadata(v.Ticket)
 	}
-	r.wrapped.OkResponse = &r.ok
-	r.response.Status, r.response.HttpResponse = common.status, &r.wrapped
-	return &r.response
+	return r
 }
 
 // reservationField is what the ticket is called in Envoy's dynamic metadata.
@@ -106,26 +103,6 @@ const reservationField = "reservation"
 // ticketMetadata is what Envoy keeps for the end of the request.
 func ticketMetadata(ticket string) *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{reservationField: structpb.NewStringValue(ticket)}}
-}
-
-// ready are the headers of a facet, encoded once and shared by all its
-// responses: encoding them again was half of what a decision allocated.
-type ready struct {
-	status             *rpcstatus.Status // OK
-	upstream, response []*corev3.HeaderValueOption
-}
-
-func prepare(s *Settings) map[facet]ready {
-	all := map[facet]ready{}
-	for tier := range s.Plans {
-		for resource := range s.Resources.names {
-			for _, priority := range quota.Priorities() {
-				f := facet{tier, resource, priority}
-				all[f] = ready{&rpcstatus.Status{}, options(f.appendUpstream(nil)), options(f.appendResponse(nil))}
-			}
-		}
-	}
-	return all
 }
 
 func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
@@ -155,19 +132,14 @@ func grpcCode(status int) int32 {
 	}
 }
 
-// options encodes headers for ext_authz.
+// options encodes headers for ext_authz. Each replaces what is there by its name; Envoy's
+// default would append and leave two.
 func options(hs []header) []*corev3.HeaderValueOption {
 	opts := make([]*corev3.HeaderValueOption, len(hs))
 	for i, h := range hs {
-		opts[i] = &corev3.HeaderValueOption{}
-		encode(h, &corev3.HeaderValue{}, opts[i])
+		opts[i] = &corev3.HeaderValueOption{
+			Header: &corev3.HeaderValue{Key: h.name, Value: h.value}, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}
 	}
 	return opts
-}
-
-// encode writes a header so that it replaces what is there by its name. Envoy's
-// default would append and leave two.
-func encode(h header, value *corev3.HeaderValue, option *corev3.HeaderValueOption) {
-	value.Key, value.Value = h.name, h.value
-	option.Header, option.AppendAction = value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
@@ -48,6 +50,95 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
+// BenchmarkMessage is a decision from the message that came to the one that goes, as
+// Envoy's are, with the memory store: by the protobuf types and by the codec. Compare with
+// benchstat -col /codec.
+func BenchmarkMessage(b *testing.B) {
+	g := newGate(b, func(s *Settings) {
+		s.Plans["pro"] = quota.NewPlan(benchTier(), quota.ByKey, []quota.Resource{{Name: "chat"}, {Name: "images"}})
+	})
+	authz, limits := NewAuthz(g), NewRateLimit(g)
+	check, limit := &message{string(wire(b, fullCheck("sk-pro")))}, &message{string(wire(b, fullLimit("sk-pro")))}
+	checkByTypes := func(ctx context.Context, m *message) (any, error) {
+		r := &authv3.CheckRequest{}
+		if err := m.unmarshal(r); err != nil {
+			return nil, err
+		}
+		answer, err := authz.Check(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return proto.Marshal(answer)
+	}
+	limitByTypes := func(ctx context.Context, m *message) (any, error) {
+		r := &rlsv3.RateLimitRequest{}
+		if err := m.unmarshal(r); err != nil {
+			return nil, err
+		}
+		answer, err := limits.ShouldRateLimit(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return proto.Marshal(answer)
+	}
+	for _, c := range []struct {
+		name   string
+		answer func(context.Context, *message) (any, error)
+		m      *message
+	}{
+		{"call=check/codec=types", checkByTypes, check},
+		{"call=check/codec=own", authz.answer, check},
+		{"call=ratelimit/codec=types", limitByTypes, limit},
+		{"call=ratelimit/codec=own", limits.answer, limit},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.answer(b.Context(), c.m); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestAllocations bounds what it allocates to decide a request, from message to message.
+func TestAllocations(t *testing.T) { //nolint:paralleltest // others would be counted too
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.PerMetric = false
+		s.Plans["pro"] = quota.NewPlan(benchTier(), quota.ByKey, []quota.Resource{{Name: "chat"}, {Name: "images"}})
+	})
+	authz, limits := NewAuthz(g), NewRateLimit(g)
+	check := func(key string) *authv3.CheckRequest {
+		r := fullCheck(key)
+		r.Attributes.Request.Http.Id = "" // else it would be a repeat
+		return r
+	}
+	for name, c := range map[string]struct {
+		most   float64
+		answer func(context.Context, *message) (any, error)
+		m      proto.Message
+	}{
+		"check":                 {17, authz.answer, check("sk-pro")},
+		"rate limit":            {15, limits.answer, fullLimit("sk-pro")},
+		"check, unlimited":      {23, authz.answer, check("sk-enterprise")},
+		"rate limit, unlimited": {22, limits.answer, fullLimit("sk-enterprise")},
+	} {
+		m := &message{string(wire(t, c.m))}
+		n := testing.AllocsPerRun(40, func() {
+			if r, err := c.answer(t.Context(), m); err != nil {
+				t.Fatal(err)
+			} else if _, ok := r.(*encoded); !ok {
+				t.Fatalf("%s: not allowed", name)
+			}
+		})
+		if n > c.most+1 { // the race detector adds one
+			t.Errorf("%s: %v allocations, want at most %v", name, n, c.most)
+		}
+	}
+}
+
 // admitted returns a function that has the next key's request decided. The
 // request is in the processor's cache, as one that was just received is; the
 // keys' records and counters are not.
@@ -70,14 +161,18 @@ func admitted(b *testing.B, authz *Authz, credentials []string) func() {
 	}
 }
 
-func benchSetup(b *testing.B, keys int) (*Authz, []string) {
-	b.Helper()
-	resources := []quota.Resource{{Name: "chat", PathPrefixes: []string{"/v1/chat"}}}
-	tier := quota.Tier{Name: "pro", Priority: quota.High, Limits: []quota.Limit{
+// benchTier has the usual limits, and refuses nobody.
+func benchTier() quota.Tier {
+	return quota.Tier{Name: "pro", Priority: quota.High, Limits: []quota.Limit{
 		{Metric: quota.Requests, Window: quota.Minute, Max: quota.MaxMax},
 		{Metric: quota.Tokens, Window: quota.Minute, Max: quota.MaxMax},
 		{Metric: quota.Requests, Window: quota.Day, Max: quota.MaxMax},
 	}}
+}
+
+func benchSetup(b *testing.B, keys int) (*Authz, []string) {
+	b.Helper()
+	resources := []quota.Resource{{Name: "chat", PathPrefixes: []string{"/v1/chat"}}}
 	records := make([]apikey.Record, keys)
 	credentials := make([]string, keys)
 	for i := range keys {
@@ -92,7 +187,7 @@ func benchSetup(b *testing.B, keys int) (*Authz, []string) {
 	settings := &Settings{
 		KeyHeaders: []string{"authorization", "x-api-key", "api-key"},
 		Resources:  NewClassifier(resources),
-		Plans:      map[string]*quota.Plan{"pro": quota.NewPlan(tier, quota.ByKey, resources)},
+		Plans:      map[string]*quota.Plan{"pro": quota.NewPlan(benchTier(), quota.ByKey, resources)},
 		Keys:       apikey.Keyring{File: directory},
 	}
 	limiter := quota.NewLimiter(store.NewMemory(time.Now, 2*keys))

@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -78,9 +78,9 @@ func tokens(text string) int64 {
 	return int64(min(math.Ceil(x), float64(quota.MaxCost)))
 }
 
-// checkFacts are those of an external authorization call.
-func checkFacts(attributes *authv3.AttributeContext) facts {
-	fields := attributes.GetMetadataContext().GetFilterMetadata()[RequestNamespace].GetFields()
+// metadataFacts are those of an external authorization call.
+func metadataFacts(m *corev3.Metadata) facts {
+	fields := m.GetFilterMetadata()[RequestNamespace].GetFields()
 	return func(name string) string { return text(fields[name]) }
 }
 
@@ -90,9 +90,56 @@ func text(v *structpb.Value) string {
 	case *structpb.Value_StringValue:
 		return v.StringValue
 	case *structpb.Value_NumberValue:
-		return strconv.FormatFloat(v.NumberValue, 'f', -1, 64)
+		return formatNumber(v.NumberValue)
 	default:
 		return ""
+	}
+}
+
+func formatNumber(x float64) string { return strconv.FormatFloat(x, 'f', -1, 64) }
+
+// factTexts are facts by their index.
+type factTexts [9]string
+
+// factIndex returns the index of a fact, from 0; -1: there is none of that name. The first
+// two are known to the rate limit service only.
+func factIndex(name string) int {
+	switch name {
+	case "method":
+		return 0
+	case "content_length":
+		return 1
+	case "read":
+		return 2
+	case "model":
+		return 3
+	case "max_tokens":
+		return 4
+	case "max_completion_tokens":
+		return 5
+	case "max_output_tokens":
+		return 6
+	case "n":
+		return 7
+	case "best_of":
+		return 8
+	default:
+		return -1
+	}
+}
+
+// of implements facts.
+func (t *factTexts) of(name string) string {
+	if i := factIndex(name); i >= 0 {
+		return t[i]
+	}
+	return ""
+}
+
+// set notes a fact; one with another name is none.
+func (t *factTexts) set(name, text string) {
+	if i := factIndex(name); i >= 0 {
+		t[i] = text
 	}
 }
 

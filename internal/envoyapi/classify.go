@@ -11,16 +11,16 @@ import (
 // A Classifier finds the resource that a request is for. It only ever returns
 // configured names.
 type Classifier struct {
-	names    map[string]bool
+	names    map[string]string // to themselves: the text that is kept is not one of a request
 	byPrefix map[string]string // path prefix → name
 	longest  int               // prefix, in bytes
 }
 
 // NewClassifier returns a Classifier of the resources.
 func NewClassifier(resources []quota.Resource) *Classifier {
-	c := &Classifier{names: map[string]bool{quota.DefaultResource: true}, byPrefix: map[string]string{}}
+	c := &Classifier{names: map[string]string{quota.DefaultResource: quota.DefaultResource}, byPrefix: map[string]string{}}
 	for _, r := range resources {
-		c.names[r.Name] = true
+		c.names[r.Name] = r.Name
 		for _, prefix := range r.PathPrefixes {
 			c.byPrefix[prefix] = r.Name
 			c.longest = max(c.longest, len(prefix))
@@ -32,8 +32,8 @@ func NewClassifier(resources []quota.Resource) *Classifier {
 // Classify returns the named resource if it is configured, else that of the
 // longest prefix of the path, whole segments only, else "default".
 func (c *Classifier) Classify(named, requestPath string) string {
-	if c.names[named] {
-		return named
+	if name, ok := c.names[named]; ok {
+		return name
 	}
 	p := normalize(requestPath)
 	if len(p) > c.longest { // no segment beyond is looked at, however many there are

@@ -43,7 +43,7 @@ func FuzzClassify(f *testing.F) {
 			t.Errorf("%q is %q", p, n)
 		}
 		resource := classifier.Classify("", p)
-		if !classifier.names[resource] {
+		if _, ok := classifier.names[resource]; !ok {
 			t.Errorf("%q is of %q", p, resource)
 		}
 		if n == "" {

@@ -85,7 +85,7 @@ func NewGate(s *Settings, limiter *quota.Limiter, history History, now func() ti
 // Use makes the Gate judge by other settings, from the next request on. They
 // belong to the Gate from then on.
 func (g *Gate) Use(s *Settings) {
-	s.ready = prepare(s)
+	s.wanted, s.ready = append([]string{priorityHeader, lengthHeader}, s.KeyHeaders...), prepare(s)
 	g.settings.Store(s)
 }
 

@@ -46,17 +46,22 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 		return errors.New("some descriptors have is_negative_hits and some have not: one call is one request")
 	}
 	q.credit, q.look = negative > 0, most == 0
-	q.hits = int64(min(max(most, 1), uint64(quota.MaxCost)))
+	q.take(most, said, s.HitsMetric)
+	return nil
+}
+
+// take notes how many hits are taken or given back, and whether the call says so.
+func (q *inquiry) take(hits uint64, said bool, metric quota.Metric) {
+	q.hits = int64(min(max(hits, 1), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
 	if q.credit {
 		q.tokens = 0
 	}
-	if s.HitsMetric == quota.Tokens && said && !q.look {
+	if metric == quota.Tokens && said && !q.look {
 		q.tokens, q.hits = q.hits, 1
 		if q.credit {
 			q.hits = 0
 		}
 	}
-	return nil
 }
 
 // override reads a descriptor's limit, which stands in for the tier's.

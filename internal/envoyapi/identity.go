@@ -2,7 +2,6 @@ package envoyapi
 
 import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -38,14 +37,12 @@ func (p MetadataPath) in(m *corev3.Metadata) string {
 
 // identify reads who asks: what another filter says where that is believed, and else
 // the credentials that the client sends.
-func (q *inquiry) identify(s *Settings, attributes *authv3.AttributeContext) {
+func (q *inquiry) identify(s *Settings, f *checkFields) {
 	if s.Identity.KeyID.Namespace != "" {
-		metadata := attributes.GetMetadataContext()
-		q.keyID, q.tier = s.Identity.KeyID.in(metadata), s.Identity.Tier.in(metadata)
+		q.keyID, q.tier = s.Identity.KeyID.in(f.metadata), s.Identity.Tier.in(f.metadata)
 		return
 	}
-	request := attributes.GetRequest().GetHttp()
 	for _, name := range s.KeyHeaders {
-		q.credentials = apikey.AppendCredentials(q.credentials, headerValue(request, name), name == "authorization")
+		q.credentials = apikey.AppendCredentials(q.credentials, f.header(name), name == "authorization")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
@@ -51,10 +52,10 @@ func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitReque
 		return nil, status.Errorf(codes.InvalidArgument,
 			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.RateLimit.Domain)
 	}
-	q, known := inquire(s.RateLimit.Entries, r.GetDescriptors())
+	q, known := inquire(&s.RateLimit.Entries, r.GetDescriptors())
 	if !known && s.RateLimit.AllowUnknown {
 		l.gate.observer.Judged(ctx, Verdict{Outcome: Unrecognised, Resource: quota.DefaultResource, Priority: quota.Low}, 0)
-		return &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OK, Statuses: statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{
+		return &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OK, Statuses: statuses(len(r.GetDescriptors()), &rlsv3.RateLimitResponse_DescriptorStatus{
 			Code: rlsv3.RateLimitResponse_OK,
 		})}, nil
 	}
@@ -62,7 +63,7 @@ func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitReque
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	v := l.gate.judge(ctx, s, q)
-	return answer(&v, s, r), nil
+	return answer(&v, s, len(r.GetDescriptors())), nil
 }
 
 // entriesOfDescriptor is how many entries a descriptor may have on the average.
@@ -86,48 +87,68 @@ func (s *RateLimitSettings) bound(descriptors []*ratelimitv3.RateLimitDescriptor
 
 // inquire reads the entries of all descriptors as those of one request. known
 // reports whether there was any that it knows.
-func inquire(names Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q inquiry, known bool) {
-	first := func(field *string, value string) {
+func inquire(names *Entries, descriptors []*ratelimitv3.RateLimitDescriptor) (q inquiry, known bool) {
+	var d description
+	for _, descriptor := range descriptors {
+		for _, e := range descriptor.GetEntries() {
+			d.add(names, e.GetKey(), e.GetValue())
+		}
+	}
+	return d.inquiry(), d.known
+}
+
+// A description is what entries say of a request.
+type description struct {
+	q     inquiry
+	known bool // there was an entry that is known
+	body  factTexts
+}
+
+// add reads an entry. Where one stands twice, the first holds.
+func (d *description) add(names *Entries, key, value string) {
+	first := func(field *string) {
 		if *field == "" {
 			*field = value
 		}
 	}
-	body := map[string]string{}
-	for _, d := range descriptors {
-		for _, e := range d.GetEntries() {
-			recognised := true
-			switch e.GetKey() {
-			case "": // else a name that is not configured would match it
-				recognised = false
-			case names.APIKey:
-				value := strings.TrimSpace(e.GetValue())
-				authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
-				q.credentials = apikey.AppendCredentials(q.credentials, value, authorization)
-			case names.Resource:
-				first(&q.resource, e.GetValue())
-			case names.Path:
-				first(&q.path, e.GetValue())
-			case names.Priority:
-				first(&q.priority, e.GetValue())
-			case names.KeyID:
-				first(&q.keyID, e.GetValue())
-			case names.Tier:
-				first(&q.tier, e.GetValue())
-			default:
-				var fact string
-				if fact, recognised = strings.CutPrefix(e.GetKey(), names.FactPrefix); recognised && body[fact] == "" {
-					body[fact] = e.GetValue()
-				}
-			}
-			known = known || recognised
+	recognised := true
+	switch key {
+	case "": // else a name that is not configured would match it
+		recognised = false
+	case names.APIKey:
+		value := strings.TrimSpace(value)
+		authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
+		d.q.credentials = apikey.AppendCredentials(d.q.credentials, value, authorization)
+	case names.Resource:
+		first(&d.q.resource)
+	case names.Path:
+		first(&d.q.path)
+	case names.Priority:
+		first(&d.q.priority)
+	case names.KeyID:
+		first(&d.q.keyID)
+	case names.Tier:
+		first(&d.q.tier)
+	default:
+		var fact string
+		if fact, recognised = strings.CutPrefix(key, names.FactPrefix); recognised && d.body.of(fact) == "" {
+			d.body.set(fact, value)
 		}
 	}
-	q.tokens = quota.Unknown
-	q.body, q.model = readBody(body["method"], body["content_length"], func(name string) string { return body[name] })
-	return q, known
+	d.known = d.known || recognised
 }
 
-func answer(v *Verdict, s *Settings, request *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {
+func (d *description) inquiry() inquiry {
+	q := d.q
+	// They outlive the call, and are not to keep all of its message.
+	q.keyID, q.tier = strings.Clone(q.keyID), strings.Clone(q.tier)
+	q.tokens = quota.Unknown
+	q.body, q.model = readBody(d.body.of("method"), d.body.of("content_length"), d.body.of)
+	return q
+}
+
+// answer is said by encodeAnswer too, where a call of so many descriptors is allowed.
+func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
 	r := &rlsv3.RateLimitResponse{
 		OverallCode:          rlsv3.RateLimitResponse_OK,
 		ResponseHeadersToAdd: values(v.appendResponse(nil, s)),
@@ -145,24 +166,37 @@ func answer(v *Verdict, s *Settings, request *rlsv3.RateLimitRequest) *rlsv3.Rat
 				&corev3.HeaderValue{Key: StatusHeader, Value: strconv.Itoa(v.status())})
 		}
 	}
-	r.Statuses = statuses(request, v.descriptorStatus(r.GetOverallCode()))
+	r.Statuses = statuses(descriptors, v.descriptorStatus(r.GetOverallCode()))
 	return r
 }
 
 // statuses repeats one status for each descriptor.
-func statuses(r *rlsv3.RateLimitRequest, one *rlsv3.RateLimitResponse_DescriptorStatus) []*rlsv3.RateLimitResponse_DescriptorStatus {
-	all := make([]*rlsv3.RateLimitResponse_DescriptorStatus, len(r.GetDescriptors()))
+func statuses(descriptors int, one *rlsv3.RateLimitResponse_DescriptorStatus) []*rlsv3.RateLimitResponse_DescriptorStatus {
+	all := make([]*rlsv3.RateLimitResponse_DescriptorStatus, descriptors)
 	for i := range all {
 		all[i] = one
 	}
 	return all
 }
 
-// descriptorStatus describes the limit that refuses, or the one that the
-// headers show. Without either it has the code alone.
+// descriptorStatus describes the limit that told returns. Without one it has the code
+// alone.
 func (v *Verdict) descriptorStatus(code rlsv3.RateLimitResponse_Code) *rlsv3.RateLimitResponse_DescriptorStatus {
 	st := &rlsv3.RateLimitResponse_DescriptorStatus{Code: code}
-	limit, remaining := v.Decision.Shown, v.Decision.Remaining
+	if limit, remaining, ok := v.told(); ok {
+		st.CurrentLimit = &rlsv3.RateLimitResponse_RateLimit{
+			Name: limit.Name(), RequestsPerUnit: upTo32(limit.Max), Unit: unit(limit.Window),
+		}
+		st.LimitRemaining = upTo32(remaining)
+		st.DurationUntilReset = durationpb.New(v.untilEnd(limit))
+	}
+	return st
+}
+
+// told returns the limit that refuses, or the one that the headers show, and what remains
+// of it, where there is one.
+func (v *Verdict) told() (limit quota.Limit, remaining int64, ok bool) {
+	limit, remaining = v.Decision.Shown, v.Decision.Remaining
 	switch v.Outcome {
 	case Limited:
 		limit, remaining = v.Decision.RefusedBy, max(v.Decision.RefusedBy.Max-v.Decision.RefusedUsed, 0)
@@ -170,16 +204,13 @@ func (v *Verdict) descriptorStatus(code rlsv3.RateLimitResponse_Code) *rlsv3.Rat
 		limit, remaining = v.Decision.RefusedBy, 0
 	case Allowed, Unauthenticated, Forbidden, Failed, Unrecognised:
 	}
-	if !v.counted() || limit.Max == quota.NoMax {
-		return st
-	}
-	_, end := limit.Window.Bounds(v.Decision.Now)
-	st.CurrentLimit = &rlsv3.RateLimitResponse_RateLimit{
-		Name: limit.Name(), RequestsPerUnit: upTo32(limit.Max), Unit: unit(limit.Window),
-	}
-	st.LimitRemaining = upTo32(remaining)
-	st.DurationUntilReset = durationpb.New(end.Sub(v.Decision.Now))
-	return st
+	return limit, remaining, v.counted() && limit.Max != quota.NoMax
+}
+
+// untilEnd returns how long the window of a limit lasts yet.
+func (v *Verdict) untilEnd(l quota.Limit) time.Duration {
+	_, end := l.Window.Bounds(v.Decision.Now)
+	return end.Sub(v.Decision.Now)
 }
 
 func upTo32(n int64) uint32 { return uint32(min(n, math.MaxUint32)) } //nolint:gosec // never negative

@@ -24,7 +24,8 @@ type Settings struct {
 	Tokens             TokenSettings
 	TicketKey          []byte // seals what Envoy hands back of requests for which nothing is reserved
 
-	ready map[facet]ready
+	wanted []string // request headers that are read
+	ready  map[facet]ready
 }
 
 // RateLimitSettings are those of the rate limit service.

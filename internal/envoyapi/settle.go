@@ -241,6 +241,6 @@ func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitR
 	}
 	return &rlsv3.RateLimitResponse{
 		OverallCode: rlsv3.RateLimitResponse_OK,
-		Statuses:    statuses(r, &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK}),
+		Statuses:    statuses(len(r.GetDescriptors()), &rlsv3.RateLimitResponse_DescriptorStatus{Code: rlsv3.RateLimitResponse_OK}),
 	}, nil
 }

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 )
 
 // A Metric is what a limit counts.
@@ -90,15 +89,14 @@ type Limit struct {
 // Name returns the limit's name as clients and metrics see it, such as
 // "requests_per_minute" or "images_requests_per_minute".
 func (l Limit) Name() string {
-	var b strings.Builder
-	if l.Resource != "" {
-		b.WriteString(l.Resource + "_")
-	}
+	name := l.Metric.String() + "_per_" + l.Window.String()
 	if l.Priority != 0 {
-		b.WriteString(l.Priority.String() + "_")
+		name = l.Priority.String() + "_" + name
 	}
-	b.WriteString(l.Metric.String() + "_per_" + l.Window.String())
-	return b.String()
+	if l.Resource != "" {
+		name = l.Resource + "_" + name
+	}
+	return name
 }
 
 // Validate reports what is wrong with the limit.

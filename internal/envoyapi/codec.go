@@ -1,0 +1,152 @@
+package envoyapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// A codec is gRPC's own for protobuf, but for the messages of calls that decide: those are
+// passed on as they came, and what is answered to them as it goes.
+type codec struct{ encoding.CodecV2 }
+
+// Codec makes a server read and write the messages of the services that Register adds.
+// Those of other services are as they would be without.
+func Codec() grpc.ServerOption {
+	return grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)})
+}
+
+// A message is one that was received, encoded. It holds secrets and does not print them.
+type message struct{ text string }
+
+// Format implements fmt.Formatter.
+func (*message) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, "[message]") }
+
+// An encoded is one to be sent. It holds secrets likewise.
+type encoded struct{ bytes []byte }
+
+// Format implements fmt.Formatter.
+func (*encoded) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, "[message]") }
+
+// Unmarshal implements encoding.CodecV2. The message is copied once: gRPC uses its buffers
+// again.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(*message)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v) //nolint:wrapcheck // as without this codec
+	}
+	var text strings.Builder
+	text.Grow(data.Len())
+	for _, part := range data {
+		text.Write(part.ReadOnlyData())
+	}
+	m.text = text.String()
+	return nil
+}
+
+// Marshal implements encoding.CodecV2.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if e, ok := v.(*encoded); ok {
+		return mem.BufferSlice{mem.SliceBuffer(e.bytes)}, nil
+	}
+	return c.CodecV2.Marshal(v) //nolint:wrapcheck // as without this codec
+}
+
+// Register adds the service to a server that has the Codec.
+func (a *Authz) Register(r grpc.ServiceRegistrar) {
+	register(r, authv3.Authorization_ServiceDesc, "Check", a, a.answer)
+}
+
+// Register adds the service to a server that has the Codec.
+func (l *RateLimit) Register(r grpc.ServiceRegistrar) {
+	register(r, rlsv3.RateLimitService_ServiceDesc, "ShouldRateLimit", l, l.answer)
+}
+
+// register adds a service whose one method answers messages as they came.
+func register(r grpc.ServiceRegistrar, d grpc.ServiceDesc, method string, service any, answer func(context.Context, *message) (any, error)) {
+	info := &grpc.UnaryServerInfo{Server: service, FullMethod: "/" + d.ServiceName + "/" + method}
+	handle := func(ctx context.Context, r any) (any, error) {
+		m, ok := r.(*message)
+		if !ok {
+			return nil, status.Errorf(codes.Internal, "the request is %T", r)
+		}
+		return answer(ctx, m)
+	}
+	d.Methods = []grpc.MethodDesc{{MethodName: method, Handler: func(_ any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		m := new(message)
+		if err := decode(m); err != nil {
+			return nil, err
+		}
+		if intercept == nil {
+			return answer(ctx, m)
+		}
+		return intercept(ctx, m, info, handle)
+	}}}
+	r.RegisterService(&d, service)
+}
+
+// unmarshal reads a message by the protobuf types. Its error is what gRPC would answer.
+func (m *message) unmarshal(to proto.Message) error {
+	if err := proto.Unmarshal([]byte(m.text), to); err != nil {
+		return status.Error(codes.Internal, fmt.Sprintf("grpc: failed to unmarshal the received message: %v", err))
+	}
+	return nil
+}
+
+// answer does what Check does.
+func (a *Authz) answer(ctx context.Context, m *message) (any, error) {
+	s := a.gate.settings.Load()
+	q, usual := readCheck(m.text, s)
+	if !usual {
+		r := &authv3.CheckRequest{}
+		if err := m.unmarshal(r); err != nil {
+			return nil, err
+		}
+		return a.Check(ctx, r)
+	}
+	v := a.gate.judge(ctx, s, q)
+	if v.Outcome == Allowed {
+		return &encoded{encodeAllowed(&v, s)}, nil
+	}
+	return denied(&v, s), nil
+}
+
+func readCheck(text string, s *Settings) (q inquiry, usual bool) {
+	if len(s.wanted) > maxWanted {
+		return q, false
+	}
+	var c checkCall
+	if !c.read(text, s.wanted) {
+		return q, false
+	}
+	return c.inquiry(s)
+}
+
+// answer does what ShouldRateLimit does.
+func (l *RateLimit) answer(ctx context.Context, m *message) (any, error) {
+	s := l.gate.settings.Load()
+	var c limitCall
+	if !c.read(m.text, &s.RateLimit) || (!c.described.known && s.RateLimit.AllowUnknown) {
+		r := &rlsv3.RateLimitRequest{}
+		if err := m.unmarshal(r); err != nil {
+			return nil, err
+		}
+		return l.ShouldRateLimit(ctx, r)
+	}
+	v := l.gate.judge(ctx, s, c.inquiry(&s.RateLimit))
+	if v.Outcome == Allowed {
+		return &encoded{encodeAnswer(&v, s, c.descriptors)}, nil
+	}
+	return answer(&v, s, c.descriptors), nil
+}
