@@ -43,6 +43,16 @@ func BenchmarkUsage(b *testing.B) {
 	}
 }
 
+// BenchmarkJudged is what it takes to count a decision in the metrics.
+func BenchmarkJudged(b *testing.B) {
+	o := observer{metrics: newMetrics(), log: slog.New(slog.DiscardHandler)}
+	v := envoyapi.Verdict{Outcome: envoyapi.Allowed, Tier: "pro", Resource: "chat", Priority: quota.High}
+	b.ReportAllocs()
+	for b.Loop() {
+		o.Judged(b.Context(), v, time.Microsecond)
+	}
+}
+
 // usageBench returns the service of a server of 1,000 keys, as it is wired, and the
 // keys.
 func usageBench(b *testing.B, counted bool) (authz *envoyapi.Authz, keys []string) {

@@ -21,7 +21,7 @@ import (
 // the configuration, never from a client.
 type metrics struct {
 	registry      *prometheus.Registry
-	decisions     *prometheus.CounterVec
+	decisions     *decisionCounters
 	decisionTime  prometheus.Histogram
 	storeTime     *prometheus.HistogramVec
 	storeErrors   *prometheus.CounterVec
@@ -46,10 +46,10 @@ func newMetrics() *metrics {
 	fast := []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1}
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+		decisions: newDecisionCounters(prometheus.CounterOpts{
 			Name: decisionsName,
 			Help: "Decided requests by outcome (allowed, limited, too_large, unauthenticated, forbidden, failed, unrecognised), by the limit that refused, tier, resource and priority.",
-		}, []string{"outcome", "limit", "tier", "resource", "priority"}),
+		}),
 		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: decisionTimeName, Help: "Time to decide a request, the store included.", Buckets: fast,
 		}),
@@ -159,7 +159,7 @@ type observer struct {
 // Judged implements envoyapi.Observer.
 func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
-	o.metrics.decisions.WithLabelValues(string(v.Outcome), v.Label(), v.Tier, v.Resource, v.Priority.Number()).Inc()
+	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
 	o.count(&v)
 	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {
 		return
