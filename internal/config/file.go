@@ -144,7 +144,7 @@ type storeSection struct {
 }
 
 type memorySection struct {
-	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended. With Redis: of how many keys the counts are remembered for the time when it is away.
+	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended. Each takes about 200 bytes of memory. With Redis: of how many keys the counts are remembered for the time when it is away.
 	MaxKeys int `yaml:"max_keys"`
 	// The file in which keys made by the admin API and usage outlive the process, relative to this file. Without one, they end with it.
 	// Counts go into a second file beside it, whose name ends in .counts.

@@ -103,4 +103,9 @@ func (w Window) offset() int64 {
 }
 
 // mod is the remainder that is never negative.
-func mod(a, b int64) int64 { return ((a % b) + b) % b }
+func mod(a, b int64) int64 {
+	if r := a % b; r < 0 {
+		return r + b
+	}
+	return a % b
+}

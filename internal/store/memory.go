@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -14,16 +16,22 @@ import (
 // with open windows.
 var ErrFull = errors.New("the memory store is full: raise store.memory.max_keys")
 
-// shardCount spreads accounts so that concurrent requests seldom share a lock.
+// shardCount spreads accounts so that concurrent requests seldom share a lock. It is the
+// least for a Memory.
 const shardCount = 64
 
 // sweepInterval is how often ended windows and reservations are removed. It
 // bounds memory only: a count is void from the moment its window ends.
 const sweepInterval = 5 * time.Second
 
-// minReservations is how many reservations a shard may hold at the least; else
-// as many as accounts.
+// minReservations is how many reservations there is room for at the least, for each of
+// shardCount shards; else for as many as accounts.
 const minReservations = 4096
+
+// shardAccounts is how many accounts a shard of a full Memory has: few, so that nobody
+// waits long for one that is swept or copied, and so many that Go's map of them, which
+// grows beyond 7/8 of a power of two, is well filled.
+const shardAccounts = 3200
 
 // Memory counts in the process. It is the plain statement of what a store
 // does: batch.lua says the same for Redis. It is safe for concurrent
@@ -31,123 +39,177 @@ const minReservations = 4096
 type Memory struct {
 	now    func() time.Time
 	seed   maphash.Seed
-	shards [shardCount]shard
+	names  *names
+	shards []shard
+
+	accounts        room
+	ownReservations int  // how many reservations a shard has room for, whatever others hold
+	reservations    room // for those beyond
+
+	sweeping sync.Mutex
+	swept    int64 // Unix s of the latest sweep
 }
 
 type shard struct {
 	mu           sync.Mutex
 	accounts     map[string][]counter
-	max          int
-	reservations map[uint64]*reservation // by reservationID
-	allYoung     time.Time               // until then no reservation is old enough to make room
-	changed      bool                    // since it was last copied for a snapshot
+	reservations map[uint64]record // by reservationID
+	soonest      int64             // Unix ms: no counted window ends before
+	allYoung     time.Time         // until then no reservation is old enough to make room
+	changed      bool              // since it was last copied for a snapshot
 }
+
+// A room says how many more may be held. It is safe for concurrent use.
+type room struct{ left atomic.Int64 }
+
+// take takes room for one, if there is any.
+func (r *room) take() bool {
+	if r.left.Add(-1) >= 0 {
+		return true
+	}
+	r.left.Add(1)
+	return false
+}
+
+func (r *room) give(n int) { r.left.Add(int64(n)) }
 
 // A counter is one counted window of an account.
 type counter struct {
-	name  string
 	start int64 // Unix ms; the count is void in any other window
 	end   int64 // Unix ms
 	used  int64
+	name  uint32 // its number
 }
 
-// NewMemory returns an empty store that holds about maxAccounts accounts at the
-// most. now is its clock.
+// NewMemory returns an empty store that holds so many accounts at the most. now is its
+// clock.
 func NewMemory(now func() time.Time, maxAccounts int) *Memory {
-	m := &Memory{now: now, seed: maphash.MakeSeed()}
+	m := &Memory{now: now, seed: maphash.MakeSeed(), names: newNames(), shards: make([]shard, max(shardCount, maxAccounts/shardAccounts))}
 	for i := range m.shards {
 		m.shards[i].accounts = map[string][]counter{}
-		m.shards[i].reservations = map[uint64]*reservation{}
-		m.shards[i].max = max(1, (maxAccounts+shardCount-1)/shardCount)
+		m.shards[i].reservations = map[uint64]record{}
 	}
+	reservations := max(maxAccounts, shardCount*minReservations)
+	m.ownReservations = reservations / 2 / len(m.shards)
+	m.reservations.give(reservations - m.ownReservations*len(m.shards))
+	m.accounts.give(maxAccounts)
 	return m
 }
 
-func (m *Memory) shard(account string) *shard {
-	return &m.shards[maphash.String(m.seed, account)%shardCount]
-}
+// hash says where an account is kept.
+func (m *Memory) hash(account string) uint64 { return maphash.String(m.seed, account) }
+
+func (m *Memory) shard(hash uint64) *shard { return &m.shards[hash%uint64(len(m.shards))] }
 
 // Take implements quota.Counts. It fails with ErrFull when an account that is
 // not counted yet finds no room.
 func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
-	s := m.shard(o.Account)
+	taken, err := m.take(o)
+	if errors.Is(err, ErrFull) {
+		m.sweepForRoom()
+		taken, err = m.take(o)
+	}
+	return taken, err
+}
+
+func (m *Memory) take(o quota.Order) (quota.Taken, error) {
+	hash := m.hash(o.Account)
+	s := m.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := m.now() // under the lock, so that one account's requests see one order of time
-	counters := s.accounts[o.Account]
+	before := s.accounts[o.Account]
 	taken := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges))}
+	var few [8]target
+	targets := few[:0]
 	for i, c := range o.Charges {
-		taken.Used[i] = usedIn(counters, c.Counter, windowStart(c.Limit.Window, now))
+		t := m.target(before, c.Counter, c.Limit.Window, now)
+		targets = append(targets, t)
+		taken.Used[i] = t.used(before)
 		if c.Exceeds(taken.Used[i]) {
 			taken.Admitted = false
 		}
 	}
 	var id uint64
 	if o.Kept() {
-		id = m.reservationID(o.Account, o.Request)
-		if first := s.repeated(id, o, now); first != nil {
-			return first.answer(o, taken), nil
+		id = m.reservationID(hash, o.Request)
+		if first, ok := s.repeated(id, o, now); ok {
+			return m.answer(first, o, taken), nil
 		}
 	}
 	if !taken.Admitted {
 		return taken, nil
 	}
+	counters := before
 	for i, c := range o.Charges {
-		if c.Cost != 0 {
-			if counters == nil && !s.roomForOne(now) {
+		if c.Cost == 0 {
+			continue
+		}
+		if counters == nil {
+			if !m.accounts.take() {
 				return quota.Taken{}, ErrFull
 			}
-			taken.Used[i] = clamp(taken.Used[i] + c.Cost)
-			counters = set(counters, c.Counter, c.Limit.Window, now, taken.Used[i])
-			s.changed = true
+			counters = make([]counter, 0, len(o.Charges))
 		}
+		taken.Used[i] = clamp(taken.Used[i] + c.Cost)
+		counters = m.set(s, counters, c.Counter, targets[i], taken.Used[i])
+		s.changed = true
 	}
-	if counters != nil {
+	if len(counters) != len(before) {
 		s.accounts[o.Account] = counters
 	}
-	if o.Kept() && s.keep(id, o, taken) {
+	if o.Kept() && m.keep(s, id, o, before, targets, taken) {
 		taken.Secret = o.Secret
 	}
 	return taken, nil
 }
 
-func clamp(used int64) int64 { return min(max(used, 0), quota.MaxUsed) }
-
-func find(counters []counter, name string) int {
-	for i := range counters {
-		if counters[i].name == name {
-			return i
-		}
+// put keeps the counters of an account, for which there is room or not.
+func (m *Memory) put(s *shard, account string, counters []counter) {
+	if _, known := s.accounts[account]; !known {
+		m.accounts.give(-1)
 	}
-	return -1
+	s.accounts[account] = counters
 }
 
-// usedIn returns what is used of a counter in the window that began at start.
-func usedIn(counters []counter, name string, start int64) int64 {
-	if k := find(counters, name); k >= 0 && counters[k].start == start {
-		return counters[k].used
+func clamp(used int64) int64 { return min(max(used, 0), quota.MaxUsed) }
+
+// A target is the current window of a counter.
+type target struct {
+	index      int   // of the counter in its account; -1: there is none
+	start, end int64 // Unix ms
+}
+
+// target finds a counter by its name.
+func (m *Memory) target(counters []counter, name string, w quota.Window, now time.Time) target {
+	start, end := w.Bounds(now)
+	t := target{-1, start.UnixMilli(), end.UnixMilli()}
+	names := m.names.all()
+	for i := range counters {
+		if names[counters[i].name] == name {
+			t.index = i
+		}
+	}
+	return t
+}
+
+// used returns what is used.
+func (t target) used(counters []counter) int64 {
+	if t.index >= 0 && counters[t.index].start == t.start {
+		return counters[t.index].used
 	}
 	return 0
 }
 
-func set(counters []counter, name string, w quota.Window, now time.Time, used int64) []counter {
-	start, end := w.Bounds(now)
-	i := find(counters, name)
-	if i < 0 {
-		counters = append(counters, counter{name: name})
-		i = len(counters) - 1
+// set sets what is used of a counter, of that name if it is new.
+func (m *Memory) set(s *shard, counters []counter, name string, t target, used int64) []counter {
+	s.soonest = min(s.soonest, t.end)
+	if t.index >= 0 {
+		c := &counters[t.index]
+		c.start, c.end, c.used = t.start, t.end, used
+		return counters
 	}
-	counters[i].start, counters[i].end, counters[i].used = start.UnixMilli(), end.UnixMilli(), used
-	return counters
-}
-
-// roomForOne reports whether one more account may be counted, and makes room by
-// removing ended windows if need be. The caller holds the lock.
-func (s *shard) roomForOne(now time.Time) bool {
-	if len(s.accounts) >= s.max {
-		s.sweep(now.UnixMilli())
-	}
-	return len(s.accounts) < s.max
+	return append(counters, counter{t.start, t.end, used, m.names.number(name)})
 }
 
 // Run removes ended windows until ctx is done.
@@ -167,32 +229,59 @@ func (m *Memory) Run(ctx context.Context) error {
 // Sweep removes the counters whose windows have ended and the reservations that
 // have expired.
 func (m *Memory) Sweep() {
-	now := m.now().UnixMilli()
-	for i := range m.shards {
-		s := &m.shards[i]
-		s.mu.Lock()
-		s.sweep(now)
-		s.mu.Unlock()
+	m.sweeping.Lock()
+	defer m.sweeping.Unlock()
+	m.sweep()
+}
+
+// sweepForRoom sweeps where accounts may have ended since that was done last: windows end
+// at whole seconds.
+func (m *Memory) sweepForRoom() {
+	m.sweeping.Lock()
+	defer m.sweeping.Unlock()
+	if m.now().Unix() != m.swept {
+		m.sweep()
 	}
 }
 
-func (s *shard) sweep(now int64) {
+func (m *Memory) sweep() {
+	now := m.now()
+	m.swept = now.Unix()
+	for i := range m.shards {
+		m.sweepShard(&m.shards[i], now.UnixMilli())
+	}
+}
+
+func (m *Memory) sweepShard(s *shard, now int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.soonest <= now {
+		m.sweepAccounts(s, now)
+	}
+	for id, r := range s.reservations {
+		if r.expires <= now {
+			m.forget(s, id)
+		}
+	}
+}
+
+func (m *Memory) sweepAccounts(s *shard, now int64) {
+	s.soonest = math.MaxInt64
 	for account, counters := range s.accounts {
 		open := counters[:0]
 		for _, c := range counters {
 			if c.end > now {
 				open = append(open, c)
+				s.soonest = min(s.soonest, c.end)
 			}
 		}
-		if len(open) == 0 {
+		switch len(open) {
+		case len(counters):
+		case 0:
 			delete(s.accounts, account)
-		} else {
+			m.accounts.give(1)
+		default:
 			s.accounts[account] = open
-		}
-	}
-	for id, r := range s.reservations {
-		if r.expires <= now {
-			delete(s.reservations, id)
 		}
 	}
 }

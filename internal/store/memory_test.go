@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"math/rand/v2"
 	"strconv"
 	"testing"
 	"time"
@@ -46,13 +47,58 @@ func TestMemoryIsBounded(t *testing.T) {
 			counted = strconv.Itoa(i)
 		}
 	}
-	if n := m.Len(); n > most || n+full != 2*most {
-		t.Errorf("%d accounts and %d refused: want at most %d accounts", n, full, most)
+	if n := m.Len(); n != most || full != most {
+		t.Errorf("%d accounts and %d refused: want %d of each", n, full, most)
 	}
 	wantTaken(t, take(t, m, of(counted, charge(quota.Minute, 10, 1))), true, 2)
 	now = now.Add(time.Minute)
-	for i := range most / 2 {
+	for i := range most {
 		take(t, m, of("later"+strconv.Itoa(i), charge(quota.Minute, 10, 1)))
+	}
+	now = now.Add(time.Minute)
+	m.Sweep()
+	if left := m.accounts.left.Load(); left != most {
+		t.Errorf("room for %d when all windows have ended: want %d", left, most)
+	}
+}
+
+// TestMemoryShardsStaySmall: no part of a large store that is locked as a whole, to be
+// swept or copied, grows with it.
+func TestMemoryShardsStaySmall(t *testing.T) {
+	t.Parallel()
+	for _, most := range []int{1_000_000, 10_000_000} {
+		if n := most / len(NewMemory(time.Now, most).shards); n > 4000 {
+			t.Errorf("%d accounts in a shard, of %d", n, most)
+		}
+	}
+}
+
+// TestMemoryCostIsFlat: a hundred times as many keys make a request dearer only by what the
+// processor's caches no longer hold, far less than ten times.
+func TestMemoryCostIsFlat(t *testing.T) { // alone: it measures time
+	const few, many, most = 1_000, 100_000, 10
+	cost := func(n int) func() time.Duration {
+		accounts := accountsOf(n)
+		m := NewMemory(time.Now, most*many)
+		fill(t, m, accounts, false)
+		o := tierOrder()
+		return func() time.Duration {
+			began := time.Now()
+			for range 2_000 {
+				o.Account = accounts[rand.IntN(n)]
+				take(t, m, o)
+			}
+			return time.Since(began)
+		}
+	}
+	ofFew, ofMany := cost(few), cost(many)
+	best, bestOfMany := ofFew(), ofMany()
+	for range 20 { // the quickest, since others use the machine too
+		best, bestOfMany = min(best, ofFew()), min(bestOfMany, ofMany())
+	}
+	t.Logf("2,000 requests of %d keys in %s, of %d in %s", few, best, many, bestOfMany)
+	if bestOfMany > most*best {
+		t.Errorf("a request of %d keys takes %s, and %s of %d", many, bestOfMany/2_000, best/2_000, few)
 	}
 }
 

@@ -13,12 +13,12 @@ import (
 // reservationID is where a shard keeps what it knows of one request: a number of 64
 // bits, so that the garbage collector need not look at the map's keys. If two requests
 // ever shared one, the older would lose its reservation, and nothing else.
-func (m *Memory) reservationID(account, request string) uint64 {
-	return bits.RotateLeft64(maphash.String(m.seed, account), 1) ^ maphash.String(m.seed, request)
+func (m *Memory) reservationID(account uint64, request string) uint64 {
+	return bits.RotateLeft64(account, 1) ^ maphash.String(m.seed, request)
 }
 
-// A reservation is what an order took, kept for its repeats and its settlement. Only
-// settled and expires ever change: a snapshot reads the rest without the lock.
+// A reservation is what an order took, kept for its repeats and its settlement. A Memory
+// keeps it as a record. Only settled and expires ever change.
 type reservation struct {
 	account string
 	request string
@@ -41,18 +41,11 @@ type reserved struct {
 	used    int64 // after that
 }
 
-// repeated returns the reservation of the order that this one repeats, or nil.
-func (s *shard) repeated(id uint64, o quota.Order, now time.Time) *reservation {
+// repeated returns the reservation of the order that this one repeats, if there is one.
+func (s *shard) repeated(id uint64, o quota.Order, now time.Time) (opened, bool) {
 	r := s.reservations[id]
-	if !r.of(o.Account, o.Request) || now.Sub(r.at) >= quota.RepeatWindow || now.UnixMilli() >= r.expires {
-		return nil
-	}
-	return r
-}
-
-// of reports whether there is a reservation, of this request.
-func (r *reservation) of(account, request string) bool {
-	return r != nil && r.request == request && r.account == account
+	first := r.open()
+	return first, first.of(o.Account, o.Request) && now.UnixNano()-first.at < int64(quota.RepeatWindow) && now.UnixMilli() < r.expires
 }
 
 // answer returns what the first order was told. Counters that it did not charge
@@ -60,106 +53,167 @@ func (r *reservation) of(account, request string) bool {
 func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
 	first := quota.Taken{Now: r.at, Admitted: true, Used: now.Used, Secret: r.secret}
 	for _, c := range r.charges {
-		for i := range o.Charges {
-			if o.Charges[i].Counter == c.counter {
-				first.Used[i] = c.used
-			}
-		}
+		c.tell(o, first.Used)
 	}
 	return first
 }
 
+// answer does the same as that of a reservation.
+func (m *Memory) answer(r opened, o quota.Order, now quota.Taken) quota.Taken {
+	first := quota.Taken{Now: r.time(), Admitted: true, Used: now.Used, Secret: r.secret}
+	for rest := r.charges; rest != ""; {
+		rest.charge(m.names.all()).tell(o, first.Used)
+	}
+	return first
+}
+
+// tell puts what was used of the counter after the charge where an order asks for it.
+func (c reserved) tell(o quota.Order, used []int64) {
+	for i := range o.Charges {
+		if o.Charges[i].Counter == c.counter {
+			used[i] = c.used
+		}
+	}
+}
+
 // keep keeps what an order took. Where there is no room, nothing is kept: the
 // charge stands as it is.
-func (s *shard) keep(id uint64, o quota.Order, t quota.Taken) bool {
-	if !s.roomForReservation(t.Now) {
+func (m *Memory) keep(s *shard, id uint64, o quota.Order, counters []counter, targets []target, t quota.Taken) bool {
+	if !m.roomForReservation(s, id, t.Now) {
 		return false
 	}
-	r := &reservation{}
-	r.fill(o, t)
-	s.reservations[id], s.changed = r, true
+	var few [256]byte // most are shorter
+	p := pack(few[:0], t.Now.UnixNano(), o.Account, o.Request, o.Secret)
+	for i, c := range o.Charges {
+		var name uint32
+		if k := targets[i].index; k >= 0 {
+			name = counters[k].name
+		} else {
+			name = m.names.number(c.Counter)
+		}
+		p = packCharge(p, name, took(c, targets[i].start, t.Used[i]))
+	}
+	s.reservations[id], s.changed = record{packed: packed(p), expires: keptUntil(o, t.Now)}, true
 	return true
 }
 
 // fill notes what an order took.
 func (r *reservation) fill(o quota.Order, t quota.Taken) {
 	r.account, r.request, r.secret = o.Account, o.Request, o.Secret
-	r.at, r.expires = t.Now, t.Now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli()
+	r.at, r.expires = t.Now, keptUntil(o, t.Now)
 	r.charges = r.few[:0]
 	for i, c := range o.Charges {
-		r.charges = append(r.charges, reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, windowStart(c.Limit.Window, t.Now), c.Cost, t.Used[i]})
+		r.charges = append(r.charges, took(c, windowStart(c.Limit.Window, t.Now), t.Used[i]))
 	}
 }
 
-// roomForReservation makes room where there is none by dropping one that is older
-// than its repeats can be: of some taken by chance a settled one, else the oldest. A charge whose reservation is dropped stands as it is.
-func (s *shard) roomForReservation(now time.Time) bool {
+// took is what a charge took, with what is used after that.
+func took(c quota.Charge, start, used int64) reserved {
+	return reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, start, c.Cost, used}
+}
+
+// keptUntil returns when an order's reservation ends, in Unix ms.
+func keptUntil(o quota.Order, now time.Time) int64 {
+	return now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli()
+}
+
+// roomForReservation takes room for a reservation. A shard has room of its own, and all
+// share the rest. Where there is none it makes some by dropping a reservation that is older
+// than its repeats can be: of some taken by chance a settled one, else the oldest. A charge
+// whose reservation is dropped stands as it is.
+func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 	const sample = 64
-	if len(s.reservations) < max(s.max, minReservations) {
+	if _, known := s.reservations[id]; known || len(s.reservations) < m.ownReservations || m.reservations.take() {
 		return true
 	}
 	if now.Before(s.allYoung) {
 		return false
 	}
 	var victim uint64
-	var oldest *reservation
-	seen := 0
+	var oldest record
+	seen, found, old := 0, false, now.Add(-quota.RepeatWindow).UnixNano()
 	for id, r := range s.reservations { // in random order
-		if now.Sub(r.at) >= quota.RepeatWindow && (oldest == nil || r.settled || r.at.Before(oldest.at)) {
-			victim, oldest = id, r
+		if at := r.packed.at(); at <= old && (!found || r.settled || at < oldest.packed.at()) {
+			victim, oldest, found = id, r, true
 		}
-		if seen++; seen == sample || (oldest != nil && oldest.settled) {
+		if seen++; seen == sample || (found && oldest.settled) {
 			break
 		}
 	}
-	if oldest == nil {
+	if !found {
 		s.allYoung = now.Add(time.Second / 10)
 		return false
 	}
-	delete(s.reservations, victim)
+	delete(s.reservations, victim) // its room is that of the new one
 	return true
+}
+
+// putReservation keeps a reservation, for which there is room or not.
+func (m *Memory) putReservation(account, request string, r record) {
+	hash := m.hash(account)
+	s, id := m.shard(hash), m.reservationID(hash, request)
+	if _, known := s.reservations[id]; !known && len(s.reservations) >= m.ownReservations {
+		m.reservations.give(-1)
+	}
+	s.reservations[id] = r
+}
+
+// forget drops a reservation.
+func (m *Memory) forget(s *shard, id uint64) {
+	if len(s.reservations) > m.ownReservations {
+		m.reservations.give(1)
+	}
+	delete(s.reservations, id)
 }
 
 // Settle implements quota.Counts.
 func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, error) {
-	s := m.shard(st.Account)
+	hash := m.hash(st.Account)
+	s := m.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := m.now()
-	r := s.reservations[m.reservationID(st.Account, st.Request)]
-	if !r.of(st.Account, st.Request) || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(r.secret), []byte(st.Secret)) != 1 {
+	id := m.reservationID(hash, st.Request)
+	r := s.reservations[id]
+	first := r.open()
+	if !first.of(st.Account, st.Request) || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(first.secret), []byte(st.Secret)) != 1 {
 		return quota.NotFound, nil
 	}
 	if r.settled {
 		return quota.Duplicate, nil
 	}
-	counters := s.accounts[st.Account]
-	for _, c := range r.charges {
-		counters = c.settle(counters, st, now)
+	before := s.accounts[st.Account]
+	counters := before
+	for rest := first.charges; rest != ""; {
+		counters = m.settle(s, counters, rest.charge(m.names.all()), st, now)
 	}
-	if counters != nil {
-		s.accounts[st.Account] = counters
+	if len(counters) != len(before) {
+		m.put(s, st.Account, counters)
 	}
-	r.settled, r.expires, s.changed = true, now.Add(settledKept).UnixMilli(), true
+	r.settled, r.expires = true, now.Add(settledKept).UnixMilli()
+	s.reservations[id], s.changed = r, true
 	return quota.Settled, nil
 }
 
 // settle corrects one counter. In a window that has ended meanwhile there is
 // nothing to give back; what was used beyond the charge goes to the current one.
-func (c reserved) settle(counters []counter, st quota.Settlement, now time.Time) []counter {
-	start := windowStart(c.window, now)
-	var refunds string
+func (m *Memory) settle(s *shard, counters []counter, c reserved, st quota.Settlement, now time.Time) []counter {
+	counted := m.target(counters, c.counter, c.window, now)
+	current := counted.start == c.start
+	var name string
+	var refunds target
 	var refunded int64
 	if st.RefundShare > 0 {
-		refunds = refundCounter(c.counter)
-		refunded = usedIn(counters, refunds, start)
+		name = refundCounter(c.counter)
+		refunds = m.target(counters, name, c.window, now)
+		refunded = refunds.used(counters)
 	}
 	change, back := c.correction(st, share(c.max, st.RefundShare)-refunded)
-	if back > 0 && start == c.start {
-		counters = set(counters, refunds, c.window, now, clamp(refunded+back))
+	if back > 0 && current {
+		counters = m.set(s, counters, name, refunds, clamp(refunded+back))
 	}
-	if change > 0 || (change < 0 && start == c.start) {
-		counters = set(counters, c.counter, c.window, now, clamp(usedIn(counters, c.counter, start)+change))
+	if change > 0 || (change < 0 && current) {
+		counters = m.set(s, counters, c.counter, counted, clamp(counted.used(counters)+change))
 	}
 	return counters
 }

@@ -322,38 +322,49 @@ func TestOneCommandForEachStep(t *testing.T) {
 func TestMemoryReservationsAreBounded(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	m := NewMemory(func() time.Time { return now }, 1)
+	m := NewMemory(func() time.Time { return now }, 2)
+	most := m.ownReservations + int(m.reservations.left.Load()) // of one shard
 	order := func(i int) quota.Order {
 		return quota.Order{Account: "a", Request: strconv.Itoa(i), Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Day, 1_000_000, 1)}}
 	}
-	for i := range minReservations {
+	for i := range most {
 		if taken := take(t, m, order(i)); taken.Secret != "s" {
 			t.Fatalf("reservation %d is not kept", i)
 		}
 	}
-	taken := take(t, m, order(minReservations))
-	wantTaken(t, taken, true, minReservations+1)
+	taken := take(t, m, order(most))
+	wantTaken(t, taken, true, int64(most)+1)
 	if taken.Secret != "" {
 		t.Error("there is no room, and yet a reservation")
+	}
+	other := order(0)
+	for i := 0; m.shard(m.hash(other.Account)) == m.shard(m.hash("a")); i++ {
+		other.Account = "other" + strconv.Itoa(i)
+	}
+	if taken := take(t, m, other); taken.Secret != "s" {
+		t.Error("one account has taken the room of all")
 	}
 	if outcome := settle(t, m, quota.Settlement{Account: "a", Request: "7", Secret: "s"}); outcome != quota.Settled {
 		t.Error(outcome)
 	}
 	now = now.Add(quota.RepeatWindow)
 	kept := 0
-	for i := range 2 * minReservations {
-		if taken := take(t, m, order(minReservations+1+i)); taken.Secret == "s" {
+	for i := range 2 * most {
+		if taken := take(t, m, order(most+1+i)); taken.Secret == "s" {
 			kept++
-		} else if i < minReservations/2 {
+		} else if i < most/2 {
 			t.Fatalf("reservation %d is not kept, though half of the others are old", i)
 		}
 	}
-	if kept > minReservations || kept < minReservations/2 {
-		t.Errorf("%d kept of %d that are young: want the better part of %d, and no more", kept, 2*minReservations, minReservations)
+	if kept > most || kept < most/2 {
+		t.Errorf("%d kept of %d that are young: want the better part of %d, and no more", kept, 2*most, most)
 	}
 	now = now.Add(2 * time.Hour)
 	m.Sweep()
-	if s := m.shard("a"); len(s.reservations) != 0 {
+	if s := m.shard(m.hash("a")); len(s.reservations) != 0 {
 		t.Errorf("%d expired reservations are left", len(s.reservations))
+	}
+	if left := m.reservations.left.Load(); left != int64(most-m.ownReservations) {
+		t.Errorf("room for %d again: want %d", left, most-m.ownReservations)
 	}
 }

@@ -47,7 +47,7 @@ func BenchmarkSnapshot(b *testing.B) {
 		var c shardCopy
 		for i := range m.shards {
 			began := time.Now()
-			m.shards[i].copyTo(&c, m.now)
+			m.shards[i].copyTo(&c, m.names, m.now)
 			copied = max(copied, time.Since(began))
 		}
 

@@ -49,7 +49,7 @@ func (m *Memory) writeSnapshot(f *os.File) error {
 	frames := gob.NewEncoder(buffer)
 	var c shardCopy
 	for i := range m.shards {
-		m.shards[i].copyTo(&c, m.now)
+		m.shards[i].copyTo(&c, m.names, m.now)
 		runtime.Gosched() // whoever waited for the shard goes first
 		if err := c.encode(frames); err != nil {
 			return err
@@ -77,7 +77,7 @@ func (m *Memory) readSnapshot(f io.ReaderAt, size int64) error {
 		return err
 	}
 	frames := gob.NewDecoder(bufio.NewReaderSize(payload, snapshotBuffer))
-	l := loader{memory: m, now: m.now().UnixMilli(), names: map[string]string{}}
+	l := loader{memory: m, now: m.now().UnixMilli()}
 	for {
 		var next frame
 		err := frames.Decode(&next)

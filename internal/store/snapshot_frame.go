@@ -58,8 +58,9 @@ type reservationColumns struct {
 type shardCopy struct {
 	accounts     []accountCopy
 	counters     []counter // account by account
-	reservations []reservationCopy
+	reservations []record
 	columns      accountColumns // of the latest frame
+	names        []string       // of counters, by number
 }
 
 type accountCopy struct {
@@ -67,17 +68,9 @@ type accountCopy struct {
 	counters int
 }
 
-// A reservationCopy is a reservation, and of it what may change.
-type reservationCopy struct {
-	*reservation
-
-	settled bool
-	expires int64
-}
-
 // copyTo copies the shard, which is locked meanwhile: counters and reservations belong to
 // the same instant, so that a settlement after a restart corrects what was charged.
-func (s *shard) copyTo(c *shardCopy, clock func() time.Time) {
+func (s *shard) copyTo(c *shardCopy, names *names, clock func() time.Time) {
 	s.mu.Lock()
 	accounts, reservations := len(s.accounts), len(s.reservations)
 	s.mu.Unlock()
@@ -85,6 +78,7 @@ func (s *shard) copyTo(c *shardCopy, clock func() time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.changed = false
+	c.names = names.all()
 	now := clock().UnixMilli()
 	for id, counters := range s.accounts {
 		before := len(c.counters)
@@ -99,7 +93,7 @@ func (s *shard) copyTo(c *shardCopy, clock func() time.Time) {
 	}
 	for _, r := range s.reservations {
 		if r.expires > now {
-			c.reservations = append(c.reservations, reservationCopy{r, r.settled, r.expires})
+			c.reservations = append(c.reservations, r)
 		}
 	}
 }
@@ -131,8 +125,11 @@ func (m *Memory) clear() {
 	for i := range m.shards {
 		s := &m.shards[i]
 		s.mu.Lock()
+		m.accounts.give(len(s.accounts))
 		clear(s.accounts)
-		clear(s.reservations)
+		for id := range s.reservations {
+			m.forget(s, id)
+		}
 		s.mu.Unlock()
 	}
 }
@@ -142,7 +139,7 @@ func (c *shardCopy) encode(to *gob.Encoder) error {
 	counters := c.counters
 	for accounts := c.accounts; len(accounts) > 0; {
 		n := min(len(accounts), frameSize)
-		counters = c.columns.fill(accounts[:n], counters)
+		counters = c.columns.fill(accounts[:n], counters, c.names)
 		if err := to.Encode(frame{Accounts: c.columns}); err != nil {
 			return fmt.Errorf("encode counters: %w", err)
 		}
@@ -151,7 +148,7 @@ func (c *shardCopy) encode(to *gob.Encoder) error {
 	for reservations := c.reservations; len(reservations) > 0; {
 		n := min(len(reservations), frameSize)
 		var r reservationColumns
-		r.add(reservations[:n])
+		r.add(reservations[:n], c.names)
 		if err := to.Encode(frame{Reservations: r}); err != nil {
 			return fmt.Errorf("encode reservations: %w", err)
 		}
@@ -162,7 +159,7 @@ func (c *shardCopy) encode(to *gob.Encoder) error {
 
 // fill replaces what the columns have by accounts, whose counters come first of those
 // given. It returns the rest of them.
-func (a *accountColumns) fill(accounts []accountCopy, counters []counter) []counter {
+func (a *accountColumns) fill(accounts []accountCopy, counters []counter, names []string) []counter {
 	a.Names, a.Starts, a.Ends = a.Names[:0], a.Starts[:0], a.Ends[:0]
 	a.IDs, a.Counters, a.Windows, a.Used = a.IDs[:0], a.Counters[:0], a.Windows[:0], a.Used[:0]
 	index := map[counter]uint{} // by counted window
@@ -175,7 +172,7 @@ func (a *accountColumns) fill(accounts []accountCopy, counters []counter) []coun
 			if !known {
 				k = uint(len(index))
 				index[c] = k
-				a.Names, a.Starts, a.Ends = append(a.Names, c.name), append(a.Starts, c.start), append(a.Ends, c.end)
+				a.Names, a.Starts, a.Ends = append(a.Names, names[c.name]), append(a.Starts, c.start), append(a.Ends, c.end)
 			}
 			a.Windows = append(a.Windows, k)
 		}
@@ -185,13 +182,15 @@ func (a *accountColumns) fill(accounts []accountCopy, counters []counter) []coun
 }
 
 // add adds reservations.
-func (r *reservationColumns) add(reservations []reservationCopy) {
+func (r *reservationColumns) add(records []record, names []string) {
 	index := map[reserved]uint{} // by charged window
-	for _, one := range reservations {
-		r.Accounts, r.Requests, r.Secrets = append(r.Accounts, one.account), append(r.Requests, one.request), append(r.Secrets, one.secret)
-		r.At, r.Expires, r.Settled = append(r.At, one.at.UnixNano()), append(r.Expires, one.expires), append(r.Settled, one.settled)
-		r.Charges = append(r.Charges, uint(len(one.charges)))
-		for _, c := range one.charges {
+	for _, one := range records {
+		o := one.open()
+		r.Accounts, r.Requests, r.Secrets = append(r.Accounts, o.account), append(r.Requests, o.request), append(r.Secrets, o.secret)
+		r.At, r.Expires, r.Settled = append(r.At, o.at), append(r.Expires, one.expires), append(r.Settled, one.settled)
+		before := len(r.Windows)
+		for rest := o.charges; rest != ""; {
+			c := rest.charge(names)
 			r.Costs, r.Used = append(r.Costs, c.cost), append(r.Used, c.used)
 			c.cost, c.used = 0, 0
 			k, known := index[c]
@@ -203,5 +202,6 @@ func (r *reservationColumns) add(reservations []reservationCopy) {
 			}
 			r.Windows = append(r.Windows, k)
 		}
+		r.Charges = append(r.Charges, uint(len(r.Windows)-before))
 	}
 }

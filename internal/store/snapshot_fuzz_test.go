@@ -86,8 +86,9 @@ func TestSpoiltFrames(t *testing.T) {
 		t.Fatalf("the good one: %v, %d accounts", err, m.Len())
 	}
 	for name, f := range spoilt() {
-		if m, err := load(goodFrame(), f); err == nil || m.Len() != 0 {
-			t.Errorf("%s: %v, %d accounts", name, err, m.Len())
+		m, err := load(goodFrame(), f)
+		if left := m.accounts.left.Load(); err == nil || m.Len() != 0 || left != 100 {
+			t.Errorf("%s: %v, %d accounts, room for %d", name, err, m.Len(), left)
 		}
 	}
 }
@@ -132,7 +133,8 @@ func FuzzSnapshot(f *testing.F) {
 		var settlements []quota.Settlement
 		for i := range m.shards {
 			for _, r := range m.shards[i].reservations {
-				settlements = append(settlements, quota.Settlement{Account: r.account, Request: r.request, Secret: r.secret, RefundShare: 500})
+				o := r.open()
+				settlements = append(settlements, quota.Settlement{Account: o.account, Request: o.request, Secret: o.secret, RefundShare: 500})
 			}
 		}
 		if again := copyOf(t, m); again.Len() != m.Len() {

@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -11,8 +10,7 @@ import (
 // A loader takes up frames, without what has ended. It believes nothing of them.
 type loader struct {
 	memory *Memory
-	now    int64             // Unix ms
-	names  map[string]string // of counters, so that each is in memory once
+	now    int64 // Unix ms
 }
 
 // The faults of a frame.
@@ -73,6 +71,7 @@ func (l *loader) loadAccounts(a *accountColumns) error {
 	if err := a.check(); err != nil {
 		return err
 	}
+	numbers := l.numbers(a.Names)
 	next := 0
 	for i, id := range a.IDs {
 		windows := a.Windows[next:][:a.Counters[i]]
@@ -86,22 +85,22 @@ func (l *loader) loadAccounts(a *accountColumns) error {
 			if counters == nil {
 				counters = make([]counter, 0, len(windows)-j)
 			}
-			counters = append(counters, counter{l.name(a.Names[k]), a.Starts[k], a.Ends[k], used[j]})
+			counters = append(counters, counter{a.Starts[k], a.Ends[k], used[j], numbers[k]})
 		}
 		if counters != nil {
-			l.memory.shard(id).accounts[id] = counters
+			l.memory.put(l.memory.shard(l.memory.hash(id)), id, counters)
 		}
 	}
 	return nil
 }
 
-// name returns the one text that all counters of a name share.
-func (l *loader) name(s string) string {
-	if known, ok := l.names[s]; ok {
-		return known
+// numbers returns the numbers of names.
+func (l *loader) numbers(names []string) []uint32 {
+	numbers := make([]uint32, len(names))
+	for i, name := range names {
+		numbers[i] = l.memory.names.number(name)
 	}
-	l.names[s] = s
-	return s
+	return numbers
 }
 
 func (r *reservationColumns) check() error {
@@ -134,6 +133,7 @@ func (l *loader) loadReservations(c *reservationColumns) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	numbers := l.numbers(c.Names)
 	next := 0
 	for i, account := range c.Accounts {
 		windows := c.Windows[next:][:c.Charges[i]]
@@ -142,17 +142,12 @@ func (l *loader) loadReservations(c *reservationColumns) error {
 		if c.Expires[i] <= l.now {
 			continue
 		}
-		r := &reservation{
-			account: account, request: c.Requests[i], at: time.Unix(0, c.At[i]), expires: c.Expires[i], secret: c.Secrets[i], settled: c.Settled[i],
-		}
-		r.charges = r.few[:0]
+		p := pack(nil, c.At[i], account, c.Requests[i], c.Secrets[i])
 		for j, k := range windows {
 			metric := quota.Metric(c.Metrics[k]) //nolint:gosec // one of quota.Metrics
-			r.charges = append(r.charges, reserved{
-				l.name(c.Names[k]), metric, quota.Window(c.Lengths[k]), c.Max[k], c.Starts[k], c.Costs[first+j], c.Used[first+j],
-			})
+			p = packCharge(p, numbers[k], reserved{c.Names[k], metric, quota.Window(c.Lengths[k]), c.Max[k], c.Starts[k], c.Costs[first+j], c.Used[first+j]})
 		}
-		l.memory.shard(account).reservations[l.memory.reservationID(account, r.request)] = r
+		l.memory.putReservation(account, c.Requests[i], record{packed(p), c.Expires[i], c.Settled[i]})
 	}
 	return nil
 }
