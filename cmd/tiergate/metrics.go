@@ -193,7 +193,16 @@ func (o observer) count(v *envoyapi.Verdict) {
 		d.Reason = usage.Failed
 	case envoyapi.Allowed, envoyapi.Unauthenticated, envoyapi.Unrecognised:
 	}
-	o.usage.Decided(d, &v.Decision)
+	if v.Decision.Pending == nil {
+		o.usage.Decided(d, &v.Decision)
+		return
+	}
+	decision := v.Decision
+	decision.Pending(func(repeated bool) {
+		if !repeated {
+			o.usage.Decided(d, &decision)
+		}
+	})
 }
 
 // Settled implements envoyapi.Observer.

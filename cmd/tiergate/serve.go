@@ -336,6 +336,9 @@ func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	deadline.Stop()
 	inTime, cancel := context.WithTimeout(ctx, s.start.ShutdownTimeout)
 	defer cancel()
+	if s.stores.fallback != nil {
+		s.stores.fallback.Land(inTime) // usage counts what has landed
+	}
 	if err := customer.Shutdown(inTime); err != nil {
 		s.log.WarnContext(ctx, "customers' requests were cut off", "error", err)
 	}

@@ -38,6 +38,8 @@ type Decision struct {
 	// was taken.
 	Repeated bool
 
+	Pending func(then func(repeated bool)) // see Taken
+
 	Reservation string // the Order's name for a Settlement; empty: nothing waits for one
 	Secret      string // that it must show
 
@@ -71,7 +73,7 @@ func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
 // number for each charge.
 func decide(charges []Charge, taken Taken) Decision {
 	d := Decision{
-		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, Degraded: taken.Degraded, charges: charges, used: taken.Used,
+		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, Degraded: taken.Degraded, Pending: taken.Pending, charges: charges, used: taken.Used,
 	}
 	for i, c := range charges {
 		used := taken.Used[i]

@@ -11,7 +11,8 @@ import (
 type Counts interface {
 	// Take takes all charges of an order in one atomic step, or none of them if
 	// one does not fit (see Charge.Exceeds). An order that repeats an admitted one
-	// within RepeatWindow gets the answer of the first and takes nothing.
+	// within RepeatWindow gets the answer of the first and takes nothing. It may keep the
+	// charges, which the caller does not change any more.
 	Take(ctx context.Context, o Order) (Taken, error)
 	// Settle corrects what one order took to what was really used, at most once.
 	// It may be repeated when its outcome is unknown.
@@ -51,6 +52,10 @@ type Taken struct {
 	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used
 	// then is so that what remains is what this instance would still admit.
 	Degraded bool
+	// Pending is nil where the order has been carried out. Else it was answered before that,
+	// by what was known, and Pending has a function called once it has been: by whether it
+	// turned out to repeat an order of before, and so took nothing.
+	Pending func(then func(repeated bool))
 }
 
 // A Limiter decides requests by charging their limits.

@@ -46,7 +46,8 @@ type FallbackOptions struct {
 // What it has admitted meanwhile it gives back to Redis, once. Run must be called for
 // that. It is safe for concurrent use.
 //
-// An order that Redis is certain to refuse is refused without asking it; see exhausted.
+// An order that Redis is certain to refuse is refused without asking it; see exhausted. One
+// that no limit can refuse is answered before it is carried out.
 //
 // Redis is reached or not by parts: one, or 16 of a Cluster's slots. While one cannot be
 // reached, no request waits for it.
@@ -65,6 +66,8 @@ type Fallback struct {
 	fleet   fleet
 
 	remembered atomic.Int64 // see Remembered
+	aheads     atomic.Int64 // see Ahead
+	flying     atomic.Int64 // of these, still on their way
 
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
 	ahead atomic.Int64
@@ -109,6 +112,14 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if first != nil {
 		return *first, nil
 	}
+	if taken, ahead := f.takeAhead(ctx, p, o); ahead {
+		return taken, nil
+	}
+	for f.flying.Load() > 0 && p.ledger.onItsWay(o) {
+		if !waits(ctx, time.Millisecond) {
+			break
+		}
+	}
 	asked := f.options.Elapsed()
 	if owed == nil {
 		if taken, known := p.exhausted.refuse(o, asked); known {
@@ -120,9 +131,12 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	f.remember(p, o, owed, taken, err, asked)
 	if err == nil {
 		f.fine(p)
-		if taken.Secret == "" || taken.Secret == o.Secret { // else it repeats one of another time
+		if !repeats(o, taken) {
 			f.tell(taken.Now)
 			p.ledger.note(o, taken)
+			if f.flying.Load() > 0 {
+				p.ledger.withWay(o, &taken)
+			}
 			for i, n := range owed {
 				taken.Used[i] = clamp(taken.Used[i] + n)
 			}

@@ -52,13 +52,14 @@ type own struct {
 	mine   int64 // to be given back
 	giving int64 // on its way
 	doubt  int64 // taken by calls of unknown outcome: Redis may have it
+	way    int64 // of orders that are answered already, and on their way to Redis
 }
 
 func (o *own) sum() int64 {
 	if o == nil {
 		return 0
 	}
-	return o.mine + o.giving + o.doubt
+	return o.mine + o.giving + o.doubt + o.way
 }
 
 // A promise is a reservation that was made while Redis could not be reached.

@@ -16,6 +16,11 @@ func (l *ledger) note(o quota.Order, t quota.Taken) {
 		h = &holding{tallies: make([]tally, 0, len(o.Charges))}
 		s.accounts[o.Account] = h
 	}
+	l.seeAll(h, o, t)
+}
+
+// seeAll takes down what Redis has answered for an account. The caller holds the lock.
+func (l *ledger) seeAll(h *holding, o quota.Order, t quota.Taken) {
 	at := t.Now.UnixMilli()
 	later := at > h.at || at < h.at-step
 	if at < h.at && !later {
@@ -29,14 +34,18 @@ func (l *ledger) note(o quota.Order, t quota.Taken) {
 }
 
 // see takes down what is used of a counter; later is whether that is newer than what is
-// known. What was in doubt until then is in it, or never will be.
+// known. What was in doubt until then is in it, or never will be. What is on its way may be
+// in it: as long as anything is, what both make together does not fall.
 func (l *ledger) see(h *holding, g given, used int64, later bool) {
 	t := h.find(g.name)
 	if t != nil && g.start < t.start && !later {
 		return
 	}
 	t = l.current(h, t, g)
-	if later || used > t.seen {
+	switch {
+	case t.own != nil && t.own.way > 0:
+		t.seen = max(t.seen, used-t.own.way)
+	case later || used > t.seen:
 		t.seen = used
 	}
 	if later && t.own != nil {

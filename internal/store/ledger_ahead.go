@@ -1,0 +1,104 @@
+package store
+
+import (
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// ahead answers an order that no limit can refuse, by what is known of its counters and
+// what is on its way to them, and notes that it is on its way too. start returns when the
+// windows began that it was answered in, Unix ms. ok is false where another account finds
+// no room.
+func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int64, ok bool) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	if h == nil {
+		if h = s.makeRoom(o.Account); h == nil {
+			return quota.Taken{}, nil, false
+		}
+	}
+	now := s.clock(at)
+	if late := h.at - now.UnixMilli(); late > 0 && late < step { // servers of a Cluster differ
+		now = time.UnixMilli(h.at).UTC()
+	}
+	t = quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges))}
+	if o.Kept() {
+		t.Secret = o.Secret
+	}
+	start = make([]int64, len(o.Charges))
+	for i, c := range o.Charges {
+		begin, end := c.Limit.Window.Bounds(now)
+		start[i] = begin.UnixMilli()
+		k := l.current(h, h.find(c.Counter), given{c.Counter, start[i], end.UnixMilli(), 0})
+		if k.own == nil {
+			k.own = &own{}
+		}
+		k.own.way += c.Cost
+		t.Used[i] = clamp(k.seen + k.own.sum())
+	}
+	return t, start, true
+}
+
+// land notes what became of an order that was answered ahead: taken is what Redis has
+// answered to it, nil where that failed.
+func (l *ledger) land(o quota.Order, start []int64, taken *quota.Taken) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	counted := taken != nil && !repeats(o, *taken)
+	for i, c := range o.Charges {
+		if k := h.find(c.Counter); k != nil && k.start == start[i] && k.own != nil {
+			n := min(c.Cost, k.own.way)
+			k.own.way -= n
+			if counted {
+				k.seen += n
+			}
+		}
+	}
+	switch {
+	case h == nil || taken == nil:
+	case counted:
+		l.seeAll(h, o, *taken)
+	default: // at least that is used
+		for i, c := range o.Charges {
+			begin, end := c.Limit.Window.Bounds(taken.Now)
+			l.see(h, given{c.Counter, begin.UnixMilli(), end.UnixMilli(), 0}, taken.Used[i], false)
+		}
+	}
+}
+
+// repeats reports whether an answer is that to an order of another time.
+func repeats(o quota.Order, t quota.Taken) bool { return t.Secret != "" && t.Secret != o.Secret }
+
+// withWay adds to what Redis has said is used of counters what is on its way to them, so
+// that nobody is told of less than before.
+func (l *ledger) withWay(o quota.Order, t *quota.Taken) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	for i, c := range o.Charges {
+		if k := h.find(c.Counter); k != nil && k.own != nil && k.own.way > 0 && k.start == windowStart(c.Limit.Window, t.Now) {
+			t.Used[i] = max(t.Used[i], clamp(k.seen+k.own.way))
+		}
+	}
+}
+
+// onItsWay reports whether something is on its way to a counter by which an order may be
+// refused: that of a key whose limits are new.
+func (l *ledger) onItsWay(o quota.Order) bool {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.accounts[o.Account]
+	for _, c := range o.Charges {
+		if k := h.find(c.Counter); c.Limit.Max != quota.NoMax && k != nil && k.own != nil && k.own.way > 0 {
+			return true
+		}
+	}
+	return false
+}
