@@ -21,6 +21,8 @@
 local REPEAT = 10000 -- ms, quota.RepeatWindow
 local SETTLED = 10000 -- ms, settledKept: that a settled reservation is remembered, to know duplicates
 
+local call, tonumber, sub, match, gmatch = redis.call, tonumber, string.sub, string.match, string.gmatch
+local KEYS, ARGV = KEYS, ARGV
 local reply, replied = {now}, 1
 
 -- The current window of a length, worked out once.
@@ -43,11 +45,11 @@ local HEAD, CHARGE = '^(%S+) (%S+) (%d)()', ' (%S+) (%S+) (%S+) (%S+) (%S+) (%S+
 -- Answers an order that repeats another, of another window though it be, with the answer
 -- of the first. Returns false where it repeats none.
 local function repeats(plan, used, reservation)
-  local kept = redis.call('GET', reservation)
+  local kept = call('GET', reservation)
   if not kept then return false end
-  local made, secret, _, rest = string.match(kept, HEAD)
+  local made, secret, _, rest = match(kept, HEAD)
   if now - tonumber(made) >= REPEAT then return false end
-  for counter, _, _, _, _, after in string.gmatch(string.sub(kept, rest), CHARGE) do
+  for counter, _, _, _, _, after in gmatch(sub(kept, rest), CHARGE) do
     for i = 1, plan.n do
       if plan.counters[i] == counter then used[i] = tonumber(after) end
     end
@@ -67,7 +69,7 @@ end
 -- Takes all charges of an order, or none of them. The costs begin after ARGV[at].
 local function take(plan, key, reservation, secret, keep, at)
   local n, counters = plan.n, plan.counters
-  local values = redis.call('HMGET', key, unpack(counters))
+  local values = call('HMGET', key, unpack(counters))
   local used, costs, refused, last = {}, {}, false, 0
   for i = 1, n do
     local w, cost = plan.windows[i], tonumber(ARGV[at + i])
@@ -97,37 +99,46 @@ local function take(plan, key, reservation, secret, keep, at)
   end
   if reservation then
     local text, ttl = table.concat(record), math.max(tonumber(keep), REPEAT)
-    if not redis.call('SET', reservation, text, 'PX', ttl, 'NX') then
+    if not call('SET', reservation, text, 'PX', ttl, 'NX') then
       if repeats(plan, used, reservation) then return end
-      redis.call('SET', reservation, text, 'PX', ttl)
+      call('SET', reservation, text, 'PX', ttl)
     end
   end
   if w > 0 then write(key, writes, last) end
   answer(1, plan, after)
 end
 
+-- What a counter counts, which its name begins with.
+local metrics = {}
+local function metric(counter)
+  if not metrics[counter] then metrics[counter] = match(counter, '^[^/]+') end
+  return metrics[counter]
+end
+
 -- Corrects what one order took to what was used, once.
 local function settle(key, reservation, secret, share, actuals)
-  local kept = redis.call('GET', reservation)
+  local kept = call('GET', reservation)
   if not kept then return 0 end
-  local made, whose, settled, rest = string.match(kept, HEAD)
+  local made, whose, settled, rest = match(kept, HEAD)
   if whose ~= secret then return 0 end
   if settled == '1' then return 2 end
 
+  local charges = sub(kept, rest)
+  local counters, currents, changes, n = {}, {}, {}, 0
   local writes, last = {}, 0
   local function set(counter, w, was, used)
     writes[#writes + 1] = counter
     writes[#writes + 1] = w.prefix .. whole(clamp((was or 0) + used))
     if not was and w.stop > last then last = w.stop end
   end
-  for counter, length, max, charged, taken in string.gmatch(string.sub(kept, rest), CHARGE) do
+  for counter, length, max, charged, taken in gmatch(charges, CHARGE) do
     local w = window(length)
     taken = tonumber(taken)
-    local actual = actuals[string.match(counter, '^[^/]+')]
+    local actual = actuals[metric(counter)]
     if not actual or actual == -1 then actual = taken end
     if share > 0 then
       local refunds = counter .. '!refunded'
-      local refunded = used_in(redis.call('HGET', key, refunds), w.prefix)
+      local refunded = used_in(call('HGET', key, refunds), w.prefix)
       max = tonumber(max)
       local back = math.floor(max / 1000) * share + math.floor(max % 1000 * share / 1000) - (refunded or 0)
       back = math.max(math.min(taken, back), 0)
@@ -138,11 +149,16 @@ local function settle(key, reservation, secret, share, actuals)
     end
     local change = actual - taken
     if change > 0 or change < 0 and w.start == charged then
-      set(counter, w, used_in(redis.call('HGET', key, counter), w.prefix), change)
+      n = n + 1
+      counters[n], currents[n], changes[n] = counter, w, change
     end
   end
+  if n > 0 then
+    local values = call('HMGET', key, unpack(counters))
+    for i = 1, n do set(counters[i], currents[i], used_in(values[i], currents[i].prefix), changes[i]) end
+  end
   if #writes > 0 then write(key, writes, last) end
-  redis.call('SET', reservation, made .. ' ' .. secret .. ' 1' .. string.sub(kept, rest), 'PX', SETTLED)
+  call('SET', reservation, made .. ' ' .. secret .. ' 1' .. charges, 'PX', SETTLED)
   return 1
 end
 
