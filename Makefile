@@ -9,7 +9,9 @@
 #              short form of it
 # make lint    check the style
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
-# make bench   measure the decision in the process, what counting for the dashboards adds to it,
+# make bench   measure what a request costs beside what TierGate is compared with, in less than
+#              five minutes, and write docs/performance.md
+# make gobench measure the decision in the process, what counting for the dashboards adds to it,
 #              and what settling costs Envoy and us
 
 GO ?= go
@@ -19,7 +21,7 @@ FUZZTIME ?= 30s
 # checkout under that one's paths, which the exclusions do not know.
 export GOLANGCI_LINT_CACHE = $(CURDIR)/.cache/golangci-lint
 
-.PHONY: build setup run traffic test chaos lint fmt fuzz bench clean
+.PHONY: build setup run traffic test chaos lint fmt fuzz bench gobench clean
 
 build:
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -37,6 +39,7 @@ test: setup build
 	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)
 	@$(GO) test -race -count 1 -timeout 10m -parallel 6 ./internal/e2e
 	@cd examples && $(GO) test -count 1 -timeout 10m ./...
+	@cd bench && $(GO) test -count 1 -timeout 10m ./...
 
 # By itself on the machine: it measures.
 chaos: setup
@@ -44,11 +47,15 @@ chaos: setup
 
 lint:
 	@$(TOOL) golangci-lint run ./...
-	@cd examples && $(GO) tool -modfile=../tools/go.mod golangci-lint run --config ../.golangci.yml ./...
+	@for module in examples bench; do \
+	  (cd $$module && $(GO) tool -modfile=../tools/go.mod golangci-lint run --config ../.golangci.yml ./...) || exit 1; \
+	done
 
 fmt:
 	@$(TOOL) golangci-lint fmt ./...
-	@cd examples && $(GO) tool -modfile=../tools/go.mod golangci-lint fmt --config ../.golangci.yml ./...
+	@for module in examples bench; do \
+	  (cd $$module && $(GO) tool -modfile=../tools/go.mod golangci-lint fmt --config ../.golangci.yml ./...) || exit 1; \
+	done
 
 fuzz:
 	@set -e; for package in $$(grep -rl '^func Fuzz' --include='*_test.go' internal | xargs -n1 dirname | sort -u); do \
@@ -57,7 +64,12 @@ fuzz:
 	  done; \
 	done
 
-bench:
+# By itself on the machine: it measures.
+bench: setup build
+	@cd bench && $(GO) build -trimpath -o ../bin/ .
+	@bin/bench table -root . -tiergate bin/tiergate -out docs/performance.md
+
+gobench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store ./internal/usage ./cmd/tiergate
 	$(GO) test -run '^$$' -bench Settlement -benchtime 20000x -timeout 20m ./internal/e2e
 

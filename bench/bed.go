@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/devstack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// tiers are those of the bench, in the place of the shipped ones. Each has three limits.
+const tiers = `
+tiers:
+  requests:
+    priority: high
+    limits:
+      - {metric: requests, per: minute, max: 1000000000}
+      - {metric: requests, per: hour, max: 1000000000}
+      - {metric: requests, per: day, max: 1000000000}
+  tokens:
+    priority: high
+    limits:
+      - {metric: requests, per: minute, max: 1000000000}
+      - {metric: tokens, per: minute, max: 1000000000000}
+      - {metric: requests, per: day, max: 1000000000}
+  spent:
+    priority: high
+    limits:
+      - {metric: requests, per: minute, max: 1000000000}
+      - {metric: requests, per: hour, max: 1000000000}
+      - {metric: requests, per: day, max: 1}
+  unlimited:
+    priority: critical
+    unlimited: true
+`
+
+func tierNames() []string { return []string{"requests", "tokens", "spent", "unlimited"} }
+
+// A target is a server under load.
+type target struct {
+	address  string
+	pid      int
+	redis    *redis.Client // of its own; nil: none
+	operator string        // TierGate's listener for operators; empty: it is not TierGate
+}
+
+// A bed is everything that is measured, running at the same time: each waits while
+// another has the machine.
+type bed struct {
+	dir     string
+	program string              // this one, which serves what TierGate is compared with
+	keys    map[string][]string // by tier
+	targets map[string]target   // canned, baseline, redis and memory
+	stops   []func() error      // in the order of starting
+}
+
+// bedOptions say what to start.
+type bedOptions struct {
+	root     string // of the project
+	tiergate string // the built program
+	program  string // this one
+	dir      string // for generated files and logs
+	keys     int    // of each tier
+}
+
+// newBed starts everything. If something fails, what was started is stopped.
+func newBed(ctx context.Context, o bedOptions) (*bed, error) {
+	b := &bed{dir: o.dir, program: o.program, keys: map[string][]string{}, targets: map[string]target{}}
+	if err := b.start(ctx, o); err != nil {
+		return nil, errors.Join(err, b.stop())
+	}
+	return b, nil
+}
+
+func (b *bed) stop() error {
+	var errs []error
+	for _, stop := range b.stops {
+		errs = append(errs, stop())
+	}
+	return errors.Join(errs...)
+}
+
+func (b *bed) start(ctx context.Context, o bedOptions) error {
+	config, err := b.configure(o)
+	if err != nil {
+		return err
+	}
+	for _, store := range []string{"redis", "memory"} {
+		if err := b.startTierGate(ctx, o, store, config); err != nil {
+			return err
+		}
+	}
+	if err := b.startOther(ctx, "canned"); err != nil {
+		return err
+	}
+	server, err := devstack.StartRedisServer(ctx, b.dir)
+	if err != nil {
+		return err
+	}
+	if err := b.startOther(ctx, "baseline", "-redis", server.Address); err != nil {
+		return errors.Join(err, server.Stop())
+	}
+	b.stops = append(b.stops, server.Stop)
+	t := b.targets["baseline"]
+	t.redis = b.redisAt(server.Address)
+	b.targets["baseline"] = t
+	return nil
+}
+
+func (b *bed) redisAt(address string) *redis.Client {
+	client := redis.NewClient(&redis.Options{Addr: address, MaxRetries: -1})
+	b.stops = append(b.stops, client.Close)
+	return client
+}
+
+// configure writes a configuration with the bench's tiers and keys, and else the shipped
+// one, and returns its path.
+func (b *bed) configure(o bedOptions) (string, error) {
+	shipped, err := os.ReadFile(filepath.Join(o.root, "config", "tiergate.yaml"))
+	if err != nil {
+		return "", fmt.Errorf("read the shipped configuration: %w", err)
+	}
+	head, _, ok := strings.Cut(string(shipped), "\ntiers:\n")
+	if !ok || strings.Contains(head, "\ntiers:") {
+		return "", errors.New("the shipped configuration has no tiers at its end")
+	}
+	entries := strings.Builder{}
+	entries.WriteString("keys:\n")
+	for _, tier := range tierNames() {
+		for i := range o.keys {
+			key := apikey.New()
+			b.keys[tier] = append(b.keys[tier], key.Reveal())
+			fmt.Fprintf(&entries, "  - {id: key_%s_%06d, hash: %q, tier: %s}\n", tier, i, key.Hash(), tier)
+		}
+		if err := os.WriteFile(filepath.Join(b.dir, tier+".txt"), []byte(strings.Join(b.keys[tier], "\n")), 0o600); err != nil {
+			return "", fmt.Errorf("write the keys: %w", err)
+		}
+	}
+	path := filepath.Join(b.dir, "tiergate.yaml")
+	err = errors.Join(
+		os.WriteFile(path, []byte(head+tiers), 0o600),
+		os.WriteFile(filepath.Join(b.dir, "keys.yaml"), []byte(entries.String()), 0o600),
+	)
+	if err != nil {
+		return "", fmt.Errorf("write a configuration: %w", err)
+	}
+	return path, nil
+}
+
+// startTierGate starts the built program with the shipped configuration, but that it has
+// more time for Redis: on a machine that the load takes whole, the shipped one would
+// sometimes make it decide without.
+func (b *bed) startTierGate(ctx context.Context, o bedOptions, store, config string) error {
+	s, err := devstack.Up(ctx, devstack.Options{
+		Root: o.root, Dir: filepath.Join(b.dir, store), TierGate: o.tiergate, Store: store, ServerOnly: true,
+		Config: config, Sets: []string{"store.redis.timeout=1s"},
+	})
+	if err != nil {
+		return fmt.Errorf("start TierGate: %w", err)
+	}
+	b.stops = append(b.stops, s.Down)
+	t := target{address: s.TierGate, pid: s.Server.PID(), operator: s.Options.Operator}
+	if store == "redis" {
+		t.redis = b.redisAt(s.Options.RedisAddress)
+	}
+	b.targets[store] = t
+	return nil
+}
+
+// startOther starts this program as one of the servers that TierGate is compared with.
+func (b *bed) startOther(ctx context.Context, name string, args ...string) error {
+	address, err := devstack.FreeAddress()
+	if err != nil {
+		return err
+	}
+	p, err := devstack.Start(name, append([]string{b.program, name, "-listen", address}, args...), nil, os.Stderr)
+	if err != nil {
+		return err
+	}
+	b.stops = append(b.stops, func() error { return p.Stop(5 * time.Second) })
+	b.targets[name] = target{address: address, pid: p.PID()}
+	return awaitHealthy(ctx, address)
+}
+
+// awaitHealthy waits until a gRPC server serves.
+func awaitHealthy(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("reach %s: %w", address, err)
+	}
+	defer conn.Close()
+	if _, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+		return fmt.Errorf("ask %s for its health: %w", address, err)
+	}
+	return nil
+}
+
+// settled returns how many settlements TierGate has made since its start.
+func (t target) settled(ctx context.Context) (int64, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.operator+"/metrics", http.NoBody)
+	if err != nil {
+		return 0, fmt.Errorf("ask for metrics: %w", err)
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, fmt.Errorf("ask for metrics: %w", err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, fmt.Errorf("read metrics: %w", err)
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "tiergate_settlements_total{") || !strings.Contains(line, `result="settled"`) {
+			continue
+		}
+		fields := strings.Fields(line)
+		n, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+		if err != nil {
+			return 0, fmt.Errorf("read the metric %q: %w", line, err)
+		}
+		sum += n
+	}
+	return int64(sum), nil
+}
+
+// awaitSettled waits until TierGate has made so many settlements since its start.
+func (t target) awaitSettled(ctx context.Context, want int64) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		have, err := t.settled(ctx)
+		if err != nil || have >= want {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("TierGate has made %d settlements: want %d", have, want)
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+// TestTable runs the whole table for a moment, with the built programs: each case is
+// measured, and the report has them all.
+func TestTable(t *testing.T) {
+	dir := t.TempDir()
+	for name, pkg := range map[string]string{"tiergate": "./cmd/tiergate", "bench": "."} {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, name), pkg)
+		if name != "bench" {
+			cmd.Dir = ".."
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build %s: %v: %s", name, err, out)
+		}
+	}
+	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table", "-tiergate", filepath.Join(dir, "tiergate"),
+		"-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
+	if out, err := bench.CombinedOutput(); err != nil {
+		t.Fatalf("bench table: %v: %s", err, out)
+	}
+	content, err := os.ReadFile(filepath.Join(dir, "performance.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := string(content)
+	names := []string{cannedAnswer(check).name, cannedAnswer(rls).name}
+	for _, c := range cases() {
+		names = append(names, c.name)
+	}
+	for _, chain := range chains() {
+		names = append(names, through(chain, "canned"), through(chain, "redis"))
+	}
+	for _, name := range names {
+		if !regexp.MustCompile(`(?m)^\| ` + regexp.QuoteMeta(name) + ` \| [1-9]`).MatchString(report) {
+			t.Errorf("the report has no line of %q, with its requests a second", name)
+		}
+	}
+	if strings.Contains(report, "not measured") || t.Failed() {
+		t.Errorf("a goal was not measured:\n%s", report)
+	}
+}
+
+// TestRequests: what is sent is what Envoy sends, but for the number in its IDs, which is
+// another each time.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	p, err := newPrepared(check, "a-key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r authv3.CheckRequest
+	if err := proto.Unmarshal(p.fill(nil, 123_456_789_012), &r); err != nil {
+		t.Fatal(err)
+	}
+	want := checkRequest("Bearer a-key")
+	want.Attributes.Request.Http.Id = "1684767123456789012"
+	want.Attributes.Request.Http.Headers["x-request-id"] = "86811ad6-e2b1-4075-ad36-123456789012"
+	if !proto.Equal(&r, want) {
+		t.Errorf("have %v\nwant %v", &r, want)
+	}
+	if p, err = newPrepared(rls, "a-key"); err != nil {
+		t.Fatal(err)
+	}
+	var l rlsv3.RateLimitRequest
+	if err := proto.Unmarshal(p.fill(nil, 1), &l); err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(&l, rateLimitRequest("Bearer a-key")) {
+		t.Errorf("have %v", &l)
+	}
+}
+
+// TestRead: the generator reads answers as the protobufs do.
+func TestRead(t *testing.T) {
+	t.Parallel()
+	c := newCanned()
+	ticket := c.ok.GetDynamicMetadata().GetFields()["reservation"].GetStringValue()
+	encode := func(m proto.Message) []byte {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, tt := range []struct {
+		name   string
+		of     protocol
+		answer proto.Message
+		want   verdict
+	}{
+		{"allowed", check, c.allowed, verdict{admitted: true, ticket: []byte(ticket)}},
+		{"denied", check, &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{Body: "no"}}}, verdict{}},
+		{"empty", check, &authv3.CheckResponse{}, verdict{}},
+		{"ok", rls, c.ok, verdict{admitted: true, ticket: []byte(ticket)}},
+		{"over limit", rls, &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OVER_LIMIT}, verdict{}},
+		{"unknown", rls, &rlsv3.RateLimitResponse{}, verdict{}},
+		{"degraded", rls, &rlsv3.RateLimitResponse{
+			OverallCode: rlsv3.RateLimitResponse_OK, ResponseHeadersToAdd: values([][2]string{{"X-RateLimit-Degraded", "1"}}),
+		}, verdict{admitted: true, degraded: true}},
+	} {
+		have := tt.of.read(encode(tt.answer), true)
+		if have.admitted != tt.want.admitted || have.degraded != tt.want.degraded || !bytes.Equal(have.ticket, tt.want.ticket) {
+			t.Errorf("%s: have %+v, want %+v", tt.name, have, tt.want)
+		}
+	}
+	if field([]byte("\xff"), 1) != nil || check.read([]byte("\xff"), true).admitted {
+		t.Error("what is no message is read")
+	}
+}
+
+// TestAccessLog: an entry has the reservation.
+func TestAccessLog(t *testing.T) {
+	t.Parallel()
+	for p, filter := range map[protocol]string{check: "envoy.filters.http.ext_authz", rls: "envoy.filters.http.ratelimit"} {
+		m, setTicket := accessLog(p)
+		setTicket("a-ticket")
+		if have := m.GetHttpLogs().GetLogEntry()[0].GetCommonProperties().GetMetadata().GetFilterMetadata()[filter].GetFields()["reservation"].GetStringValue(); have != "a-ticket" {
+			t.Errorf("%s: the reservation is %q", p, have)
+		}
+	}
+}
+
+// TestLateCalls: in an open loop a call that waits for a slow one is late, though it is
+// fast by itself; in a closed loop it is not made.
+func TestLateCalls(t *testing.T) {
+	t.Parallel()
+	const stall = 50 * time.Millisecond
+	slowFirst := func(_ int, o *outcome) call {
+		first := true
+		return func(ctx context.Context, due time.Time) {
+			if first {
+				first = false
+				ctx, cancel := context.WithTimeout(ctx, stall)
+				defer cancel()
+				<-ctx.Done()
+			}
+			o.requests++
+			o.took(time.Since(due))
+		}
+	}
+	open := drive(t.Context(), load{inFlight: 1, rate: 1000}, stall, slowFirst)
+	if half := time.Duration(open.latency.ValueAtQuantile(50)); open.requests != 50 || half < stall/4 {
+		t.Errorf("open loop: %d calls, half of them within %s: want 50, late by %s on average", open.requests, half, stall/2)
+	}
+	closed := drive(t.Context(), load{inFlight: 1}, 2*stall, slowFirst)
+	if half := time.Duration(closed.latency.ValueAtQuantile(50)); half > stall/4 {
+		t.Errorf("closed loop: half of the calls within %s: want no wait", half)
+	}
+}
+
+// TestMedians: ratios are taken round by round.
+func TestMedians(t *testing.T) {
+	t.Parallel()
+	r := results{
+		"a": {{perSecond: 30}, {perSecond: 1}, {perSecond: 20}},
+		"b": {{perSecond: 10}, {perSecond: 1}, {perSecond: 4}},
+		"c": {{}},
+	}
+	for _, tt := range []struct {
+		name string
+		have func() (float64, bool)
+		want string
+	}{
+		{"median", func() (float64, bool) { return r.median("a", perSecond) }, "20 true"},
+		{"ratio", func() (float64, bool) { return r.ratio("a", "b", perSecond) }, "3 true"},
+		{"of what was not measured", func() (float64, bool) { return r.ratio("a", "c", perSecond) }, "0 false"},
+		{"of an unknown case", func() (float64, bool) { return r.median("d", perSecond) }, "0 false"},
+	} {
+		v, ok := tt.have()
+		if have := fmt.Sprint(v, ok); have != tt.want {
+			t.Errorf("%s: have %s, want %s", tt.name, have, tt.want)
+		}
+	}
+}
+
+// TestCommands: what cannot be done is an error.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"":                         "want table, load, canned or baseline",
+		"jump":                     `unknown command "jump"`,
+		"table now":                `unexpected argument "now"`,
+		"table -only (":            "-only",
+		"table -keys 0":            "want at least one key",
+		"load -protocol ftp":       `unknown protocol "ftp"`,
+		"load -keys /no/such/file": "read the keys",
+		"canned -listen nowhere":   "listen at nowhere",
+	} {
+		err := run(t.Context(), strings.Fields(args), &bytes.Buffer{}, &bytes.Buffer{})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("bench %s: have %v, want %q", args, err, want)
+		}
+	}
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// chains are the shipped Envoy files that are measured.
+func chains() []string { return []string{"ext_authz", "ratelimit"} }
+
+// through names the results of a chain, with TierGate or the canned answer behind it.
+func through(chain, target string) string { return "Envoy, " + chain + ", " + target }
+
+// load50 is which part of the capacity is asked for when latency is measured.
+const load50 = 0.5
+
+// body is what is asked for: the mock AI API reports 36 tokens for it.
+const body = `{"model": "mock-1", "max_tokens": 100, "messages": [{"role": "user", "content": "Tell me a story of some length about a tortoise."}]}`
+
+// A front is an Envoy with a shipped file in front of the mock AI API.
+type front struct {
+	stack *devstack.Stack
+	keys  []string
+}
+
+// envoys measures, for each chain, how long requests take through Envoy where TierGate
+// decides, and where the canned answer does, at half the rate that passes with TierGate.
+func (t *table) envoys(ctx context.Context, b *bed, r results, progress io.Writer) error {
+	envoy, err := devstack.FindEnvoy(ctx, os.Getenv, filepath.Join(t.root, ".cache"), progress)
+	if err != nil {
+		return err
+	}
+	for _, chain := range chains() {
+		if err := t.chain(ctx, b, r, envoy, chain, progress); err != nil {
+			return fmt.Errorf("measure the chain %s: %w", chain, err)
+		}
+	}
+	return nil
+}
+
+func (t *table) chain(ctx context.Context, b *bed, r results, envoy devstack.Envoy, chain string, progress io.Writer) (err error) {
+	fronts := map[string]*front{}
+	targets := []string{"canned", "redis"}
+	for _, target := range targets {
+		f, startErr := t.newFront(ctx, b, envoy, chain, target)
+		if f != nil {
+			defer func() { err = errors.Join(err, f.stack.Down()) }()
+		}
+		if startErr != nil {
+			return startErr
+		}
+		fronts[target] = f
+	}
+	// The first run of each warms it.
+	var capacity float64
+	for _, target := range targets {
+		o, err := fronts[target].run(ctx, load{inFlight: t.spread.inFlight}, t.spread.duration)
+		if err != nil {
+			return err
+		}
+		capacity = float64(o.requests-o.failed) / o.elapsed.Seconds() // in the end that of TierGate
+	}
+	fmt.Fprintf(progress, "%s: %.0f requests/s pass\n", through(chain, "redis"), capacity)
+	// Calls at a time: so many that none waits for another.
+	l := load{inFlight: 4 * t.spread.inFlight, rate: load50 * capacity}
+	for round := range t.rounds {
+		for _, target := range targets {
+			o, err := fronts[target].run(ctx, l, 2*t.spread.duration)
+			if err != nil {
+				return err
+			}
+			f := figures{perSecond: l.rate, p50: ms(o.latency.ValueAtQuantile(50)), p99: ms(o.latency.ValueAtQuantile(99))}
+			name := through(chain, target)
+			r[name] = append(r[name], f)
+			fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms\n", round+1, t.rounds, name, f[p50], f[p99])
+		}
+	}
+	return nil
+}
+
+// newFront starts an Envoy and an upstream, which must be stopped also where that fails.
+// Its flood guard is further away than in the shipped file: all requests come from one
+// address.
+func (t *table) newFront(ctx context.Context, b *bed, envoy devstack.Envoy, chain, target string) (*front, error) {
+	s := &devstack.Stack{Options: devstack.Options{
+		Root: t.root, Dir: filepath.Join(b.dir, chain+"-"+target), Chain: chain, Envoy: envoy,
+		EditEnvoy: func(file []byte) []byte {
+			return bytes.ReplaceAll(bytes.ReplaceAll(file,
+				[]byte("max_tokens: 5000, tokens_per_fill: 5000"), []byte("max_tokens: 1000000, tokens_per_fill: 1000000")),
+				[]byte("max_tokens: 100000, tokens_per_fill: 100000"), []byte("max_tokens: 1000000, tokens_per_fill: 1000000"))
+		},
+	}}
+	s.TierGate = b.targets[target].address
+	for _, address := range []*string{&s.API, &s.Admin, &s.Customer, &s.Upstream} {
+		free, err := devstack.FreeAddress()
+		if err != nil {
+			return nil, err
+		}
+		*address = free
+	}
+	if err := os.MkdirAll(s.Options.Dir, 0o755); err != nil { // Envoy may run as another user
+		return nil, fmt.Errorf("make a directory: %w", err)
+	}
+	f := &front{stack: s, keys: b.keys["tokens"]}
+	if err := s.StartUpstream(ctx); err != nil {
+		return f, err
+	}
+	return f, s.StartProxy(ctx)
+}
+
+// run sends chats through Envoy. One that is not answered with 200 and the header of a
+// decision by Redis has failed; at full load, where only those that pass are counted, any
+// may.
+func (f *front) run(ctx context.Context, l load, duration time.Duration) (*outcome, error) {
+	transport := &http.Transport{MaxIdleConnsPerHost: l.inFlight, DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: longest}
+	o := drive(ctx, l, duration, func(i int, o *outcome) call {
+		chance := rand.New(rand.NewPCG(uint64(i), 1))
+		return func(ctx context.Context, due time.Time) {
+			o.requests++
+			defer func() { o.took(time.Since(due)) }()
+			if err := f.chat(ctx, client, f.keys[chance.IntN(len(f.keys))]); err != nil {
+				o.fail(err)
+			}
+		}
+	})
+	if l.rate > 0 && float64(o.failed) > tolerated*float64(o.requests) {
+		return o, fmt.Errorf("%d of %d requests failed: %w", o.failed, o.requests, o.err)
+	}
+	if o.requests == o.failed {
+		return o, fmt.Errorf("none of %d requests was answered: %w", o.requests, o.err)
+	}
+	return o, nil
+}
+
+// chat sends one request.
+func (f *front) chat(ctx context.Context, client *http.Client, key string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+f.stack.API+path, strings.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("make a request: %w", err)
+	}
+	r.Header.Set("Authorization", "Bearer "+key)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("User-Agent", userAgent)
+	response, err := client.Do(r)
+	if err != nil {
+		return fmt.Errorf("send a request: %w", err)
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		return fmt.Errorf("read an answer: %w", err)
+	}
+	if response.StatusCode != http.StatusOK || response.Header.Get("X-RateLimit-Limit") == "0" || response.Header.Get("X-RateLimit-Degraded") != "" {
+		return fmt.Errorf("an answer was %s, limit %q, degraded %q: want 200 and a decision",
+			response.Status, response.Header.Get("X-RateLimit-Limit"), response.Header.Get("X-RateLimit-Degraded"))
+	}
+	return nil
+}

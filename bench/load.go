@@ -1,0 +1,324 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// generatorGC is GOGC of the generator, which shares the machine with what it measures.
+const generatorGC = 400
+
+// A load is what is sent to a server.
+type load struct {
+	protocol    protocol
+	keys        []string
+	zipf        float64 // how much more often the first keys ask: more than 1; 0: all as often
+	inFlight    int     // calls at a time; of an open loop at most
+	connections int
+	rate        float64 // calls per second, on time whether those before are answered or not; 0: a closed loop
+	settle      settling
+}
+
+// settling is when reservations are settled, each by an access log entry.
+type settling int
+
+const (
+	never settling = iota
+	atOnce
+	later // after the run, by settle: a reservation that is not settled stays for an hour
+)
+
+// outcome is what became of it.
+type outcome struct {
+	requests, admitted, degraded, failed, settlements int64 // settlements: sent, or to be sent later
+	elapsed                                           time.Duration
+	// latency in nanoseconds. In an open loop it counts from when a call was to be made,
+	// so that calls that wait for a slow server are not left out.
+	latency *hdrhistogram.Histogram
+	err     error    // of one that failed
+	tickets []string // of what is to be settled later
+}
+
+func (o *outcome) perSecond() float64 { return float64(o.requests) / o.elapsed.Seconds() }
+
+func (o *outcome) add(other *outcome) {
+	o.requests += other.requests
+	o.admitted += other.admitted
+	o.degraded += other.degraded
+	o.failed += other.failed
+	o.settlements += other.settlements
+	o.latency.Merge(other.latency)
+	o.err = cmp.Or(o.err, other.err)
+	o.tickets = append(o.tickets, other.tickets...)
+}
+
+// The range of the histogram.
+const shortest, longest = time.Microsecond, 10 * time.Second
+
+func newOutcome() *outcome {
+	return &outcome{latency: hdrhistogram.New(int64(shortest), int64(longest), 3)}
+}
+
+// took records a latency.
+func (o *outcome) took(d time.Duration) {
+	_ = o.latency.RecordValue(int64(min(max(d, shortest), longest))) // in its range
+}
+
+// fail counts a call that has failed.
+func (o *outcome) fail(err error) { o.failed, o.err = o.failed+1, err }
+
+// A generator sends a load, as often as is wanted, over the same connections.
+type generator struct {
+	load     load
+	conns    []*grpc.ClientConn
+	logs     []*logStream // one for each connection
+	requests []prepared
+	number   atomic.Uint64 // of the last request
+}
+
+// logStream is the access log of one connection.
+type logStream struct {
+	mu     sync.Mutex
+	stream grpc.ClientStreamingClient[alsv3.StreamAccessLogsMessage, alsv3.StreamAccessLogsResponse]
+}
+
+func (l *logStream) send(m *alsv3.StreamAccessLogsMessage) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stream.Send(m)
+}
+
+// newGenerator connects to a server. The context ends its access logs.
+func newGenerator(ctx context.Context, address string, l load) (*generator, error) {
+	g := &generator{load: l}
+	g.number.Store(uint64(time.Now().UnixMilli()) % 100_000_000 * 1000)
+	for _, key := range l.keys {
+		t, err := newPrepared(l.protocol, key)
+		if err != nil {
+			return nil, err
+		}
+		g.requests = append(g.requests, t)
+	}
+	for range l.connections {
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("connect to %s: %w", address, err), g.close())
+		}
+		g.conns = append(g.conns, conn)
+		if l.settle == never {
+			continue
+		}
+		stream, err := alsv3.NewAccessLogServiceClient(conn).StreamAccessLogs(ctx)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open an access log at %s: %w", address, err), g.close())
+		}
+		g.logs = append(g.logs, &logStream{stream: stream})
+	}
+	return g, nil
+}
+
+func (g *generator) close() error {
+	var errs []error
+	for _, c := range g.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// run sends the load for so long.
+func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
+	return drive(ctx, g.load, duration, func(i int, o *outcome) call { return newWorker(g, i, o).call })
+}
+
+// settle settles what was left for later.
+func (g *generator) settle(o *outcome) error {
+	entry, setTicket := accessLog(g.load.protocol)
+	for i, ticket := range o.tickets {
+		setTicket(ticket)
+		if err := g.logs[i%len(g.logs)].send(entry); err != nil {
+			return fmt.Errorf("settle a reservation: %w", err)
+		}
+	}
+	return nil
+}
+
+// A call makes one call that was due at a time.
+type call func(ctx context.Context, due time.Time)
+
+// drive has workers make calls for so long, each one after the other. What a worker
+// counts is its own.
+func drive(ctx context.Context, l load, duration time.Duration, worker func(i int, o *outcome) call) *outcome {
+	outcomes := make([]*outcome, l.inFlight)
+	start := time.Now()
+	next := schedule(ctx, l.rate, start, duration)
+	var group sync.WaitGroup
+	for i := range outcomes {
+		outcomes[i] = newOutcome()
+		do := worker(i, outcomes[i])
+		group.Go(func() {
+			for due, ok := next(); ok; due, ok = next() {
+				do(ctx, due)
+			}
+		})
+	}
+	group.Wait()
+	all := newOutcome()
+	all.elapsed = time.Since(start)
+	for _, o := range outcomes {
+		all.add(o)
+	}
+	return all
+}
+
+// schedule says when the next call is due; false: it is over. Of a closed loop it is due
+// at once.
+func schedule(ctx context.Context, rate float64, start time.Time, duration time.Duration) func() (time.Time, bool) {
+	if rate == 0 {
+		return func() (time.Time, bool) {
+			now := time.Now()
+			return now, now.Sub(start) < duration && ctx.Err() == nil
+		}
+	}
+	due := pace(ctx, start, rate, duration)
+	return func() (time.Time, bool) {
+		at, ok := <-due
+		return at, ok
+	}
+}
+
+// A worker makes one call after the other.
+type worker struct {
+	g       *generator
+	conn    *grpc.ClientConn
+	log     *logStream
+	entry   *alsv3.StreamAccessLogsMessage
+	ticket  func(string)
+	next    func() int // key
+	request []byte
+	answer  []byte
+	outcome *outcome
+}
+
+func newWorker(g *generator, i int, o *outcome) *worker {
+	w := &worker{g: g, conn: g.conns[i%len(g.conns)], outcome: o}
+	chance := rand.New(rand.NewPCG(uint64(i), g.number.Load()))
+	w.next = func() int { return chance.IntN(len(g.requests)) }
+	if g.load.zipf > 1 {
+		zipf := rand.NewZipf(chance, g.load.zipf, 1, uint64(len(g.requests)-1))
+		w.next = func() int { return int(zipf.Uint64()) }
+	}
+	if g.load.settle != never {
+		w.log = g.logs[i%len(g.logs)]
+		w.entry, w.ticket = accessLog(g.load.protocol)
+	}
+	return w
+}
+
+func (w *worker) call(ctx context.Context, due time.Time) {
+	o, p := w.outcome, w.g.load.protocol
+	w.request = w.g.requests[w.next()].fill(w.request, w.g.number.Add(1))
+	ctx, cancel := context.WithTimeout(ctx, longest) // which is sent, as Envoy's is
+	defer cancel()
+	err := w.conn.Invoke(ctx, p.method(), w.request, &w.answer, grpc.ForceCodecV2(raw{}))
+	o.requests++
+	if err != nil {
+		o.fail(err)
+		w.request = nil // it may not have been sent yet
+		return
+	}
+	o.took(time.Since(due))
+	v := p.read(w.answer, w.g.load.settle != never)
+	if v.degraded {
+		o.degraded++
+	}
+	if v.admitted {
+		o.admitted++
+	}
+	if len(v.ticket) == 0 {
+		return
+	}
+	o.settlements++
+	if w.g.load.settle == later {
+		o.tickets = append(o.tickets, string(v.ticket))
+		return
+	}
+	w.ticket(string(v.ticket))
+	if err := w.log.send(w.entry); err != nil {
+		o.fail(err)
+	}
+}
+
+// loadCommand sends a load to a server that runs already.
+func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) func() error {
+	l := load{}
+	to := flags.String("to", "127.0.0.1:9001", "`address` of the server")
+	p := flags.String("protocol", "check", "check or rls")
+	file := flags.String("keys", "", "`file` with a key on each line")
+	duration := flags.Duration("duration", 10*time.Second, "how long")
+	flags.Float64Var(&l.zipf, "zipf", 0, "how unevenly keys ask, more than 1; 0: all as often")
+	flags.Float64Var(&l.rate, "rate", 0, "calls per second; 0: as many as are answered")
+	flags.IntVar(&l.inFlight, "in-flight", 64, "calls at a time, at most")
+	flags.IntVar(&l.connections, "connections", 2, "connections")
+	settle := flags.Bool("settle", false, "send an access log entry for each reservation")
+	pid := flags.Int("pid", 0, "process whose CPU is measured; 0: none")
+	return func() error {
+		switch strings.ToLower(*p) {
+		case "check":
+			l.protocol = check
+		case "rls":
+			l.protocol = rls
+		default:
+			return fmt.Errorf("unknown protocol %q: want check or rls", *p)
+		}
+		if *settle {
+			l.settle = atOnce
+		}
+		content, err := os.ReadFile(*file)
+		if err != nil {
+			return fmt.Errorf("read the keys: %w", err)
+		}
+		if l.keys = strings.Fields(string(content)); len(l.keys) == 0 || l.inFlight < 1 || l.connections < 1 {
+			return errors.New("want at least one key, one call at a time and one connection")
+		}
+		debug.SetGCPercent(generatorGC)
+		g, err := newGenerator(ctx, *to, l)
+		if err != nil {
+			return err
+		}
+		defer g.close() //nolint:errcheck // the end
+		before, err := cpu(*pid)
+		if err != nil {
+			return err
+		}
+		o := g.run(ctx, *duration)
+		after, err := cpu(*pid)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "%.0f requests/s, %d admitted of %d, %d degraded, %d failed; ms: p50 %.3f, p99 %.3f, p99.9 %.3f, most %.3f\n",
+			o.perSecond(), o.admitted, o.requests, o.degraded, o.failed,
+			ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), ms(o.latency.ValueAtQuantile(99.9)), ms(o.latency.Max()))
+		if *pid != 0 {
+			fmt.Fprintf(stdout, "%.1f µs of CPU for each request\n", perRequest(after-before, o.requests))
+		}
+		return o.err
+	}
+}
+
+func ms(nanoseconds int64) float64 { return float64(nanoseconds) / 1e6 }

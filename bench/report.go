@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/buildinfo"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+	"golang.org/x/sys/unix"
+)
+
+//go:embed report.md
+var reportText string
+
+// A goal is a ratio that TierGate is to keep.
+type goal struct {
+	Text     string
+	Bound    string
+	Measured string // empty: it was not
+	Met      string
+}
+
+// goals compares what was measured with what is wanted.
+func (r results) goals() []goal {
+	var all []goal
+	at := func(most bool, bound float64, text string, measured float64, ok bool) {
+		g := goal{Text: text, Bound: fmt.Sprintf("at least %.2g", bound), Met: "not measured"}
+		if most {
+			g.Bound = fmt.Sprintf("at most %.2g", bound)
+		}
+		if ok {
+			g.Measured, g.Met = fmt.Sprintf("%.2f", measured), "**not met**"
+			if most == (measured <= bound) || measured == bound {
+				g.Met = "met"
+			}
+		}
+		all = append(all, g)
+	}
+	against := func(most bool, bound float64, text, name, other string, f figure) {
+		v, ok := r.ratio(name, other, f)
+		at(most, bound, text, v, ok)
+	}
+	server := func(bound float64, name string) {
+		v, ok := r.within(name, serverCPU, cannedCPU)
+		at(true, bound, "CPU of the server, "+name+" : canned answer", v, ok)
+	}
+	for _, p := range []protocol{check, rls} {
+		of := ", redis, " + string(p)
+		bound := map[protocol]float64{check: 1.0, rls: 1.2}[p]
+		for _, kind := range []string{"requests", "tokens"} {
+			server(bound, kind+of)
+		}
+		against(false, 3, "requests/s, requests"+of+" : baseline, RLS", "requests"+of, "baseline, RLS", perSecond)
+		for _, kind := range []string{"requests", "tokens settled"} {
+			bound := map[string]float64{"requests": 1.3, "tokens settled": 3}[kind]
+			for _, floor := range []figure{floorIn32, floorHere} {
+				v, ok := r.within(kind+of, redisCPU, floor)
+				at(true, bound, "CPU of Redis, "+kind+of+" : "+string(floor), v, ok)
+			}
+		}
+		refused, ok := r.median("refused"+of, commands)
+		at(true, 0.05, "Redis commands of a refused request, "+string(p), refused, ok)
+	}
+	for _, p := range []protocol{check, rls} {
+		for _, kind := range []string{"requests", "tokens"} {
+			server(0.8, kind+", memory, "+string(p))
+		}
+	}
+	for _, chain := range chains() {
+		for _, f := range []figure{p50, p99} {
+			against(true, 1.5, string(f)+" through Envoy, "+chain+", at half the load : with the canned answer", through(chain, "redis"), through(chain, "canned"), f)
+		}
+	}
+	return all
+}
+
+// A line is one of a table: a name and its cells.
+type line struct {
+	Name  string
+	Cells []string
+}
+
+// lines are the medians of cases. A cell is empty where nothing was measured.
+func (r results) lines(names []string, columns []column) []line {
+	var all []line
+	for _, name := range names {
+		if len(r[name]) == 0 {
+			continue
+		}
+		l := line{Name: name}
+		for _, c := range columns {
+			cell := ""
+			if v, ok := c.of(name); ok {
+				cell = fmt.Sprintf("%.*f", c.decimals, v)
+			}
+			l.Cells = append(l.Cells, cell)
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+// A column is a figure of each case.
+type column struct {
+	decimals int
+	of       func(name string) (float64, bool)
+}
+
+func (r results) column(f figure, decimals int) column {
+	return column{decimals, func(name string) (float64, bool) { return r.median(name, f) }}
+}
+
+func (r results) cases() []line {
+	names := []string{cannedAnswer(check).name, cannedAnswer(rls).name}
+	for _, c := range cases() {
+		names = append(names, c.name)
+	}
+	return r.lines(names, []column{
+		r.column(perSecond, 0), r.column(serverCPU, 1),
+		{2, func(name string) (float64, bool) { return r.within(name, serverCPU, cannedCPU) }},
+		r.column(redisCPU, 1), r.column(commands, 2),
+		{1, func(name string) (float64, bool) {
+			n, ok := r.median(name, scripts)
+			return 1 / n, ok && n > 0
+		}},
+		r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2),
+	})
+}
+
+func (r results) fronts() []line {
+	var names []string
+	for _, chain := range chains() {
+		names = append(names, through(chain, "canned"), through(chain, "redis"))
+	}
+	return r.lines(names, []column{r.column(perSecond, 0), r.column(p50, 2), r.column(p99, 2)})
+}
+
+// report writes what was measured, where, and with what.
+func (t *table) report(ctx context.Context, r results) (string, error) {
+	versions, err := t.versions(ctx)
+	if err != nil {
+		return "", err
+	}
+	machine, err := machine()
+	if err != nil {
+		return "", err
+	}
+	parsed, err := template.New("report").Parse(reportText)
+	if err != nil {
+		return "", fmt.Errorf("read the report's template: %w", err)
+	}
+	var text bytes.Buffer
+	err = parsed.Execute(&text, map[string]any{
+		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
+		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
+		"Keys": t.keys, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(),
+	})
+	if err != nil {
+		return "", fmt.Errorf("write the report: %w", err)
+	}
+	return text.String(), nil
+}
+
+// versions are those of what was measured.
+func (t *table) versions(ctx context.Context) (string, error) {
+	info, err := buildinfo.ReadFile(t.tiergate)
+	if err != nil {
+		return "", fmt.Errorf("read how %s was built: %w", t.tiergate, err)
+	}
+	var commit, grpc string
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = " of commit " + s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			commit += " with changes"
+		}
+	}
+	for _, d := range info.Deps {
+		if d.Path == "google.golang.org/grpc" {
+			grpc = ", grpc-go " + d.Version
+		}
+	}
+	redis, err := exec.CommandContext(ctx, "redis-server", "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask Redis for its version: %w", err)
+	}
+	version := ""
+	for word := range strings.FieldsSeq(string(redis)) {
+		if v, ok := strings.CutPrefix(word, "v="); ok {
+			version = ", Redis " + v
+		}
+	}
+	return fmt.Sprintf("TierGate%s, %s%s%s, Envoy %s", commit, info.GoVersion, grpc, version, devstack.EnvoyVersion), nil
+}
+
+// machine describes this one.
+func machine() (string, error) {
+	content, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", fmt.Errorf("read what processor this is: %w", err)
+	}
+	model := runtime.GOARCH
+	for l := range strings.Lines(string(content)) {
+		if name, value, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	var system unix.Utsname
+	var memory unix.Sysinfo_t
+	if err := errors.Join(unix.Uname(&system), unix.Sysinfo(&memory)); err != nil {
+		return "", fmt.Errorf("ask what machine this is: %w", err)
+	}
+	gib := float64(memory.Totalram) * float64(memory.Unit) / (1 << 30)
+	return fmt.Sprintf("%d cores of %s, %.0f GiB of memory, Linux %s", runtime.NumCPU(), model, gib, unix.ByteSliceToString(system.Release[:])), nil
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"time"
+)
+
+// table is what "bench table" measures.
+type table struct {
+	bedOptions
+
+	spread spread
+	rounds int
+	only   *regexp.Regexp // cases
+	out    string         // file to write; empty: none
+	envoy  bool
+}
+
+func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Writer) func() error {
+	t := table{}
+	flags.StringVar(&t.root, "root", "..", "`directory` of the project")
+	flags.StringVar(&t.tiergate, "tiergate", "../bin/tiergate", "the built `program`")
+	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs; default: one that is removed")
+	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
+	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
+	flags.IntVar(&t.rounds, "rounds", 5, "how often each case is run, the others in between")
+	flags.DurationVar(&t.spread.duration, "duration", time.Second, "of a case in a round")
+	flags.IntVar(&t.spread.inFlight, "in-flight", 64, "calls at a time")
+	flags.IntVar(&t.spread.connections, "connections", 2, "connections")
+	flags.Float64Var(&t.spread.zipf, "zipf", 0, "how unevenly keys ask, more than 1; 0: all as often")
+	flags.BoolVar(&t.envoy, "envoy", true, "also measure the latency through Envoy")
+	only := flags.String("only", "", "cases whose names match this `expression`; default: all")
+	return func() error {
+		var err error
+		if t.only, err = regexp.Compile(*only); err != nil {
+			return fmt.Errorf("-only: %w", err)
+		}
+		return t.run(ctx, stdout, stderr)
+	}
+}
+
+func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
+	if t.keys < 1 || t.rounds < 1 || t.spread.inFlight < 1 || t.spread.connections < 1 || t.spread.duration <= 0 {
+		return errors.New("want at least one key, round, call at a time and connection, and some time")
+	}
+	if t.dir == "" {
+		dir, err := os.MkdirTemp("", "tiergate-bench-")
+		if err != nil {
+			return fmt.Errorf("make a directory: %w", err)
+		}
+		defer os.RemoveAll(dir)
+		t.dir = dir
+	}
+	for _, path := range []*string{&t.dir, &t.tiergate} { // servers run elsewhere
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", *path, err)
+		}
+		*path = absolute
+	}
+	var err error
+	if t.program == "" {
+		if t.program, err = os.Executable(); err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
+	}
+	debug.SetGCPercent(generatorGC)
+	b, err := newBed(ctx, t.bedOptions)
+	if err != nil {
+		return err
+	}
+	r, err := t.measure(ctx, b, progress)
+	if err == nil && t.envoy {
+		err = t.envoys(ctx, b, r, progress)
+	}
+	if err := errors.Join(err, b.stop()); err != nil {
+		return err
+	}
+	text, err := t.report(ctx, r)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(stdout, text)
+	if t.out == "" {
+		return nil
+	}
+	if err := os.WriteFile(t.out, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+// measure runs all cases, round by round. Before those of a target and a protocol comes
+// the canned answer of that protocol, so that what disturbs the machine for a while
+// disturbs both.
+func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (results, error) {
+	r := results{}
+	for round := range t.rounds {
+		one := func(c benchCase) (figures, error) {
+			f, err := t.one(ctx, b, c)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+			r[c.name] = append(r[c.name], f)
+			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.name, f[perSecond], f[serverCPU])
+			return f, nil
+		}
+		var canned figures
+		group := ""
+		for _, c := range cases() {
+			if !t.only.MatchString(c.name) {
+				continue
+			}
+			if of := c.target + string(c.protocol); of != group {
+				group = of
+				var err error
+				if canned, err = one(cannedAnswer(c.protocol)); err != nil {
+					return nil, err
+				}
+			}
+			f, err := one(c)
+			if err != nil {
+				return nil, err
+			}
+			f[cannedCPU] = canned[serverCPU]
+		}
+	}
+	return r, nil
+}
+
+// one runs a case, and after it what its Redis is compared with.
+func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
+	f, err := b.measure(ctx, c, t.spread)
+	if err != nil || c.target != "redis" || f[scripts] == 0 || c.refused || c.tier == "unlimited" {
+		return f, err
+	}
+	calls := 1.0 // of a request
+	if c.settle == atOnce {
+		calls = 2
+	}
+	same := int(math.Round(calls / f[scripts]))
+	for name, batch := range map[figure]int{floorIn32: 32, floorHere: min(max(same, 1), maxBatch)} {
+		if f[name], err = batchScript(ctx, b.targets["baseline"].redis, b.keys[c.tier], batch, t.spread.duration/3); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
