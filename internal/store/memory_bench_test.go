@@ -141,8 +141,8 @@ func gcPauses() *metrics.Float64Histogram {
 // longest returns the longest pause between two moments, rounded up to the histogram's
 // bucket.
 func longest(before, after *metrics.Float64Histogram) time.Duration {
-	for i := len(after.Counts) - 1; i >= 0; i-- {
-		if after.Counts[i] > before.Counts[i] {
+	for i, n := range slices.Backward(after.Counts) {
+		if n > before.Counts[i] {
 			return time.Duration(after.Buckets[i+1] * 1e9)
 		}
 	}

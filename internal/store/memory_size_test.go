@@ -34,5 +34,5 @@ func heapSize() int64 {
 	runtime.GC()
 	var s runtime.MemStats
 	runtime.ReadMemStats(&s)
-	return int64(s.HeapAlloc) //nolint:gosec // not so large
+	return int64(s.HeapAlloc)
 }

@@ -98,7 +98,7 @@ func (p *packed) number() int64 {
 		n |= uint64(b&0x7f) << shift
 		if b < 0x80 {
 			*p = (*p)[i+1:]
-			return int64(n>>1) ^ -int64(n&1) //nolint:gosec // as in encoding/binary
+			return int64(n>>1) ^ -int64(n&1)
 		}
 	}
 }

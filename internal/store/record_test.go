@@ -10,7 +10,7 @@ import (
 
 // FuzzRecord looks for a reservation that is not what was packed.
 func FuzzRecord(f *testing.F) {
-	f.Add(int64(1772366430000000000), "key_a", "request", "secret", int64(quota.Minute), int64(quota.NoMax), int64(7), int64(8), 3)
+	f.Add(int64(1772366430000000000), "key_a", "request", "secret", int64(quota.Minute), quota.NoMax, int64(7), int64(8), 3)
 	f.Add(int64(-1), "", "r", "\x00\xff", int64(quota.Month), int64(0), int64(math.MinInt64), int64(math.MaxInt64), 0)
 	f.Fuzz(func(t *testing.T, at int64, account, request, secret string, window, most, cost, used int64, charges int) {
 		names := []string{"requests/minute", "tokens/day@chat#4"}

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -208,4 +211,79 @@ func operations(n int, one func(i int) *operation) []*operation {
 		all[i] = one(i)
 	}
 	return all
+}
+
+// BenchmarkTogether measures requests that come at once: with a call for each, with those of
+// go-redis' AutoPipeline, and as they go together in a lane.
+func BenchmarkTogether(b *testing.B) {
+	for _, flying := range []int{1, 16, 64, 256} {
+		for _, way := range []string{"a call for each", "half-duplex", "full-duplex", "lane"} {
+			b.Run(fmt.Sprintf("%s/%d", way, flying), func(b *testing.B) {
+				r := benchRedis(b)
+				options := r.single(r.options.Address, r.options.Timeout)
+				options.PipelinePoolSize = 0
+				client := redis.NewClient(options)
+				b.Cleanup(func() { _ = client.Close() })
+				pipeline := redis.DefaultBlockingAutoPipelineOptions()
+				pipeline.FullDuplex = way == "full-duplex"
+				auto, err := client.AutoPipelineWithOptions(pipeline)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := r.batch.Load(b.Context(), r.client).Err(); err != nil {
+					b.Fatal(err)
+				}
+				r.warm(b.Context(), 0)
+				one := func(i int) error {
+					o := &operation{order: benchOrder(i, false, false)}
+					switch way {
+					case "lane":
+						r.carryOut(b.Context(), o)
+						return o.err
+					case "a call for each":
+						ctx, cancel := r.soon(b.Context())
+						defer cancel()
+						r.sendTogether(ctx, []*operation{o})
+						return o.err
+					default:
+						keys, args := batchArguments(r.prefix, []*operation{o})
+						reply := auto.EvalSha(b.Context(), r.batch.Hash(), keys, args...)
+						if reply.Err() == nil {
+							answer([]*operation{o}, reply)
+						}
+						return reply.Err()
+					}
+				}
+				began, own := costOf(b, r), ownCPU(b)
+				b.ResetTimer()
+				var next atomic.Int64
+				var group sync.WaitGroup
+				for range flying {
+					group.Go(func() {
+						for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+							if err := one(int(i)); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				group.Wait()
+				b.StopTimer()
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+				b.ReportMetric((ownCPU(b)-own)/float64(b.N), "client-µs/request")
+				began.report(b, r, b.N)
+			})
+		}
+	}
+}
+
+// ownCPU returns what this process has spent, in µs.
+func ownCPU(b *testing.B) float64 {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e3
 }

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -81,8 +83,8 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 		l.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 		defer cancel()
+		defer l.returned()
 		l.send(ctx, []*operation{o})
-		l.returned()
 		return
 	}
 	g := l.gathering
@@ -114,12 +116,21 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 	defer cancel()
 	<-g.turn
+	err := errNotSent // unless it returns
+	defer func() {
+		l.returned()
+		for _, other := range g.operations[1:] {
+			other.err = cmp.Or(err, other.err)
+			close(other.done)
+		}
+	}()
 	l.send(ctx, g.operations)
-	l.returned()
-	for _, other := range g.operations[1:] {
-		close(other.done)
-	}
+	err = nil
 }
+
+// errNotSent is what the others get where the one who sends panics: it is not known what was
+// done.
+var errNotSent = errors.New("the call to Redis panicked: please report this")
 
 // release has those sent that are gathered. The caller holds the lock.
 func (l *lane) release() {

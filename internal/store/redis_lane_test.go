@@ -258,3 +258,45 @@ func TestSlowNetwork(t *testing.T) {
 	}
 	group.Wait()
 }
+
+// TestLaneOutlivesAPanic: where the one who sends panics, the others learn that, and the
+// lane serves on.
+func TestLaneOutlivesAPanic(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		open := make(chan struct{})
+		l := &lane{timeout: time.Second, send: func(_ context.Context, together []*operation) {
+			<-open
+			if len(together) == 3 {
+				panic("three")
+			}
+		}}
+		var panics, failures atomic.Int64
+		var ended sync.WaitGroup
+		come := func(n int) {
+			for range n {
+				ended.Go(func() {
+					defer func() {
+						if recover() != nil {
+							panics.Add(1)
+						}
+					}()
+					o := &operation{}
+					if l.carryOut(t.Context(), o); outcomeUnknown(o.err) {
+						failures.Add(1)
+					}
+				})
+			}
+			synctest.Wait()
+		}
+		come(1)
+		come(3)
+		close(open)
+		ended.Wait()
+		come(1)
+		ended.Wait()
+		if l.calls != 0 || panics.Load() != 1 || failures.Load() != 2 {
+			t.Errorf("%d calls are under way, %d panics, %d failures: want 0, 1, 2", l.calls, panics.Load(), failures.Load())
+		}
+	})
+}
