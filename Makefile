@@ -36,8 +36,8 @@ traffic: build
 	@exec bin/devstack traffic $(FLAGS)
 
 test: setup build
-	@$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v /internal/e2e$$)
-	@$(GO) test -race -count 1 -timeout 10m -parallel 6 ./internal/e2e
+	@$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e$$)
+	@$(GO) test -race -count 1 -timeout 20m -parallel 6 ./internal/e2e
 	@cd examples && $(GO) test -count 1 -timeout 10m ./...
 	@cd bench && $(GO) test -count 1 -timeout 10m ./...
 
