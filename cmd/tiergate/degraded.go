@@ -68,7 +68,7 @@ func (m *metrics) addFallback(f *store.Fallback) {
 	}, func() float64 { return float64(f.Remembered()) }))
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "tiergate_answered_ahead_total", Help: "Requests of keys without limits answered before Redis had counted them.",
-	}, func() float64 { return float64(f.Ahead()) }))
+	}, func() float64 { return float64(f.AnsweredAhead()) }))
 	counters := func(name, help, label string, values map[string]func(store.Totals) int64) {
 		for value, of := range values {
 			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{

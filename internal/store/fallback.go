@@ -65,9 +65,9 @@ type Fallback struct {
 	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
 
-	remembered atomic.Int64 // see Remembered
-	aheads     atomic.Int64 // see Ahead
-	flying     atomic.Int64 // of these, still on their way
+	remembered    atomic.Int64 // see Remembered
+	answeredAhead atomic.Int64 // see AnsweredAhead
+	flying        atomic.Int64 // of these, still on their way
 
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
 	ahead atomic.Int64

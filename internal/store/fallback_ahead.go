@@ -36,7 +36,7 @@ func (f *Fallback) takeAhead(ctx context.Context, p *part, o quota.Order) (taken
 	if !ok {
 		return quota.Taken{}, false
 	}
-	f.aheads.Add(1)
+	f.answeredAhead.Add(1)
 	fl := &flight{}
 	taken.Pending = fl.tell
 	if n := f.flying.Add(1); n > mostAhead || f.leaving.Load() {
@@ -77,8 +77,9 @@ func (f *Fallback) Land(ctx context.Context) {
 	}
 }
 
-// Ahead returns how many orders were answered since the start before Redis had counted them.
-func (f *Fallback) Ahead() int64 { return f.aheads.Load() }
+// AnsweredAhead returns how many orders were answered since the start before Redis had
+// counted them.
+func (f *Fallback) AnsweredAhead() int64 { return f.answeredAhead.Load() }
 
 // A flight is an order on its way, as the one who asked for it knows it.
 type flight struct {

@@ -26,23 +26,36 @@ func free(account, request string) quota.Order {
 	return o
 }
 
-// slowRedis is a store on a server whose answers take so many ms longer.
-func slowRedis(t *testing.T, server *devstack.Stack, ms int) *Redis {
+// newSlowProxy passes on what is said to a Redis and answered, at once until slow is called.
+func newSlowProxy(t *testing.T, redis string) *toxiproxy.Proxy {
 	t.Helper()
 	address, err := devstack.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "redis", address, server.Options.RedisAddress)
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "redis", address, redis)
 	if err := proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(proxy.Stop)
-	text := `{"name": "slow", "type": "latency", "stream": "downstream", "attributes": {"latency": ` + strconv.Itoa(ms) + `}}`
+	return proxy
+}
+
+// slow makes answers take so much longer, in whole ms.
+func slow(t *testing.T, proxy *toxiproxy.Proxy, late time.Duration) {
+	t.Helper()
+	text := `{"name": "slow", "type": "latency", "stream": "downstream", "attributes": {"latency": ` + strconv.FormatInt(late.Milliseconds(), 10) + `}}`
 	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(text)); err != nil {
 		t.Fatal(err)
 	}
-	return hastyStore(t, address, 5*time.Second)
+}
+
+// slowRedis is a store on a server whose answers take so much longer.
+func slowRedis(t *testing.T, server *devstack.Stack, late time.Duration) *Redis {
+	t.Helper()
+	proxy := newSlowProxy(t, server.Options.RedisAddress)
+	slow(t, proxy, late)
+	return hastyStore(t, proxy.Listen, 5*time.Second)
 }
 
 // lookFree returns what Redis has counted.
@@ -55,7 +68,7 @@ func lookFree(t *testing.T, r *Redis) int64 {
 func TestUnlimitedDoesNotWait(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
-	f := fallbackOn(slowRedis(t, server, 30), nil)
+	f := fallbackOn(slowRedis(t, server, 30*time.Millisecond), nil)
 	median := func(o quota.Order) time.Duration {
 		var took []time.Duration
 		for range 21 {
@@ -68,12 +81,12 @@ func TestUnlimitedDoesNotWait(t *testing.T) {
 	}
 	limited, unlimited := median(of("limited", charge(quota.Month, 1000, 1))), median(free("a", ""))
 	t.Logf("limited %s, unlimited %s", limited, unlimited)
-	if limited < 30*time.Millisecond || unlimited > 5*time.Millisecond {
-		t.Errorf("limited takes %s, unlimited %s: want 30 ms, and less than 5 ms", limited, unlimited)
+	if limited < 30*time.Millisecond || unlimited > limited/2 {
+		t.Errorf("limited takes %s, unlimited %s: want 30 ms, and far less", limited, unlimited)
 	}
 	f.Land(t.Context())
-	if n := lookFree(t, redisStore(t, server)); n != 21 || f.Ahead() != 21 {
-		t.Errorf("%d are counted, %d answered ahead: want 21", n, f.Ahead())
+	if n := lookFree(t, redisStore(t, server)); n != 21 || f.AnsweredAhead() != 21 {
+		t.Errorf("%d are counted, %d answered ahead: want 21", n, f.AnsweredAhead())
 	}
 }
 
@@ -82,7 +95,7 @@ func TestUnlimitedDoesNotWait(t *testing.T) {
 func TestUsedGoesOn(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
-	for name, r := range map[string]*Redis{"fast": redisStore(t, server), "slow": slowRedis(t, server, 5)} {
+	for name, r := range map[string]*Redis{"fast": redisStore(t, server), "slow": slowRedis(t, server, 5*time.Millisecond)} {
 		f := fallbackOn(r, nil)
 		for i := range int64(500) {
 			wantTaken(t, take(t, f, free(name, strconv.FormatInt(i, 10))), true, i+1)
@@ -100,7 +113,7 @@ func TestUsedGoesOn(t *testing.T) {
 func TestUsedGoesOnAcrossWindows(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
-	f := fallbackOn(slowRedis(t, server, 5), nil)
+	f := fallbackOn(slowRedis(t, server, 5*time.Millisecond), nil)
 	o := of("a", charge(quota.Second, quota.NoMax, 1), charge(quota.Month, quota.NoMax, 1))
 	var start, last, total int64
 	for windows := 0; windows < 4; {
@@ -155,7 +168,7 @@ func TestUnlimitedAtTwoInstances(t *testing.T) {
 func TestUnlimitedIsCountedAtAStop(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
-	f := fallbackOn(slowRedis(t, server, 20), nil)
+	f := fallbackOn(slowRedis(t, server, 20*time.Millisecond), nil)
 	stop := runs(t, f)
 	var group sync.WaitGroup
 	for range 20 {
@@ -183,7 +196,7 @@ func TestUnlimitedRepeats(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
 	var counted, repeated atomic.Int64
-	fleet := []*Fallback{fallbackOn(slowRedis(t, server, 20), nil), fallbackOn(redisStore(t, server), nil)}
+	fleet := []*Fallback{fallbackOn(slowRedis(t, server, 20*time.Millisecond), nil), fallbackOn(redisStore(t, server), nil)}
 	for i := range 30 {
 		for k, f := range []*Fallback{fleet[0], fleet[0], fleet[1]} {
 			o := free("a", strconv.Itoa(i))

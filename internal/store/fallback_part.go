@@ -49,9 +49,9 @@ func (f *Fallback) fine(p *part) {
 }
 
 // failed notes that a call failed, and opens the part where that is one too many: a call is
-// one, whatever many orders and settlements went in it. That a
-// slot is moving says nothing of the part's other slots, and nor does a time-out say that
-// Redis is away while it answers others: a burst of one client's requests is enough for that.
+// one, however many orders and settlements went in it. That a slot is moving says nothing of
+// the part's other slots, and nor does a time-out say that Redis is away while it answers
+// others: a burst of one client's requests is enough for that.
 func (f *Fallback) failed(p *part, err error) {
 	if moving(err) || keyAtFault(err) {
 		return

@@ -7,7 +7,7 @@ import (
 )
 
 // TestMemoryPerKey holds what an active key of three limits costs, and beside it what is
-// remembered of a request, below what docs/operations.md says. The number of keys is one
+// remembered of a request, at what docs/configuration.md says to plan. The number of keys is one
 // that fills Go's maps badly.
 func TestMemoryPerKey(t *testing.T) { // alone: it measures the whole process
 	const keys, perKey, perRequest = 100_000, 200, 250

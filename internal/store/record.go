@@ -92,13 +92,7 @@ func (p *packed) text() string {
 
 // number takes a varint off.
 func (p *packed) number() int64 {
-	var n uint64
-	for i, shift := 0, 0; ; i, shift = i+1, shift+7 {
-		b := (*p)[i]
-		n |= uint64(b&0x7f) << shift
-		if b < 0x80 {
-			*p = (*p)[i+1:]
-			return int64(n>>1) ^ -int64(n&1)
-		}
-	}
+	n, size := binary.Varint([]byte(*p))
+	*p = (*p)[size:]
+	return n
 }

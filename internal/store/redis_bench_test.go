@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -254,7 +253,7 @@ func BenchmarkTogether(b *testing.B) {
 						return reply.Err()
 					}
 				}
-				began, own := costOf(b, r), ownCPU(b)
+				began, own := costOf(b, r), cpuTime(b)
 				b.ResetTimer()
 				var next atomic.Int64
 				var group sync.WaitGroup
@@ -271,19 +270,9 @@ func BenchmarkTogether(b *testing.B) {
 				group.Wait()
 				b.StopTimer()
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
-				b.ReportMetric((ownCPU(b)-own)/float64(b.N), "client-µs/request")
+				b.ReportMetric(float64((cpuTime(b)-own).Nanoseconds())/1000/float64(b.N), "client-µs/request")
 				began.report(b, r, b.N)
 			})
 		}
 	}
-}
-
-// ownCPU returns what this process has spent, in µs.
-func ownCPU(b *testing.B) float64 {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e3
 }

@@ -52,12 +52,12 @@ type lane struct {
 	send    func(ctx context.Context, together []*operation)
 
 	mu        sync.Mutex
-	calls     int       // under way
-	gathering *gathered // nil: nobody waits. There is none while no call is under way
+	calls     int    // under way
+	gathering *group // nil: nobody waits. There is none while no call is under way
 }
 
-// A gathered are operations that wait to be sent together.
-type gathered struct {
+// A group is operations that wait to be sent together.
+type group struct {
 	operations []*operation
 	turn       chan struct{} // has one when the first is to send them
 	late       *time.Timer
@@ -103,7 +103,7 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 // lead begins to gather, and sends what came together. The caller holds the lock, which it
 // gives up.
 func (l *lane) lead(ctx context.Context, o *operation) {
-	g := &gathered{operations: []*operation{o}, turn: make(chan struct{}, 1)}
+	g := &group{operations: []*operation{o}, turn: make(chan struct{}, 1)}
 	g.late = time.AfterFunc(mostWait, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()

@@ -3,17 +3,12 @@ package store
 import (
 	"context"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
-
-	"github.com/tiergate/tiergate/internal/devstack"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -226,24 +221,13 @@ func TestSlowNetwork(t *testing.T) {
 	t.Parallel()
 	const late, timeout = 300 * time.Millisecond, 500 * time.Millisecond
 	server := startRedis(t)
-	address, err := devstack.FreeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "redis", address, server.Address)
-	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(proxy.Stop)
-	o := at(address)
+	proxy := newSlowProxy(t, server.Address)
+	o := at(proxy.Listen)
 	o.Timeout, o.PoolSize = timeout, 64
 	r := openRedis(t, o)
 	take(t, r, one("a")) // Redis knows the script
 	r.warm(t.Context(), 0)
-	text := `{"name": "late", "type": "latency", "stream": "downstream", "attributes": {"latency": ` + strconv.FormatInt(late.Milliseconds(), 10) + `}}`
-	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(text)); err != nil {
-		t.Fatal(err)
-	}
+	slow(t, proxy, late)
 	var group sync.WaitGroup
 	for i := range 200 {
 		group.Go(func() {
