@@ -211,6 +211,25 @@ func awaitHealthy(ctx context.Context, address string) error {
 
 // settled returns how many settlements TierGate has made since its start.
 func (t target) settled(ctx context.Context) (int64, error) {
+	n, err := t.metric(ctx, "tiergate_settlements_total{", `result="settled"`)
+	return int64(n), err
+}
+
+// sent returns how many calls of Redis TierGate has made for decisions and settlements
+// since its start, and how many of these went in them; of others 0.
+func (t target) sent(ctx context.Context) (calls, entries float64, err error) {
+	if t.operator == "" || t.redis == nil {
+		return 0, 0, nil
+	}
+	if calls, err = t.metric(ctx, "tiergate_redis_batch_size_count ", ""); err != nil {
+		return 0, 0, err
+	}
+	entries, err = t.metric(ctx, "tiergate_redis_batch_size_sum ", "")
+	return calls, entries, err
+}
+
+// metric returns the sum of TierGate's metrics whose lines begin so and have a label.
+func (t target) metric(ctx context.Context, beginning, label string) (float64, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.operator+"/metrics", http.NoBody)
 	if err != nil {
 		return 0, fmt.Errorf("ask for metrics: %w", err)
@@ -226,7 +245,7 @@ func (t target) settled(ctx context.Context) (int64, error) {
 	}
 	sum := 0.0
 	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, "tiergate_settlements_total{") || !strings.Contains(line, `result="settled"`) {
+		if !strings.HasPrefix(line, beginning) || !strings.Contains(line, label) {
 			continue
 		}
 		fields := strings.Fields(line)
@@ -236,7 +255,7 @@ func (t target) settled(ctx context.Context) (int64, error) {
 		}
 		sum += n
 	}
-	return int64(sum), nil
+	return sum, nil
 }
 
 // awaitSettled waits until TierGate has made so many settlements since its start.

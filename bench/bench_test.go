@@ -199,6 +199,7 @@ func TestCommands(t *testing.T) {
 		"table now":                `unexpected argument "now"`,
 		"table -only (":            "-only",
 		"table -keys 0":            "want at least one key",
+		"table -zipf 0.8":          "-zipf 0.8: want more than 1",
 		"load -protocol ftp":       `unknown protocol "ftp"`,
 		"load -keys /no/such/file": "read the keys",
 		"canned -listen nowhere":   "listen at nowhere",

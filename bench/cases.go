@@ -59,7 +59,7 @@ const (
 	cannedCPU figure = "CPU of the canned answer"  // µs for a request, just before
 	redisCPU  figure = "CPU of Redis"              // µs for a request
 	commands  figure = "commands"                  // of Redis, for a request
-	scripts   figure = "scripts"                   // calls of Redis, for a request
+	batchSize figure = "batch"                     // requests and settlements for each call that TierGate makes for them
 	floorIn32 figure = "script floor, batch of 32" // µs for a request
 	floorHere figure = "script floor, same batch"  // µs for a request, in batches as large as TierGate's
 	p50       figure = "p50"                       // ms
@@ -148,9 +148,10 @@ func (b *bed) faults(c benchCase, o *outcome) error {
 type meter struct {
 	target target
 
-	cpu         time.Duration
-	redis       redisUsage
-	settlements int64
+	cpu            time.Duration
+	redis          redisUsage
+	settlements    int64
+	calls, entries float64 // of batches
 }
 
 func (m *meter) start(ctx context.Context, s settling) (err error) {
@@ -158,6 +159,9 @@ func (m *meter) start(ctx context.Context, s settling) (err error) {
 		if m.settlements, err = m.target.settled(ctx); err != nil {
 			return err
 		}
+	}
+	if m.calls, m.entries, err = m.target.sent(ctx); err != nil {
+		return err
 	}
 	if m.redis, err = usageOf(ctx, m.target.redis); err != nil {
 		return err
@@ -187,8 +191,11 @@ func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
 	u = u.since(m.redis)
 	f[redisCPU] = perRequest(u.cpu, requests)
 	f[commands] = float64(u.commands) / float64(requests)
-	f[scripts] = float64(u.scripts) / float64(requests)
-	return f, nil
+	calls, entries, err := m.target.sent(ctx)
+	if calls > m.calls {
+		f[batchSize] = (entries - m.entries) / (calls - m.calls)
+	}
+	return f, err
 }
 
 // results are the figures of each round, by case. A case that failed has fewer.

@@ -264,6 +264,14 @@ func (w *worker) call(ctx context.Context, due time.Time) {
 	}
 }
 
+// checkZipf reports an exponent that there is no distribution of.
+func checkZipf(zipf float64) error {
+	if zipf == 0 || zipf > 1 {
+		return nil
+	}
+	return fmt.Errorf("-zipf %v: want more than 1, or 0", zipf)
+}
+
 // loadCommand sends a load to a server that runs already.
 func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) func() error {
 	l := load{}
@@ -295,6 +303,12 @@ func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) fun
 		}
 		if l.keys = strings.Fields(string(content)); len(l.keys) == 0 || l.inFlight < 1 || l.connections < 1 {
 			return errors.New("want at least one key, one call at a time and one connection")
+		}
+		if err := checkZipf(l.zipf); err != nil {
+			return err
+		}
+		if l.rate < 0 || *duration <= 0 {
+			return errors.New("want no negative rate, and some time")
 		}
 		debug.SetGCPercent(generatorGC)
 		g, err := newGenerator(ctx, *to, l)

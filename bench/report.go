@@ -128,11 +128,7 @@ func (r results) cases() []line {
 		r.column(perSecond, 0), r.column(serverCPU, 1),
 		{2, func(name string) (float64, bool) { return r.within(name, serverCPU, cannedCPU) }},
 		r.column(redisCPU, 1), r.column(commands, 2),
-		{1, func(name string) (float64, bool) {
-			n, ok := r.median(name, scripts)
-			return 1 / n, ok && n > 0
-		}},
-		r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2),
+		r.column(batchSize, 1), r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2),
 	})
 }
 
@@ -162,7 +158,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
 		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
-		"Keys": t.keys, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(),
+		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(),
 	})
 	if err != nil {
 		return "", fmt.Errorf("write the report: %w", err)

@@ -52,6 +52,9 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 	if t.keys < 1 || t.rounds < 1 || t.spread.inFlight < 1 || t.spread.connections < 1 || t.spread.duration <= 0 {
 		return errors.New("want at least one key, round, call at a time and connection, and some time")
 	}
+	if err := checkZipf(t.spread.zipf); err != nil {
+		return err
+	}
 	if t.dir == "" {
 		dir, err := os.MkdirTemp("", "tiergate-bench-")
 		if err != nil {
@@ -140,15 +143,10 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 // one runs a case, and after it what its Redis is compared with.
 func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
 	f, err := b.measure(ctx, c, t.spread)
-	if err != nil || c.target != "redis" || f[scripts] == 0 || c.refused || c.tier == "unlimited" {
+	if err != nil || c.target != "redis" || f[batchSize] == 0 || c.refused || c.tier == "unlimited" {
 		return f, err
 	}
-	calls := 1.0 // of a request
-	if c.settle == atOnce {
-		calls = 2
-	}
-	same := int(math.Round(calls / f[scripts]))
-	for name, batch := range map[figure]int{floorIn32: 32, floorHere: min(max(same, 1), maxBatch)} {
+	for name, batch := range map[figure]int{floorIn32: 32, floorHere: int(math.Round(f[batchSize]))} {
 		if f[name], err = batchScript(ctx, b.targets["baseline"].redis, b.keys[c.tier], batch, t.spread.duration/3); err != nil {
 			return nil, err
 		}

@@ -44,11 +44,10 @@ func cpu(pid int) (time.Duration, error) {
 type redisUsage struct {
 	cpu      time.Duration
 	commands int64 // all, also those of scripts
-	scripts  int64 // EVALSHA, EVAL and FCALL
 }
 
 func (u redisUsage) since(before redisUsage) redisUsage {
-	return redisUsage{u.cpu - before.cpu, u.commands - before.commands, u.scripts - before.scripts}
+	return redisUsage{u.cpu - before.cpu, u.commands - before.commands}
 }
 
 // usageOf asks a Redis server; nil has none.
@@ -77,10 +76,6 @@ func usageOf(ctx context.Context, client *redis.Client) (redisUsage, error) {
 				return u, fmt.Errorf("read %q of Redis: %w", line, err)
 			}
 			u.commands += calls
-			switch strings.TrimPrefix(name, "cmdstat_") {
-			case "evalsha", "eval", "fcall":
-				u.scripts += calls
-			}
 		}
 	}
 	return u, nil
