@@ -97,11 +97,14 @@ func checks(tb testing.TB) map[string]struct {
 		message []byte
 		usual   bool
 	}{
-		"empty":          {nil, true},
-		"full":           {full, true},
-		"refused":        {wire(tb, fullCheck("sk-nobody")), true},
-		"in parts":       {append(wire(tb, fullCheck("sk-free")), full...), true},
-		"unknown fields": {append(bytes.Clone(full), 0x78, 1, 0x7a, 1, 'x', 0x79, 1, 2, 3, 4, 5, 6, 7, 8, 0x7d, 1, 2, 3, 4), true},
+		"empty":   {nil, true},
+		"full":    {full, true},
+		"refused": {wire(tb, fullCheck("sk-nobody")), true},
+		"in parts": {append(wire(tb, changed(fullCheck("sk-free"), func(m *authv3.CheckRequest) {
+			m.Attributes.MetadataContext = nil
+		})), full...), true},
+		"metadata in parts": {append(wire(tb, fullCheck("sk-free")), full...), false},
+		"unknown fields":    {append(bytes.Clone(full), 0x78, 1, 0x7a, 1, 'x', 0x79, 1, 2, 3, 4, 5, 6, 7, 8, 0x7d, 1, 2, 3, 4), true},
 		"header map": {wire(tb, changed(fullCheck("sk-pro"), func(m *authv3.CheckRequest) {
 			http(m).Headers = nil
 			http(m).HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "Authorization", RawValue: []byte("Bearer sk-pro")}, {Key: "x-api-key", Value: "sk-pro"}}}
@@ -121,7 +124,7 @@ func checks(tb testing.TB) map[string]struct {
 		})), true},
 		"facts twice": {append(bytes.Clone(full), wire(tb, changed(fullCheck("sk-pro"), func(m *authv3.CheckRequest) {
 			delete(m.GetAttributes().GetMetadataContext().GetFilterMetadata()[RequestNamespace].GetFields(), "model")
-		}))...), true},
+		}))...), false},
 		"faulty metadata": {append(bytes.Clone(full), 0x0a, 3, 0x5a, 1, 0xff), false},
 	}
 }

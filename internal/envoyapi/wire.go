@@ -138,8 +138,12 @@ func (c *checkCall) read(text string, wanted []string) bool {
 				if key, value := attributes.entry(); key == "resource" {
 					c.resource = value
 				}
-			case 11: // metadata_context; that of parts is that of one after the other
-				c.metadata += attributes.message().rest
+			case 11: // metadata_context
+				part := attributes.message().rest
+				if c.metadata != "" && part != "" { // to join parts takes the square of their number
+					return false
+				}
+				c.metadata += part
 			}
 		}
 		if attributes.odd {
