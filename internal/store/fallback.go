@@ -115,11 +115,7 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if taken, ahead := f.takeAhead(ctx, p, o); ahead {
 		return taken, nil
 	}
-	for f.flying.Load() > 0 && p.ledger.onItsWay(o) {
-		if !waits(ctx, time.Millisecond) {
-			break
-		}
-	}
+	f.awaitAhead(ctx, p, o)
 	asked := f.options.Elapsed()
 	if owed == nil {
 		if taken, known := p.exhausted.refuse(o, asked); known {

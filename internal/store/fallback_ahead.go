@@ -68,6 +68,19 @@ func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int6
 	fl.land(repeated)
 }
 
+// awaitAhead waits until nothing is on its way to a counter by which an order may be refused;
+// no longer than what was there when it came takes: others may come without end.
+func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) {
+	if f.flying.Load() == 0 || !p.ledger.onItsWay(o) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout)
+	defer cancel()
+	for onItsWay := true; onItsWay && waits(ctx, time.Millisecond); {
+		onItsWay = f.flying.Load() > 0 && p.ledger.onItsWay(o)
+	}
+}
+
 // Land waits until no order is on its way that is answered already, until ctx is done.
 func (f *Fallback) Land(ctx context.Context) {
 	for f.flying.Load() > 0 {

@@ -335,3 +335,34 @@ func TestARepeatAheadIsTakenBack(t *testing.T) {
 		t.Errorf("used %d, want 2", next.Used[0])
 	}
 }
+
+// TestALimitedOrderIsNotHeldUpForEver by unlimited ones of the same counter, as where a
+// route has a limit of its own (ratelimit.limit_override), or a trusted source names another
+// tier: there is always one on its way.
+func TestALimitedOrderIsNotHeldUpForEver(t *testing.T) {
+	t.Parallel()
+	r := slowRedis(t, redisServer(t), 20)
+	r.options.Timeout = 200 * time.Millisecond
+	f := fallbackOn(r, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			_, _ = f.Take(ctx, free("a", ""))
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	time.Sleep(100 * time.Millisecond)
+	began := time.Now()
+	limit, stop := context.WithTimeout(ctx, 8*time.Second)
+	defer stop()
+	_, err := f.Take(limit, of("a", charge(quota.Month, 1000, 1)))
+	took := time.Since(began)
+	cancel()
+	<-ended
+	if took > time.Second || err != nil {
+		t.Errorf("it waited %s (%v)", took, err)
+	}
+}
