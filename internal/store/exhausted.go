@@ -12,6 +12,9 @@ import (
 const (
 	// refusalKept is how long a refusal holds whose counter may be given back.
 	refusalKept = 100 * time.Millisecond
+	// firmKept is how long one holds whose counter is never given back: Redis may have lost it
+	// unseen, in a restart or a fail-over between two calls.
+	firmKept = time.Minute
 	// shownKept is how old what is shown of a counter may be that did not refuse, where
 	// other requests may change it.
 	shownKept = time.Second
@@ -26,8 +29,8 @@ const (
 // asking it, for as long as that is certain. It is safe for concurrent use.
 //
 // A counter of requests that nothing gives back stays full to the end of its window. That
-// is reckoned from the time that Redis said, by a clock that nobody sets. What may be given
-// back is believed for refusalKept. Each order is judged by its own maximum and cost: a
+// is reckoned from the time that Redis said, by a clock that nobody sets, and asked for anew
+// after firmKept. What may be given back is believed for refusalKept. Each order is judged by its own maximum and cost: a
 // limit that has been changed is asked for again.
 type exhausted struct {
 	seed   maphash.Seed
@@ -130,6 +133,8 @@ func (r *exhaustion) certain(o quota.Order, now time.Duration) bool {
 		firm := k.firm && o.Firm
 		switch {
 		case latest >= k.end, exceeds && c.Limit.Max != k.max:
+			return false
+		case exceeds && firm && age >= firmKept:
 			return false
 		case exceeds && firm:
 			refused = refused || !o.Repeatable() || now-k.since >= quota.RepeatWindow+quota.RepeatWindow/drift

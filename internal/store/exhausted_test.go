@@ -119,7 +119,7 @@ func TestHammeringWithIDs(t *testing.T) {
 	asks(t, r, 0, "after that", func() {
 		for range 100 {
 			another()
-			f.wait(time.Second)
+			f.wait(firmKept / 200)
 		}
 	})
 	limit.Limit.Max, used = 3, 3
@@ -350,6 +350,25 @@ func TestOutageForgetsRefusals(t *testing.T) {
 	}
 	start(t, server)
 	becomes(t, "counts are shared again", func() bool { f.mend(t.Context(), f.part("a")); return allShared(f) })
+	wantTaken(t, take(t, f, o), true, 1)
+}
+
+// TestUnseenRestartIsFoundOut: while a key is refused from memory, nobody may hear that Redis
+// was away, and what it has lost.
+func TestUnseenRestartIsFoundOut(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := standstillOn(hastyStore(t, server.Options.RedisAddress, time.Second))
+	o := firm("", charge(quota.Month, 1, 1))
+	wantTaken(t, take(t, f, o), true, 1)
+	wantTaken(t, take(t, f, o), false, 1)
+	kill(t, server)
+	wantTaken(t, take(t, f, o), false, 1)
+	start(t, server)
+	f.wait(firmKept)
+	if f.State().Degraded {
+		t.Fatal("the outage is noticed")
+	}
 	wantTaken(t, take(t, f, o), true, 1)
 }
 
