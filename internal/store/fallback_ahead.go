@@ -51,7 +51,7 @@ func (f *Fallback) takeAhead(ctx context.Context, p *part, o quota.Order) (taken
 // to it, however the key is to be treated without: its request is on its way upstream.
 func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int64, fl *flight) {
 	defer f.flying.Add(-1)
-	taken, err := f.ask(ctx, o)
+	taken, err := f.askAhead(ctx, o)
 	if err != nil {
 		f.failed(p, err)
 		p.ledger.land(o, start, nil)
@@ -66,6 +66,18 @@ func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int6
 	}
 	p.ledger.land(o, start, &taken)
 	fl.land(repeated)
+}
+
+// askAhead makes the call of an order that is answered already. A panic is its error: no
+// call's handler is there to outlive it.
+func (f *Fallback) askAhead(ctx context.Context, o quota.Order) (taken quota.Taken, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errNotSent
+			f.options.Notices.called(CallTake, 0, err)
+		}
+	}()
+	return f.ask(ctx, o)
 }
 
 // awaitAhead waits until nothing is on its way to a counter by which an order may be refused;

@@ -366,3 +366,28 @@ func TestALimitedOrderIsNotHeldUpForEver(t *testing.T) {
 		t.Errorf("it waited %s (%v)", took, err)
 	}
 }
+
+// TestAPanicAheadIsOutlived: it is the failure of one order, which is in doubt.
+func TestAPanicAheadIsOutlived(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	r := hastyStore(t, server.Options.RedisAddress, time.Second)
+	var sent atomic.Int64
+	r.options.Sent = func(int) {
+		if sent.Add(1) == 1 {
+			panic("one")
+		}
+	}
+	r.lane = r.newLane(r.sendTogether)
+	f := fallbackOn(r, nil)
+	wantTaken(t, take(t, f, free("a", "")), true, 1)
+	f.Land(t.Context())
+	if f.owing() != 0 || f.flying.Load() != 0 {
+		t.Errorf("%d are owed something, %d on their way", f.owing(), f.flying.Load())
+	}
+	take(t, f, free("a", ""))
+	f.Land(t.Context())
+	if n := lookFree(t, f.redis); n != 1 {
+		t.Errorf("%d are counted, want 1", n)
+	}
+}
