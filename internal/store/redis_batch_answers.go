@@ -15,7 +15,7 @@ import (
 func answer(together []*operation, reply *redis.Cmd) {
 	values, err := reply.Slice()
 	if err != nil {
-		fail(together, err)
+		fail(together, failed(err, true))
 		return
 	}
 	shared := new(sharedCall)
@@ -36,7 +36,7 @@ func answer(together []*operation, reply *redis.Cmd) {
 		a.err = fmt.Errorf("%d more values in the answer than there should be", len(a.values))
 	}
 	if a.err != nil {
-		fail(together, a.err)
+		fail(together, failed(a.err, true)) // one call, in doubt
 	}
 }
 
