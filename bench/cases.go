@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // A benchCase is one line of the table.
@@ -166,7 +168,7 @@ func (m *meter) start(ctx context.Context, s settling) (err error) {
 	if m.redis, err = usageOf(ctx, m.target.redis); err != nil {
 		return err
 	}
-	m.cpu, err = cpu(m.target.pid)
+	m.cpu, err = devstack.CPU(m.target.pid)
 	return err
 }
 
@@ -176,7 +178,7 @@ func (m *meter) settled(ctx context.Context, n int64) error {
 }
 
 func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
-	now, err := cpu(m.target.pid)
+	now, err := devstack.CPU(m.target.pid)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"github.com/tiergate/tiergate/internal/devstack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -316,12 +317,12 @@ func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) fun
 			return err
 		}
 		defer g.close() //nolint:errcheck // the end
-		before, err := cpu(*pid)
+		before, err := devstack.CPU(*pid)
 		if err != nil {
 			return err
 		}
 		o := g.run(ctx, *duration)
-		after, err := cpu(*pid)
+		after, err := devstack.CPU(*pid)
 		if err != nil {
 			return err
 		}
