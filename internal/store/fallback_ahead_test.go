@@ -341,20 +341,19 @@ func TestARepeatAheadIsTakenBack(t *testing.T) {
 // tier: there is always one on its way.
 func TestALimitedOrderIsNotHeldUpForEver(t *testing.T) {
 	t.Parallel()
-	r := slowRedis(t, redisServer(t), 20)
+	r := slowRedis(t, redisServer(t), 20*time.Millisecond)
 	r.options.Timeout = 200 * time.Millisecond
 	f := fallbackOn(r, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	ended := make(chan struct{})
+	_, _ = f.Take(ctx, free("a", ""))
 	go func() {
 		defer close(ended)
-		for ctx.Err() == nil {
+		for waits(ctx, time.Millisecond) {
 			_, _ = f.Take(ctx, free("a", ""))
-			time.Sleep(time.Millisecond)
 		}
 	}()
-	time.Sleep(100 * time.Millisecond)
 	began := time.Now()
 	limit, stop := context.WithTimeout(ctx, 8*time.Second)
 	defer stop()
