@@ -145,11 +145,11 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 
 // remember notes what Redis refuses, and what it is given back.
 func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Taken, err error, asked time.Duration) {
-	switch heard := f.options.Elapsed(); {
+	switch {
 	case slices.ContainsFunc(o.Charges, func(c quota.Charge) bool { return c.Cost < 0 }):
-		p.exhausted.forget(o.Account, heard)
+		p.exhausted.forget(o.Account, f.options.Elapsed())
 	case err == nil && owed == nil && !taken.Admitted:
-		p.exhausted.remember(o, taken, asked, heard)
+		p.exhausted.remember(o, taken, asked, f.options.Elapsed())
 	}
 }
 

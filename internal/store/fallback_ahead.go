@@ -83,19 +83,23 @@ func (f *Fallback) askAhead(ctx context.Context, o quota.Order) (taken quota.Tak
 // awaitAhead waits until nothing is on its way to a counter by which an order may be refused;
 // no longer than what was there when it came takes: others may come without end.
 func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) {
-	if f.flying.Load() == 0 || !p.ledger.onItsWay(o) {
+	landed := func() bool { return f.flying.Load() == 0 || !p.ledger.onItsWay(o) }
+	if landed() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout)
 	defer cancel()
-	for onItsWay := true; onItsWay && waits(ctx, time.Millisecond); {
-		onItsWay = f.flying.Load() > 0 && p.ledger.onItsWay(o)
-	}
+	await(ctx, landed)
 }
 
 // Land waits until no order is on its way that is answered already, until ctx is done.
 func (f *Fallback) Land(ctx context.Context) {
-	for f.flying.Load() > 0 {
+	await(ctx, func() bool { return f.flying.Load() == 0 })
+}
+
+// await waits until something is so, or ctx is done.
+func await(ctx context.Context, so func() bool) {
+	for !so() {
 		if !waits(ctx, time.Millisecond) {
 			return
 		}

@@ -124,7 +124,7 @@ func (r *Redis) server(ctx context.Context, account string) (redis.UniversalClie
 
 // checkVersion asks the server of an account.
 func (r *Redis) checkVersion(ctx context.Context, account string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
+	ctx, cancel := r.soon(ctx)
 	defer cancel()
 	server, err := r.server(ctx, account)
 	if err != nil {
