@@ -67,7 +67,7 @@ type Fallback struct {
 
 	remembered    atomic.Int64 // see Remembered
 	answeredAhead atomic.Int64 // see AnsweredAhead
-	flying        atomic.Int64 // of these, still on their way
+	flying        atomic.Int64 // of these, and who waited for them, still on their way
 
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
 	ahead atomic.Int64
@@ -115,7 +115,7 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if taken, ahead := f.takeAhead(ctx, p, o); ahead {
 		return taken, nil
 	}
-	f.awaitAhead(ctx, p, o)
+	late := f.awaitAhead(ctx, p, o)
 	asked := f.options.Elapsed()
 	if owed == nil {
 		if taken, known := p.exhausted.refuse(o, asked); known {
@@ -123,10 +123,9 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 			return taken, nil
 		}
 	}
-	taken, err := f.ask(ctx, lessen(o, owed))
+	taken, err := f.askUntil(ctx, p, lessen(o, owed), late)
 	f.remember(p, o, owed, taken, err, asked)
 	if err == nil {
-		f.fine(p)
 		if !repeats(o, taken) {
 			f.tell(taken.Now)
 			p.ledger.note(o, taken)
@@ -139,7 +138,6 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 		}
 		return taken, nil
 	}
-	f.failed(p, err)
 	return f.decide(p, o, outcomeUnknown(err), err)
 }
 
@@ -153,11 +151,16 @@ func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Ta
 	}
 }
 
-// ask makes the call of a Take.
-func (f *Fallback) ask(ctx context.Context, o quota.Order) (quota.Taken, error) {
+// ask makes the call of a Take, and notes whether that succeeds.
+func (f *Fallback) ask(ctx context.Context, p *part, o quota.Order) (quota.Taken, error) {
 	began := f.options.Elapsed()
 	taken, err := f.redis.Take(ctx, o)
 	f.options.Notices.called(CallTake, f.options.Elapsed()-began, err)
+	if err != nil {
+		f.failed(p, err)
+	} else {
+		f.fine(p)
+	}
 	return taken, err
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -51,15 +52,13 @@ func (f *Fallback) takeAhead(ctx context.Context, p *part, o quota.Order) (taken
 // to it, however the key is to be treated without: its request is on its way upstream.
 func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int64, fl *flight) {
 	defer f.flying.Add(-1)
-	taken, err := f.askAhead(ctx, o)
+	taken, err := f.askRecovered(ctx, p, o)
 	if err != nil {
-		f.failed(p, err)
 		p.ledger.land(o, start, nil)
 		_, _ = p.ledger.take(o, manner{quota.Allow, f.Instances(), outcomeUnknown(err)}, f.now()) // which admits all
 		fl.land(false)
 		return
 	}
-	f.fine(p)
 	repeated := repeats(o, taken)
 	if !repeated {
 		f.tell(taken.Now)
@@ -68,28 +67,62 @@ func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int6
 	fl.land(repeated)
 }
 
-// askAhead makes the call of an order that is answered already. A panic is its error: no
-// call's handler is there to outlive it.
-func (f *Fallback) askAhead(ctx context.Context, o quota.Order) (taken quota.Taken, err error) {
+// askRecovered asks as ask does, where no call's handler is there to outlive a panic: that is
+// its error.
+func (f *Fallback) askRecovered(ctx context.Context, p *part, o quota.Order) (taken quota.Taken, err error) {
 	defer func() {
 		if recover() != nil {
 			err = errNotSent
 			f.options.Notices.called(CallTake, 0, err)
+			f.failed(p, err)
 		}
 	}()
-	return f.ask(ctx, o)
+	return f.ask(ctx, p, o)
 }
 
-// awaitAhead waits until nothing is on its way to a counter by which an order may be refused;
-// no longer than what was there when it came takes: others may come without end.
-func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) {
+// awaitAhead waits until nothing is on its way to a counter by which an order may be refused.
+// It waits for half a call's time at the most: others may come without end, and the order's
+// own call is to come. late fires when the time for both is over; nil: it did not wait.
+func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) (late *time.Timer) {
 	landed := func() bool { return f.flying.Load() == 0 || !p.ledger.onItsWay(o) }
 	if landed() {
-		return
+		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout)
+	late = time.NewTimer(f.redis.options.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout/2)
 	defer cancel()
 	await(ctx, landed)
+	return late
+}
+
+// errLate is what an order gets that has waited for others, where its time is over before
+// its call's. What that will have done is not known.
+var errLate = fmt.Errorf("count in Redis, behind what was on its way: %w", context.DeadlineExceeded)
+
+// askUntil asks as ask does, and waits until late fires at the most. Without one the call has
+// all its time.
+func (f *Fallback) askUntil(ctx context.Context, p *part, o quota.Order, late *time.Timer) (quota.Taken, error) {
+	if late == nil {
+		return f.ask(ctx, p, o)
+	}
+	defer late.Stop()
+	type answer struct {
+		taken quota.Taken
+		err   error
+	}
+	answers := make(chan answer, 1)
+	f.flying.Add(1) // Land waits for it
+	go func() {
+		defer f.flying.Add(-1)
+		taken, err := f.askRecovered(ctx, p, o)
+		answers <- answer{taken, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.taken, a.err
+	case <-late.C:
+		return quota.Taken{}, errLate
+	}
 }
 
 // Land waits until no order is on its way that is answered already, until ctx is done.

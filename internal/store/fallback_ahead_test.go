@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -363,6 +364,38 @@ func TestALimitedOrderIsNotHeldUpForEver(t *testing.T) {
 	<-ended
 	if took > time.Second || err != nil {
 		t.Errorf("it waited %s (%v)", took, err)
+	}
+}
+
+// TestALimitedOrderWaitsOneTimeOut: behind an unlimited one of the same counter too, where
+// Redis answers neither.
+func TestALimitedOrderWaitsOneTimeOut(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	server := redisServer(t)
+	r := hastyStore(t, server.Options.RedisAddress, timeout)
+	warm(t, r)
+	f := fallbackOn(r, nil)
+	take(t, f, free("a", ""))
+	f.Land(t.Context())
+	signal(t, server, syscall.SIGSTOP)
+	wantTaken(t, take(t, f, free("a", "")), true, 2)
+	began := time.Now()
+	taken := take(t, f, of("a", charge(quota.Month, 10, 5)))
+	took := time.Since(began)
+	wantTaken(t, taken, true, 7)
+	if !taken.Degraded || took > timeout*3/2 {
+		t.Errorf("it took %s: want no more than %s; %+v", took, timeout, taken)
+	}
+	f.Land(t.Context())
+	if n := f.part("a").failures.Load(); n != 2 {
+		t.Errorf("%d calls failed and are awaited: want 2", n)
+	}
+	signal(t, server, syscall.SIGCONT)
+	// What Redis was sent it carries out now; nothing of it is given back beside that.
+	becomes(t, "Redis has counted all", func() bool { return lookFree(t, r) == 7 })
+	if f.owing() != 0 {
+		t.Error("what is in doubt is to be given back")
 	}
 }
 
