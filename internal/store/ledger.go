@@ -200,8 +200,8 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 	return t, nil
 }
 
-// makeRoom returns the holding of an account that has none. One of some taken by chance
-// that has nothing to give back makes room; nil: there is none.
+// makeRoom returns the holding of an account that has none. Those of some taken by chance
+// make room that have nothing to give back and nothing on its way; nil: there is none.
 func (s *ledgerShard) makeRoom(account string) *holding {
 	const sample = 64
 	tried := 0
@@ -210,7 +210,7 @@ func (s *ledgerShard) makeRoom(account string) *holding {
 			break
 		}
 		tried++
-		if !s.owing[other] && len(h.promises) == 0 {
+		if !s.owing[other] && len(h.promises) == 0 && !h.onItsWay() {
 			delete(s.accounts, other)
 		}
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -101,4 +102,9 @@ func (l *ledger) onItsWay(o quota.Order) bool {
 		}
 	}
 	return false
+}
+
+// onItsWay reports whether an order is on its way that is answered already.
+func (h *holding) onItsWay() bool {
+	return slices.ContainsFunc(h.tallies, func(t tally) bool { return t.own != nil && t.own.way > 0 })
 }

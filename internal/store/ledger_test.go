@@ -9,6 +9,15 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
+// neighbour returns another account of the same shard.
+func neighbour(l *ledger, account string) string {
+	for i := 0; ; i++ {
+		if other := "b" + strconv.Itoa(i); l.shard(other) == l.shard(account) {
+			return other
+		}
+	}
+}
+
 // TestLongOutage: accounts whose windows have ended leave their room to others, though
 // nothing could be given back.
 func TestLongOutage(t *testing.T) {
@@ -16,11 +25,7 @@ func TestLongOutage(t *testing.T) {
 	now := time.Now()
 	l := newLedger(1)
 	first := of("a", charge(quota.Minute, 10, 1))
-	other := "b"
-	for i := 0; l.shard(other) != l.shard("a"); i++ {
-		other = "b" + strconv.Itoa(i)
-	}
-	second := of(other, charge(quota.Minute, 10, 1))
+	second := of(neighbour(l, "a"), charge(quota.Minute, 10, 1))
 	local := manner{quota.Local, 1, false}
 	if _, err := l.take(first, local, now); err != nil {
 		t.Fatal(err)
@@ -32,5 +37,29 @@ func TestLongOutage(t *testing.T) {
 	l.sweep(now.UnixMilli())
 	if _, err := l.take(second, local, now); err != nil || l.owing.Load() != 1 || l.ended.Load() != 1 {
 		t.Errorf("%v, %d owed, %d ended: want 1 and 1", err, l.owing.Load(), l.ended.Load())
+	}
+}
+
+// TestWhatIsOnItsWayIsKept: an account makes no room for another before it has landed. Else a
+// request with a limit would not wait for it, and would be admitted as if it was not there.
+func TestWhatIsOnItsWayIsKept(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	l := newLedger(1)
+	o, other := free("a", ""), free(neighbour(l, "a"), "")
+	_, start, _ := l.ahead(o, now)
+	if _, _, ok := l.ahead(other, now); ok {
+		t.Error("another finds room")
+	}
+	limited := of("a", charge(quota.Month, 1, 1))
+	if !l.onItsWay(limited) {
+		t.Error("a request with a limit does not wait")
+	}
+	if taken, err := l.take(limited, manner{quota.Local, 1, false}, now); err != nil || taken.Admitted {
+		t.Errorf("without Redis the limit is passed: %+v, %v", taken, err)
+	}
+	l.land(o, start, &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
+	if _, _, ok := l.ahead(other, now); !ok {
+		t.Error("it keeps the room when it has landed")
 	}
 }
