@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -213,40 +214,45 @@ func TestNeverMoreUnderConcurrency(t *testing.T) {
 	})
 }
 
-// TestWindowEdges: windows of 2 s are crossed under load; none admits more than
+// TestWindowEdges: three edges of windows of 1 s are crossed under load; none admits more than
 // its maximum, and those that lie wholly in the test admit all of it.
 func TestWindowEdges(t *testing.T) {
 	eachKind(t, func(t *testing.T, counts quota.Counts) {
-		const most = 100
-		window := 2 * quota.Second
+		const most, edges = 100, 3
 		var mu sync.Mutex
 		admitted := map[int64]int64{} // by the window's start
-		end := time.Now().Add(7 * time.Second)
+		var over atomic.Bool
+		end := time.Now().Add(15 * time.Second) // should the clock stand still
 		var group sync.WaitGroup
 		for range 16 {
 			group.Go(func() {
-				for time.Now().Before(end) {
-					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(window, most, 1)}})
+				for !over.Load() && time.Now().Before(end) {
+					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Second, most, 1)}})
 					if err != nil {
 						t.Error(err)
 						return
 					}
+					start, n := windowStart(quota.Second, taken.Now), int64(0)
 					if taken.Admitted {
-						mu.Lock()
-						admitted[windowStart(window, taken.Now)]++
-						mu.Unlock()
+						n = 1
 					}
+					mu.Lock()
+					admitted[start] += n
+					over.Store(len(admitted) > edges)
+					mu.Unlock()
 				}
 			})
 		}
 		group.Wait()
-		if len(admitted) < 3 {
-			t.Errorf("saw %d windows, want at least 3", len(admitted))
-		}
-		for start, n := range admitted {
-			if n > most || (n < most && start+int64(window) < end.UnixMilli()) {
+		starts := slices.Sorted(maps.Keys(admitted))
+		for i, start := range starts {
+			n, whole := admitted[start], i > 0 && i < edges
+			if n > most || (whole && n < most) {
 				t.Errorf("the window at %d admitted %d of %d", start, n, most)
 			}
+		}
+		if len(starts) <= edges {
+			t.Errorf("saw %d windows, want more than %d", len(starts), edges)
 		}
 	})
 }

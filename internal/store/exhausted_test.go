@@ -200,7 +200,7 @@ func TestWindowEndsWhileHammering(t *testing.T) {
 	server := redisServer(t)
 	r := redisStore(t, server)
 	f := fallbackOn(r, nil)
-	window := 2 * quota.Second
+	const window = quota.Second
 	o, look := firm("", charge(window, 1, 1)), firm("", charge(window, 1, 0))
 	for range 2 {
 		first := quota.Taken{}

@@ -105,7 +105,7 @@ func TestWindowEndsDuringAnOutage(t *testing.T) {
 	server := redisServer(t)
 	r := hastyStore(t, server.Options.RedisAddress, time.Second)
 	f := fallbackOn(r, nil)
-	window := 3 * quota.Second
+	const window = quota.Second
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 100, 1))), true, 1)
 	kill(t, server)
 	first := take(t, f, of("a", charge(window, 5, 2), charge(quota.Month, 100, 2)))
