@@ -44,6 +44,12 @@ const (
 	// for each of grpc.max_connections. Envoy opens one for each worker, which has one
 	// connection.
 	streamsOfConnection = 2
+	// streamWindow and connectionWindow are how many bytes a call and all calls of a
+	// connection may send before they are read. They are fixed: windows that follow the
+	// network cost a PING and its answer for every round trip, which is almost as often as
+	// there are calls.
+	streamWindow     = 256 << 10
+	connectionWindow = 1 << 20
 	// streamWorkers is how many goroutines wait for calls. Each keeps the stack that calls
 	// need, which a new goroutine grows step by step: that was a sixth of the processor
 	// time. Calls beyond get goroutines of their own.
@@ -110,6 +116,8 @@ func (b *bounds) options() []grpc.ServerOption {
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.InTapHandle(b.admit),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.NumStreamWorkers(streamWorkers),
 	}
 }

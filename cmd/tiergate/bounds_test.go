@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -303,6 +305,61 @@ func TestPlacesAreHeldToTheEnd(t *testing.T) {
 		conn.Close()
 		server.Stop()
 		l.Close()
+	})
+}
+
+// frameLog is a connection that keeps what was read.
+type frameLog struct {
+	net.Conn
+
+	mu   sync.Mutex
+	read bytes.Buffer
+}
+
+// Read implements net.Conn.
+func (c *frameLog) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read.Write(p[:n])
+	return n, err
+}
+
+// count returns how many frames of each type were read.
+func (c *frameLog) count() map[http2.FrameType]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	counts := map[http2.FrameType]int{}
+	framer := http2.NewFramer(io.Discard, bytes.NewReader(c.read.Bytes()))
+	for {
+		f, err := framer.ReadFrame()
+		if err != nil { // the end, or half a frame
+			return counts
+		}
+		counts[f.Header().Type]++
+	}
+}
+
+// TestCallsAreNotPinged: for each call there comes its answer and nothing else.
+func TestCallsAreNotPinged(t *testing.T) {
+	t.Parallel()
+	quiet(t, func(t *testing.T, _ *bounds, l *bufconn.Listener) {
+		var log *frameLog
+		conn := dial(t, "passthrough:bufconn", grpc.WithStaticStreamWindowSize(1<<20), grpc.WithStaticConnWindowSize(1<<20),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				c, err := l.DialContext(ctx)
+				log = &frameLog{Conn: c}
+				return log, err
+			}))
+		for range 20 {
+			if err := checkOnce(t.Context(), conn, &authv3.CheckRequest{}); status.Code(err) != codes.Unimplemented {
+				t.Fatal(err)
+			}
+		}
+		frames := log.count()
+		if frames[http2.FrameHeaders] < 20 || frames[http2.FramePing] > 0 {
+			t.Errorf("frames that came: %v, want 20 HEADERS at the least and no PING", frames)
+		}
 	})
 }
 
