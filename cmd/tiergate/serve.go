@@ -73,7 +73,7 @@ type server struct {
 	log       *slog.Logger
 	metrics   *metrics
 	stores    stores
-	ticketKey []byte
+	ticketKey *envoyapi.TicketKey
 	directory *directory
 	recorder  *usage.Recorder
 	pulse     *pulse
@@ -110,7 +110,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 		return nil, errors.Join(err, s.stores.close())
 	}
 	secret := sessionSecret(c.Start, log)
-	s.ticketKey = ticketKey(secret)
+	s.ticketKey = envoyapi.NewTicketKey(ticketKey(secret))
 	limiter := quota.NewLimiter(s.tracing.counts(s.watchedCounts()))
 	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log}))
 	if err := s.addWeb(c, limiter, secret); err != nil {

@@ -129,9 +129,9 @@ func TestAllocations(t *testing.T) { //nolint:paralleltest // others would be co
 		m      proto.Message
 	}{
 		"check":                 {17, authz.answer, check("sk-pro")},
-		"rate limit":            {15, limits.answer, fullLimit("sk-pro")},
-		"check, unlimited":      {23, authz.answer, check("sk-enterprise")},
-		"rate limit, unlimited": {22, limits.answer, fullLimit("sk-enterprise")},
+		"rate limit":            {13, limits.answer, fullLimit("sk-pro")},
+		"check, unlimited":      {15, authz.answer, check("sk-enterprise")},
+		"rate limit, unlimited": {10, limits.answer, fullLimit("sk-enterprise")},
 	} {
 		m := &message{string(wire(t, c.m))}
 		n := testing.AllocsPerRun(40, func() {

@@ -84,7 +84,7 @@ func TestLongInput(t *testing.T) {
 	if err != nil || response.GetDeniedResponse().GetStatus().GetCode() != 401 {
 		t.Errorf("many raw headers: %v, %v", response, err)
 	}
-	if _, err := parseTicket(many(":"), nil); err == nil {
+	if _, err := parseTicket(many(":"), NewTicketKey(nil)); err == nil {
 		t.Error("colons are a ticket")
 	}
 }

@@ -85,6 +85,9 @@ func NewGate(s *Settings, limiter *quota.Limiter, history History, now func() ti
 // Use makes the Gate judge by other settings, from the next request on. They
 // belong to the Gate from then on.
 func (g *Gate) Use(s *Settings) {
+	if s.TicketKey == nil {
+		s.TicketKey = NewTicketKey([]byte(rand.Text()))
+	}
 	s.wanted, s.ready = append([]string{priorityHeader, lengthHeader}, s.KeyHeaders...), prepare(s)
 	g.settings.Store(s)
 }

@@ -22,7 +22,7 @@ type Settings struct {
 	IETF               bool   // also RateLimit and RateLimit-Policy
 	RateLimit          RateLimitSettings
 	Tokens             TokenSettings
-	TicketKey          []byte // seals what Envoy hands back of requests for which nothing is reserved
+	TicketKey          *TicketKey // seals what Envoy hands back of requests for which nothing is reserved; nil: one that nobody else has
 
 	wanted []string // request headers that are read
 	ready  map[facet]ready

@@ -435,14 +435,14 @@ func FuzzTicket(f *testing.F) {
 	f.Add("1:key_a:17:SECRET:chat:declaration:1:1:210:200")
 	f.Add("1:a}:r:s:chat::1:NaN:-1:0")
 	f.Fuzz(func(t *testing.T, text string) {
-		parsed, err := parseTicket(text, nil)
+		parsed, err := parseTicket(text, NewTicketKey(nil))
 		if err != nil {
 			if len(text) > 20 && strings.Contains(err.Error(), text) {
 				t.Errorf("the error repeats the ticket: %v", err)
 			}
 			return
 		}
-		if again, err := parseTicket(parsed.String(), nil); err != nil || again != parsed || strings.ContainsAny(parsed.account+parsed.request, "{}: ") {
+		if again, err := parseTicket(parsed.String(), NewTicketKey(nil)); err != nil || again != parsed || strings.ContainsAny(parsed.account+parsed.request, "{}: ") {
 			t.Errorf("%q reads as %+v, and that as %+v, %v", text, parsed, again, err)
 		}
 	})

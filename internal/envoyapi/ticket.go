@@ -6,8 +6,10 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"hash"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
@@ -43,13 +45,36 @@ func (t ticket) issue(s *Settings, q *inquiry, d *quota.Decision) string {
 // reserves reports whether anything was reserved.
 func (t ticket) reserves() bool { return t.request != "" }
 
+// A TicketKey seals tickets for which nothing is reserved. It is safe for concurrent use.
+type TicketKey struct {
+	sealers sync.Pool // of *sealer
+}
+
+// A sealer seals one ticket after the other.
+type sealer struct {
+	mac  hash.Hash // has the key in it
+	text [maxTicket]byte
+	sum  [sha256.Size]byte
+}
+
+// NewTicketKey returns the TicketKey of a secret. All instances behind one Envoy need the
+// same one.
+func NewTicketKey(secret []byte) *TicketKey {
+	return &TicketKey{sync.Pool{New: func() any { return &sealer{mac: hmac.New(sha256.New, secret)} }}}
+}
+
+// sealSize is how much of a MAC is a seal, in bytes.
+const sealSize = 16
+
 // seal returns what takes the secret's place where nothing is reserved, and so no store
 // knows one: that the ticket is ours.
-func (t ticket) seal(key []byte) string {
+func (t ticket) seal(key *TicketKey) string {
 	t.secret = ""
-	mac := hmac.New(sha256.New, key)
-	_, _ = mac.Write([]byte(t.String())) // never fails, see hash.Hash
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+	s := key.sealers.Get().(*sealer) //nolint:forcetypeassert // see New
+	defer key.sealers.Put(s)
+	s.mac.Reset()
+	_, _ = s.mac.Write(t.appendTo(s.text[:0])) // never fails, see hash.Hash
+	return base64.RawURLEncoding.EncodeToString(s.mac.Sum(s.sum[:0])[:sealSize])
 }
 
 // ticketFields is how many parts a ticket's text has, the version before them.
@@ -64,10 +89,20 @@ func (t ticket) guessed() bool { return t.source == quota.ByHistory || t.source 
 
 // String returns the ticket's text.
 func (t ticket) String() string {
-	return strings.Join([]string{
-		"1", t.account, t.request, t.secret, t.resource, string(t.source), strconv.FormatInt(t.choices, 10),
-		strconv.FormatFloat(t.weight, 'g', -1, 64), strconv.FormatInt(t.tokens, 10), strconv.FormatInt(t.output, 10),
-	}, ":")
+	var space [maxTicket]byte
+	return string(t.appendTo(space[:0]))
+}
+
+// appendTo appends the ticket's text.
+func (t ticket) appendTo(b []byte) []byte {
+	b = append(b, '1')
+	for _, word := range [...]string{t.account, t.request, t.secret, t.resource, string(t.source)} {
+		b = append(append(b, ':'), word...)
+	}
+	b = strconv.AppendInt(append(b, ':'), t.choices, 10)
+	b = strconv.AppendFloat(append(b, ':'), t.weight, 'g', -1, 64)
+	b = strconv.AppendInt(append(b, ':'), t.tokens, 10)
+	return strconv.AppendInt(append(b, ':'), t.output, 10)
 }
 
 // errTicket does not repeat the text: it holds a secret.
@@ -76,7 +111,7 @@ var errTicket = errors.New("the reservation is no ticket of TierGate")
 // parseTicket reads the text of a ticket. It refuses what could be no ticket, so
 // that nothing else becomes part of the names of Redis keys, and what is not sealed with
 // the key where nothing is reserved.
-func parseTicket(text string, key []byte) (ticket, error) {
+func parseTicket(text string, key *TicketKey) (ticket, error) {
 	if len(text) > maxTicket {
 		return ticket{}, errTicket
 	}
