@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/protobuf/proto"
@@ -125,14 +126,27 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestAccessLog: an entry has the reservation.
+// TestAccessLog: an entry has the reservation, whatever the one before had.
 func TestAccessLog(t *testing.T) {
 	t.Parallel()
 	for p, filter := range map[protocol]string{check: "envoy.filters.http.ext_authz", rls: "envoy.filters.http.ratelimit"} {
-		m, setTicket := accessLog(p)
-		setTicket("a-ticket")
-		if have := m.GetHttpLogs().GetLogEntry()[0].GetCommonProperties().GetMetadata().GetFilterMetadata()[filter].GetFields()["reservation"].GetStringValue(); have != "a-ticket" {
-			t.Errorf("%s: the reservation is %q", p, have)
+		entry := newLogEntry(p)
+		for _, want := range []string{"a-ticket", "b-ticket", "longer-ticket"} {
+			encoded, err := entry.fill([]byte(want))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m alsv3.StreamAccessLogsMessage
+			if err := proto.Unmarshal(encoded, &m); err != nil {
+				t.Fatal(err)
+			}
+			if !proto.Equal(&m, accessLog(p, want)) {
+				t.Errorf("%s, %s: have %v", p, want, &m)
+			}
+			have := m.GetHttpLogs().GetLogEntry()[0].GetCommonProperties().GetMetadata().GetFilterMetadata()[filter].GetFields()["reservation"].GetStringValue()
+			if have != want {
+				t.Errorf("%s: the reservation is %q, want %q", p, have, want)
+			}
 		}
 	}
 }

@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
-
-	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // A benchCase is one line of the table.
@@ -59,6 +58,7 @@ const (
 	perSecond figure = "requests/s"
 	serverCPU figure = "CPU of the server"         // µs for a request
 	cannedCPU figure = "CPU of the canned answer"  // µs for a request, just before
+	loadCPU   figure = "CPU of the load"           // µs for a request
 	redisCPU  figure = "CPU of Redis"              // µs for a request
 	commands  figure = "commands"                  // of Redis, for a request
 	batchSize figure = "batch"                     // requests and settlements for each call that TierGate makes for them
@@ -89,7 +89,7 @@ func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, erro
 	if err != nil {
 		return nil, err
 	}
-	defer g.close() //nolint:errcheck // everything has been answered
+	defer g.close()
 	m := meter{target: t}
 	run := func(duration time.Duration) (*outcome, figures, error) {
 		if err := m.start(ctx, c.settle); err != nil {
@@ -150,7 +150,7 @@ func (b *bed) faults(c benchCase, o *outcome) error {
 type meter struct {
 	target target
 
-	cpu            time.Duration
+	cpu            []time.Duration // of the target and of this process
 	redis          redisUsage
 	settlements    int64
 	calls, entries float64 // of batches
@@ -168,7 +168,7 @@ func (m *meter) start(ctx context.Context, s settling) (err error) {
 	if m.redis, err = usageOf(ctx, m.target.redis); err != nil {
 		return err
 	}
-	m.cpu, err = devstack.CPU(m.target.pid)
+	m.cpu, err = cpuOf([]int{m.target.pid, os.Getpid()})
 	return err
 }
 
@@ -178,11 +178,11 @@ func (m *meter) settled(ctx context.Context, n int64) error {
 }
 
 func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
-	now, err := devstack.CPU(m.target.pid)
+	now, err := cpuOf([]int{m.target.pid, os.Getpid()})
 	if err != nil {
 		return nil, err
 	}
-	f := figures{serverCPU: perRequest(now-m.cpu, requests)}
+	f := figures{serverCPU: perRequest(now[0]-m.cpu[0], requests), loadCPU: perRequest(now[1]-m.cpu[1], requests)}
 	if m.target.redis == nil {
 		return f, nil
 	}

@@ -18,8 +18,6 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/tiergate/tiergate/internal/devstack"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // generatorGC is GOGC of the generator, which shares the machine with what it measures.
@@ -87,25 +85,13 @@ func (o *outcome) fail(err error) { o.failed, o.err = o.failed+1, err }
 // A generator sends a load, as often as is wanted, over the same connections.
 type generator struct {
 	load     load
-	conns    []*grpc.ClientConn
-	logs     []*logStream // one for each connection
+	conns    []*connection
+	logs     []*stream // the access log of each connection
 	requests []prepared
 	number   atomic.Uint64 // of the last request
 }
 
-// logStream is the access log of one connection.
-type logStream struct {
-	mu     sync.Mutex
-	stream grpc.ClientStreamingClient[alsv3.StreamAccessLogsMessage, alsv3.StreamAccessLogsResponse]
-}
-
-func (l *logStream) send(m *alsv3.StreamAccessLogsMessage) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stream.Send(m)
-}
-
-// newGenerator connects to a server. The context ends its access logs.
+// newGenerator connects to a server. The context ends the connections.
 func newGenerator(ctx context.Context, address string, l load) (*generator, error) {
 	g := &generator{load: l}
 	g.number.Store(uint64(time.Now().UnixMilli()) % 100_000_000 * 1000)
@@ -117,29 +103,37 @@ func newGenerator(ctx context.Context, address string, l load) (*generator, erro
 		g.requests = append(g.requests, t)
 	}
 	for range l.connections {
-		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		c, err := connect(ctx, address, longest)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("connect to %s: %w", address, err), g.close())
+			g.close()
+			return nil, err
 		}
-		g.conns = append(g.conns, conn)
+		g.conns = append(g.conns, c)
 		if l.settle == never {
 			continue
 		}
-		stream, err := alsv3.NewAccessLogServiceClient(conn).StreamAccessLogs(ctx)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open an access log at %s: %w", address, err), g.close())
+		s := newStream()
+		if err := c.start(s, alsv3.AccessLogService_StreamAccessLogs_FullMethodName, 0, nil); err != nil {
+			g.close()
+			return nil, fmt.Errorf("open an access log at %s: %w", address, err)
 		}
-		g.logs = append(g.logs, &logStream{stream: stream})
+		g.logs = append(g.logs, s)
 	}
 	return g, nil
 }
 
-func (g *generator) close() error {
-	var errs []error
+func (g *generator) close() {
 	for _, c := range g.conns {
-		errs = append(errs, c.Close())
+		c.close()
 	}
-	return errors.Join(errs...)
+}
+
+// log sends an access log entry on one of the connections.
+func (g *generator) log(i int, entry []byte) error {
+	if err := g.conns[i].send(g.logs[i], entry); err != nil {
+		return fmt.Errorf("settle a reservation: %w", err)
+	}
+	return nil
 }
 
 // run sends the load for so long.
@@ -149,11 +143,14 @@ func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
 
 // settle settles what was left for later.
 func (g *generator) settle(o *outcome) error {
-	entry, setTicket := accessLog(g.load.protocol)
+	entry := newLogEntry(g.load.protocol)
 	for i, ticket := range o.tickets {
-		setTicket(ticket)
-		if err := g.logs[i%len(g.logs)].send(entry); err != nil {
-			return fmt.Errorf("settle a reservation: %w", err)
+		encoded, err := entry.fill([]byte(ticket))
+		if err != nil {
+			return err
+		}
+		if err := g.log(i%len(g.logs), encoded); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -206,45 +203,36 @@ func schedule(ctx context.Context, rate float64, start time.Time, duration time.
 // A worker makes one call after the other.
 type worker struct {
 	g       *generator
-	conn    *grpc.ClientConn
-	log     *logStream
-	entry   *alsv3.StreamAccessLogsMessage
-	ticket  func(string)
+	conn    int
+	stream  *stream
+	entry   *logEntry
 	next    func() int // key
 	request []byte
-	answer  []byte
 	outcome *outcome
 }
 
 func newWorker(g *generator, i int, o *outcome) *worker {
-	w := &worker{g: g, conn: g.conns[i%len(g.conns)], outcome: o}
+	w := &worker{g: g, conn: i % len(g.conns), stream: newStream(), entry: newLogEntry(g.load.protocol), outcome: o}
 	chance := rand.New(rand.NewPCG(uint64(i), g.number.Load()))
 	w.next = func() int { return chance.IntN(len(g.requests)) }
 	if g.load.zipf > 1 {
 		zipf := rand.NewZipf(chance, g.load.zipf, 1, uint64(len(g.requests)-1))
 		w.next = func() int { return int(zipf.Uint64()) }
 	}
-	if g.load.settle != never {
-		w.log = g.logs[i%len(g.logs)]
-		w.entry, w.ticket = accessLog(g.load.protocol)
-	}
 	return w
 }
 
-func (w *worker) call(ctx context.Context, due time.Time) {
+func (w *worker) call(_ context.Context, due time.Time) {
 	o, p := w.outcome, w.g.load.protocol
 	w.request = w.g.requests[w.next()].fill(w.request, w.g.number.Add(1))
-	ctx, cancel := context.WithTimeout(ctx, longest) // which is sent, as Envoy's is
-	defer cancel()
-	err := w.conn.Invoke(ctx, p.method(), w.request, &w.answer, grpc.ForceCodecV2(raw{}))
+	answer, err := w.g.conns[w.conn].call(w.stream, p.method(), w.request)
 	o.requests++
 	if err != nil {
 		o.fail(err)
-		w.request = nil // it may not have been sent yet
 		return
 	}
 	o.took(time.Since(due))
-	v := p.read(w.answer, w.g.load.settle != never)
+	v := p.read(answer, w.g.load.settle != never)
 	if v.degraded {
 		o.degraded++
 	}
@@ -259,8 +247,11 @@ func (w *worker) call(ctx context.Context, due time.Time) {
 		o.tickets = append(o.tickets, string(v.ticket))
 		return
 	}
-	w.ticket(string(v.ticket))
-	if err := w.log.send(w.entry); err != nil {
+	entry, err := w.entry.fill(v.ticket)
+	if err == nil {
+		err = w.g.log(w.conn, entry)
+	}
+	if err != nil {
 		o.fail(err)
 	}
 }
@@ -316,24 +307,38 @@ func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) fun
 		if err != nil {
 			return err
 		}
-		defer g.close() //nolint:errcheck // the end
-		before, err := devstack.CPU(*pid)
+		defer g.close()
+		pids := []int{os.Getpid(), *pid}
+		before, err := cpuOf(pids)
 		if err != nil {
 			return err
 		}
 		o := g.run(ctx, *duration)
-		after, err := devstack.CPU(*pid)
+		after, err := cpuOf(pids)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(stdout, "%.0f requests/s, %d admitted of %d, %d degraded, %d failed; ms: p50 %.3f, p99 %.3f, p99.9 %.3f, most %.3f\n",
 			o.perSecond(), o.admitted, o.requests, o.degraded, o.failed,
 			ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), ms(o.latency.ValueAtQuantile(99.9)), ms(o.latency.Max()))
+		fmt.Fprintf(stdout, "%.1f µs of CPU of this load for each request\n", perRequest(after[0]-before[0], o.requests))
 		if *pid != 0 {
-			fmt.Fprintf(stdout, "%.1f µs of CPU for each request\n", perRequest(after-before, o.requests))
+			fmt.Fprintf(stdout, "%.1f µs of CPU of the process\n", perRequest(after[1]-before[1], o.requests))
 		}
 		return o.err
 	}
+}
+
+// cpuOf returns the CPU of processes since their start.
+func cpuOf(pids []int) ([]time.Duration, error) {
+	all := make([]time.Duration, len(pids))
+	for i, pid := range pids {
+		var err error
+		if all[i], err = devstack.CPU(pid); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 func ms(nanoseconds int64) float64 { return float64(nanoseconds) / 1e6 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -12,7 +11,6 @@ import (
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -102,16 +100,15 @@ func rateLimitRequest(authorization string) *rlsv3.RateLimitRequest {
 	return &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: entries}}}
 }
 
-// accessLog is what both files send at the end of an answer: one entry, and no batches.
-// setTicket changes its reservation.
-func accessLog(p protocol) (m *alsv3.StreamAccessLogsMessage, setTicket func(string)) {
+// accessLog is what both files send at the end of an answer that has a reservation: one
+// entry, and no batches.
+func accessLog(p protocol, ticket string) *alsv3.StreamAccessLogsMessage {
 	filter := "envoy.filters.http.ext_authz"
 	if p == rls {
 		filter = "envoy.filters.http.ratelimit"
 	}
-	ticket := &structpb.Value_StringValue{}
 	metadata := map[string]*structpb.Struct{
-		filter:             {Fields: map[string]*structpb.Value{"reservation": {Kind: ticket}}},
+		filter:             {Fields: map[string]*structpb.Value{"reservation": structpb.NewStringValue(ticket)}},
 		"tiergate.request": facts(),
 		"tiergate.usage": {Fields: map[string]*structpb.Value{
 			"input": structpb.NewNumberValue(12), "output": structpb.NewNumberValue(24), "total": structpb.NewNumberValue(36),
@@ -142,10 +139,32 @@ func accessLog(p protocol) (m *alsv3.StreamAccessLogsMessage, setTicket func(str
 			UpstreamHeaderBytesReceived: 179, DownstreamHeaderBytesSent: 293,
 		},
 	}
-	m = &alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
+	return &alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
 		HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*accesslogv3.HTTPAccessLogEntry{entry}},
 	}}
-	return m, func(t string) { ticket.StringValue = t }
+}
+
+// A logEntry is an encoded message of the access log. Only its reservation is another each
+// time, and mostly as long as the one before.
+type logEntry struct {
+	protocol protocol
+	encoded  []byte
+	at, size int // of the reservation
+}
+
+func newLogEntry(p protocol) *logEntry { return &logEntry{protocol: p} }
+
+// fill returns the message with a reservation, in memory that the next uses again.
+func (e *logEntry) fill(ticket []byte) ([]byte, error) {
+	if len(ticket) != e.size {
+		encoded, err := proto.Marshal(accessLog(e.protocol, string(ticket)))
+		if err != nil {
+			return nil, fmt.Errorf("encode an access log: %w", err)
+		}
+		e.encoded, e.at, e.size = encoded, bytes.Index(encoded, ticket), len(ticket)
+	}
+	copy(e.encoded[e.at:], ticket)
+	return e.encoded, nil
 }
 
 // A prepared is an encoded request and where its IDs stand: at the end of each is a
@@ -238,34 +257,3 @@ func field(message []byte, numbers ...protowire.Number) []byte {
 	}
 	return message
 }
-
-// raw is a codec that passes messages on as they are. The generator shares the machine
-// with what it measures, so it does neither encode nor decode.
-type raw struct{}
-
-var errNotRaw = errors.New("the message is not bytes")
-
-// Marshal takes []byte, which must stay as it is until the call has ended.
-func (raw) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.([]byte)
-	if !ok {
-		return nil, errNotRaw
-	}
-	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
-}
-
-// Unmarshal fills *[]byte, whose memory it uses again.
-func (raw) Unmarshal(data mem.BufferSlice, v any) error {
-	b, ok := v.(*[]byte)
-	if !ok {
-		return errNotRaw
-	}
-	*b = (*b)[:0]
-	for _, part := range data {
-		*b = append(*b, part.ReadOnlyData()...)
-	}
-	return nil
-}
-
-// Name is that of the codec that both ends would use.
-func (raw) Name() string { return "proto" }

@@ -128,7 +128,7 @@ func (r results) cases() []line {
 		r.column(perSecond, 0), r.column(serverCPU, 1),
 		{2, func(name string) (float64, bool) { return r.within(name, serverCPU, cannedCPU) }},
 		r.column(redisCPU, 1), r.column(commands, 2),
-		r.column(batchSize, 1), r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2),
+		r.column(batchSize, 1), r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2), r.column(loadCPU, 1),
 	})
 }
 
