@@ -67,7 +67,8 @@ fuzz:
 # By itself on the machine: it measures.
 bench: setup build
 	@cd bench && $(GO) build -trimpath -o ../bin/ .
-	@bin/bench table -root . -tiergate bin/tiergate -out docs/performance.md
+	@cd bench/ratelimit && $(GO) build -trimpath -o ../../bin/ratelimit github.com/envoyproxy/ratelimit/src/service_cmd
+	@bin/bench table -root . -tiergate bin/tiergate -ratelimit bin/ratelimit -out docs/performance.md
 
 gobench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store ./internal/usage ./cmd/tiergate

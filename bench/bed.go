@@ -60,19 +60,20 @@ type target struct {
 // another has the machine.
 type bed struct {
 	dir     string
-	program string              // this one, which serves what TierGate is compared with
+	program string              // this one, which serves the canned answer
 	keys    map[string][]string // by tier
-	targets map[string]target   // canned, baseline, redis and memory
+	targets map[string]target   // canned, ratelimit, redis and memory
 	stops   []func() error      // in the order of starting
 }
 
 // bedOptions say what to start.
 type bedOptions struct {
-	root     string // of the project
-	tiergate string // the built program
-	program  string // this one
-	dir      string // for generated files and logs
-	keys     int    // of each tier
+	root      string // of the project
+	tiergate  string // the built program
+	ratelimit string // envoyproxy/ratelimit, built
+	program   string // this one
+	dir       string // for generated files and logs
+	keys      int    // of each tier
 }
 
 // newBed starts everything. If something fails, what was started is stopped.
@@ -102,21 +103,10 @@ func (b *bed) start(ctx context.Context, o bedOptions) error {
 			return err
 		}
 	}
-	if err := b.startOther(ctx, "canned"); err != nil {
+	if err := b.startCanned(ctx); err != nil {
 		return err
 	}
-	server, err := devstack.StartRedisServer(ctx, b.dir)
-	if err != nil {
-		return err
-	}
-	if err := b.startOther(ctx, "baseline", "-redis", server.Address); err != nil {
-		return errors.Join(err, server.Stop())
-	}
-	b.stops = append(b.stops, server.Stop)
-	t := b.targets["baseline"]
-	t.redis = b.redisAt(server.Address)
-	b.targets["baseline"] = t
-	return nil
+	return b.startRateLimit(ctx, o.ratelimit)
 }
 
 func (b *bed) redisAt(address string) *redis.Client {
@@ -179,18 +169,18 @@ func (b *bed) startTierGate(ctx context.Context, o bedOptions, store, config str
 	return nil
 }
 
-// startOther starts this program as one of the servers that TierGate is compared with.
-func (b *bed) startOther(ctx context.Context, name string, args ...string) error {
+// startCanned starts this program as the server of the canned answer.
+func (b *bed) startCanned(ctx context.Context) error {
 	address, err := devstack.FreeAddress()
 	if err != nil {
 		return err
 	}
-	p, err := devstack.Start(name, append([]string{b.program, name, "-listen", address}, args...), nil, os.Stderr)
+	p, err := devstack.Start("canned", []string{b.program, "canned", "-listen", address}, nil, os.Stderr)
 	if err != nil {
 		return err
 	}
 	b.stops = append(b.stops, func() error { return p.Stop(5 * time.Second) })
-	b.targets[name] = target{address: address, pid: p.PID()}
+	b.targets["canned"] = target{address: address, pid: p.PID()}
 	return awaitHealthy(ctx, address)
 }
 

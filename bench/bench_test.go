@@ -22,16 +22,19 @@ import (
 // measured, and the report has them all.
 func TestTable(t *testing.T) {
 	dir := t.TempDir()
-	for name, pkg := range map[string]string{"tiergate": "./cmd/tiergate", "bench": "."} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, name), pkg)
-		if name != "bench" {
-			cmd.Dir = ".."
-		}
+	for _, program := range []struct{ name, module, pkg string }{
+		{"tiergate", "..", "./cmd/tiergate"},
+		{"bench", ".", "."},
+		{"ratelimit", "ratelimit", "github.com/envoyproxy/ratelimit/src/service_cmd"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, program.name), program.pkg)
+		cmd.Dir = program.module
 		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v: %s", name, err, out)
+			t.Fatalf("build %s: %v: %s", program.name, err, out)
 		}
 	}
-	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table", "-tiergate", filepath.Join(dir, "tiergate"),
+	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table",
+		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"),
 		"-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
 	if out, err := bench.CombinedOutput(); err != nil {
 		t.Fatalf("bench table: %v: %s", err, out)
@@ -62,7 +65,7 @@ func TestTable(t *testing.T) {
 // another each time.
 func TestRequests(t *testing.T) {
 	t.Parallel()
-	p, err := newPrepared(check, "a-key")
+	p, err := newPrepared(check.request("Bearer a-key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +79,7 @@ func TestRequests(t *testing.T) {
 	if !proto.Equal(&r, want) {
 		t.Errorf("have %v\nwant %v", &r, want)
 	}
-	if p, err = newPrepared(rls, "a-key"); err != nil {
+	if p, err = newPrepared(rls.request("Bearer a-key")); err != nil {
 		t.Fatal(err)
 	}
 	var l rlsv3.RateLimitRequest
@@ -208,7 +211,7 @@ func TestMedians(t *testing.T) {
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"":                         "want table, load, canned or baseline",
+		"":                         "want table, load or canned",
 		"jump":                     `unknown command "jump"`,
 		"table now":                `unexpected argument "now"`,
 		"table -only (":            "-only",

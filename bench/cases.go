@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // A benchCase is one line of the table.
@@ -16,7 +18,8 @@ type benchCase struct {
 	target   string // of the bed
 	tier     string
 	settle   settling
-	refused  bool // every request but the first of a key
+	refused  bool                                     // every request but the first of a key
+	request  func(authorization string) proto.Message // nil: as Envoy sends it with the shipped files
 }
 
 // cannedAnswer is what the server of a case is compared with.
@@ -24,14 +27,14 @@ func cannedAnswer(p protocol) benchCase {
 	return benchCase{name: "canned answer, " + string(p), protocol: p, target: "canned", tier: "requests"}
 }
 
-// baselineCase is what the throughput of those with Redis is compared with.
-func baselineCase() benchCase {
-	return benchCase{name: "baseline, RLS", protocol: rls, target: "baseline", tier: "requests"}
+// rateLimitCase is what the throughput of those with Redis is compared with.
+func rateLimitCase() benchCase {
+	return benchCase{name: "envoyproxy/ratelimit, RLS", protocol: rls, target: "ratelimit", tier: "requests", request: threeLimits}
 }
 
 // cases are what is measured, by target and protocol.
 func cases() []benchCase {
-	all := []benchCase{baselineCase()}
+	all := []benchCase{rateLimitCase()}
 	for _, store := range []string{"redis", "memory"} {
 		for _, p := range []protocol{check, rls} {
 			of := fmt.Sprintf(", %s, %s", store, p)
@@ -84,13 +87,13 @@ func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, erro
 	defer cancel()
 	t := b.targets[c.target]
 	g, err := newGenerator(ctx, t.address, load{
-		protocol: c.protocol, keys: b.keys[c.tier], inFlight: s.inFlight, connections: s.connections, zipf: s.zipf, settle: c.settle,
+		protocol: c.protocol, keys: b.keys[c.tier], inFlight: s.inFlight, connections: s.connections, zipf: s.zipf, settle: c.settle, request: c.request,
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer g.close()
-	m := meter{target: t}
+	m := meter{of: c, target: t}
 	run := func(duration time.Duration) (*outcome, figures, error) {
 		if err := m.start(ctx, c.settle); err != nil {
 			return nil, nil, err
@@ -148,6 +151,7 @@ func (b *bed) faults(c benchCase, o *outcome) error {
 
 // A meter measures what a target uses.
 type meter struct {
+	of     benchCase
 	target target
 
 	cpu            []time.Duration // of the target and of this process
@@ -191,6 +195,11 @@ func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
 		return nil, err
 	}
 	u = u.since(m.redis)
+	if m.of.request != nil {
+		if err := countedEach(u, requests); err != nil {
+			return nil, err
+		}
+	}
 	f[redisCPU] = perRequest(u.cpu, requests)
 	f[commands] = float64(u.commands) / float64(requests)
 	calls, entries, err := m.target.sent(ctx)

@@ -18,6 +18,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/tiergate/tiergate/internal/devstack"
+	"google.golang.org/protobuf/proto"
 )
 
 // generatorGC is GOGC of the generator, which shares the machine with what it measures.
@@ -32,6 +33,7 @@ type load struct {
 	connections int
 	rate        float64 // calls per second, on time whether those before are answered or not; 0: a closed loop
 	settle      settling
+	request     func(authorization string) proto.Message // nil: as Envoy sends it with the shipped files
 }
 
 // settling is when reservations are settled, each by an access log entry.
@@ -95,8 +97,12 @@ type generator struct {
 func newGenerator(ctx context.Context, address string, l load) (*generator, error) {
 	g := &generator{load: l}
 	g.number.Store(uint64(time.Now().UnixMilli()) % 100_000_000 * 1000)
+	request := l.request
+	if request == nil {
+		request = l.protocol.request
+	}
 	for _, key := range l.keys {
-		t, err := newPrepared(l.protocol, key)
+		t, err := newPrepared(request("Bearer " + key))
 		if err != nil {
 			return nil, err
 		}

@@ -4,7 +4,6 @@
 //	bench table      measure every case beside what it is compared with
 //	bench load       send load to a server that runs
 //	bench canned     serve a canned answer: what gRPC and the protobufs cost
-//	bench baseline   serve as envoyproxy/ratelimit does: INCRBY and EXPIRE for each limit
 //
 // Each has -h. It does not know how TierGate decides; it starts the built program.
 package main
@@ -33,7 +32,7 @@ func main() {
 // run is the program.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("want table, load, canned or baseline; see bench table -h")
+		return errors.New("want table, load or canned; see bench table -h")
 	}
 	flags := flag.NewFlagSet("bench "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -46,12 +45,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case "canned":
 		listen := flags.String("listen", "127.0.0.1:0", "`address` to serve at")
 		command = func() error { return serve(ctx, *listen, newCanned()) }
-	case "baseline":
-		listen := flags.String("listen", "127.0.0.1:0", "`address` to serve at")
-		redis := flags.String("redis", "127.0.0.1:6379", "`address` of Redis")
-		command = func() error { return serve(ctx, *listen, newBaseline(*redis)) }
 	default:
-		return fmt.Errorf("unknown command %q: want table, load, canned or baseline", args[0])
+		return fmt.Errorf("unknown command %q: want table, load or canned", args[0])
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		return err

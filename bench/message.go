@@ -45,6 +45,14 @@ const (
 	bodyBytes = 143
 )
 
+// request is what a shipped file sends by the protocol.
+func (p protocol) request(authorization string) proto.Message {
+	if p == check {
+		return checkRequest(authorization)
+	}
+	return rateLimitRequest(authorization)
+}
+
 func facts() *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{
 		"max_tokens": structpb.NewStringValue("100"), "model": structpb.NewStringValue("mock-1"), "read": structpb.NewStringValue("yes"),
@@ -177,12 +185,8 @@ type prepared struct {
 // digits is how long that number is.
 const digits = 12
 
-// newPrepared returns the request of a key.
-func newPrepared(p protocol, key string) (prepared, error) {
-	var m proto.Message = rateLimitRequest("Bearer " + key)
-	if p == check {
-		m = checkRequest("Bearer " + key)
-	}
+// newPrepared returns a request.
+func newPrepared(m proto.Message) (prepared, error) {
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		return prepared{}, fmt.Errorf("encode a request: %w", err)

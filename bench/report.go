@@ -59,7 +59,7 @@ func (r results) goals() []goal {
 		for _, kind := range []string{"requests", "tokens"} {
 			server(bound, kind+of)
 		}
-		against(false, 3, "requests/s, requests"+of+" : baseline, RLS", "requests"+of, "baseline, RLS", perSecond)
+		against(false, 3, "requests/s, requests"+of+" : "+rateLimitCase().name, "requests"+of, rateLimitCase().name, perSecond)
 		for _, kind := range []string{"requests", "tokens settled"} {
 			bound := map[string]float64{"requests": 1.3, "tokens settled": 3}[kind]
 			for _, floor := range []figure{floorIn32, floorHere} {
@@ -172,7 +172,7 @@ func (t *table) versions(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read how %s was built: %w", t.tiergate, err)
 	}
-	var commit, grpc string
+	commit := ""
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
@@ -181,10 +181,9 @@ func (t *table) versions(ctx context.Context) (string, error) {
 			commit += " with changes"
 		}
 	}
-	for _, d := range info.Deps {
-		if d.Path == "google.golang.org/grpc" {
-			grpc = ", grpc-go " + d.Version
-		}
+	compared, err := buildinfo.ReadFile(t.ratelimit)
+	if err != nil {
+		return "", fmt.Errorf("read how %s was built: %w", t.ratelimit, err)
 	}
 	redis, err := exec.CommandContext(ctx, "redis-server", "--version").Output()
 	if err != nil {
@@ -193,10 +192,22 @@ func (t *table) versions(ctx context.Context) (string, error) {
 	version := ""
 	for word := range strings.FieldsSeq(string(redis)) {
 		if v, ok := strings.CutPrefix(word, "v="); ok {
-			version = ", Redis " + v
+			version = "; Redis " + v
 		}
 	}
-	return fmt.Sprintf("TierGate%s, %s%s%s, Envoy %s", commit, info.GoVersion, grpc, version, devstack.EnvoyVersion), nil
+	const grpc = "google.golang.org/grpc"
+	return fmt.Sprintf("TierGate%s, %s, grpc-go %s; envoyproxy/ratelimit %s, grpc-go %s%s, Envoy %s", commit, info.GoVersion, dependency(info, grpc),
+		dependency(compared, "github.com/envoyproxy/ratelimit"), dependency(compared, grpc), version, devstack.EnvoyVersion), nil
+}
+
+// dependency returns the version of a module that a program was built of.
+func dependency(program *buildinfo.BuildInfo, module string) string {
+	for _, d := range append(program.Deps, &program.Main) {
+		if d.Path == module {
+			return d.Version
+		}
+	}
+	return "of no known version"
 }
 
 // machine describes this one.

@@ -29,6 +29,7 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	t := table{}
 	flags.StringVar(&t.root, "root", "..", "`directory` of the project")
 	flags.StringVar(&t.tiergate, "tiergate", "../bin/tiergate", "the built `program`")
+	flags.StringVar(&t.ratelimit, "ratelimit", "../bin/ratelimit", "envoyproxy/ratelimit, the built `program`")
 	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs; default: one that is removed")
 	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
 	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
@@ -63,7 +64,7 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		defer os.RemoveAll(dir)
 		t.dir = dir
 	}
-	for _, path := range []*string{&t.dir, &t.tiergate} { // servers run elsewhere
+	for _, path := range []*string{&t.dir, &t.tiergate, &t.ratelimit} { // servers run elsewhere
 		absolute, err := filepath.Abs(*path)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", *path, err)
@@ -147,7 +148,7 @@ func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
 		return f, err
 	}
 	for name, batch := range map[figure]int{floorIn32: 32, floorHere: int(math.Round(f[batchSize]))} {
-		if f[name], err = batchScript(ctx, b.targets["baseline"].redis, b.keys[c.tier], batch, t.spread.duration/3); err != nil {
+		if f[name], err = batchScript(ctx, b.targets["ratelimit"].redis, b.keys[c.tier], batch, t.spread.duration/3); err != nil {
 			return nil, err
 		}
 	}

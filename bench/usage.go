@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -13,16 +14,21 @@ import (
 // redisUsage is what a Redis server has done since its start.
 type redisUsage struct {
 	cpu      time.Duration
-	commands int64 // all, also those of scripts
+	commands int64            // all, also those of scripts
+	calls    map[string]int64 // of each command
 }
 
 func (u redisUsage) since(before redisUsage) redisUsage {
-	return redisUsage{u.cpu - before.cpu, u.commands - before.commands}
+	calls := maps.Clone(u.calls)
+	for command, n := range before.calls {
+		calls[command] -= n
+	}
+	return redisUsage{u.cpu - before.cpu, u.commands - before.commands, calls}
 }
 
 // usageOf asks a Redis server; nil has none.
 func usageOf(ctx context.Context, client *redis.Client) (redisUsage, error) {
-	var u redisUsage
+	u := redisUsage{calls: map[string]int64{}}
 	if client == nil {
 		return u, nil
 	}
@@ -46,6 +52,7 @@ func usageOf(ctx context.Context, client *redis.Client) (redisUsage, error) {
 				return u, fmt.Errorf("read %q of Redis: %w", line, err)
 			}
 			u.commands += calls
+			u.calls[strings.TrimPrefix(name, "cmdstat_")] = calls
 		}
 	}
 	return u, nil
