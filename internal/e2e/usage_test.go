@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -299,5 +300,52 @@ func TestUsageIsBounded(t *testing.T) {
 	}
 	if fleet, own := requests("/fleet/usage"), requests("/keys/key_demo_pro/usage")+requests("/keys/key_demo_basic/usage"); fleet != 3 || own != 1 {
 		t.Errorf("%d of the fleet, %d under their own keys; want 3 and 1", fleet, own)
+	}
+}
+
+// TestUnlimitedRepeatsInUsage: a request of an unlimited tier that Envoy asks about again,
+// at the same instance and at another, is in the usage once, though each time it is
+// answered before Redis has counted it.
+func TestUnlimitedRepeatsInUsage(t *testing.T) {
+	t.Parallel()
+	one, two := fleet(t, devstack.Options{})
+	instances := []*devstack.Stack{one, two}
+	var authz []authv3.AuthorizationClient
+	for _, s := range instances {
+		authz = append(authz, authv3.NewAuthorizationClient(dial(t, s)))
+	}
+	const requests = 20
+	order := []int{0, 0, 1, 0, 1}
+	for i := range requests {
+		for _, at := range order {
+			request := checkRequest("sk-demo-enterprise")
+			request.Attributes.Request.Http.Id = fmt.Sprintf("request-%d", i)
+			r, err := authz[at].Check(t.Context(), request)
+			if err != nil || r.GetOkResponse() == nil {
+				t.Fatalf("request %d at instance %d: %v, %v", i, at, r, err)
+			}
+		}
+	}
+	ahead := 0.0
+	for _, s := range instances {
+		ahead += metric(t, s, "tiergate_answered_ahead_total")
+	}
+	if want := float64(requests * len(order)); ahead != want {
+		t.Errorf("%v were answered ahead, want %v", ahead, want)
+	}
+	for _, s := range instances { // a stop counts all that is on its way, and hands it over
+		if err := s.Server.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range instances {
+		<-s.Server.Done()
+	}
+	if err := one.StartServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := tryAdmin(t, one, "usage", "key_demo_enterprise", "--step", "day", "--by", "resource")
+	if want := (sums{"requests": requests, "chat admitted": requests}); err != nil || !reflect.DeepEqual(told(t, out), want) {
+		t.Errorf("%s: %v: want %v", out, err, want)
 	}
 }
