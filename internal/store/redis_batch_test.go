@@ -182,10 +182,9 @@ func TestSlotMovesWithinABatch(t *testing.T) {
 	}
 }
 
-// TestOneSlotForACall: a server, or what stands before many, may want each call to keep to
-// one slot.
-func TestOneSlotForACall(t *testing.T) {
-	t.Parallel()
+// oneSlotRedis returns a store on a server that wants each call to keep to one slot.
+func oneSlotRedis(t *testing.T) *Redis {
+	t.Helper()
 	server := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", freePort(t))
 	words := []string{"CLUSTER", "ADDSLOTS"}
 	for slot := range clusterSlots {
@@ -194,6 +193,14 @@ func TestOneSlotForACall(t *testing.T) {
 	do(t, server, words...)
 	r := openRedis(t, at(server.Address))
 	soon(t, func() error { return r.Check(t.Context(), 0) })
+	return r
+}
+
+// TestOneSlotForACall: a server, or what stands before many, may want each call to keep to
+// one slot.
+func TestOneSlotForACall(t *testing.T) {
+	t.Parallel()
+	r := oneSlotRedis(t)
 	together := orders(50)
 	for range 2 { // it finds out, and knows
 		send(t, r, together)

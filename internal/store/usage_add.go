@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -12,31 +13,71 @@ import (
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
+const (
+	// cellsInPart and ranksInPart bound what one script call does, so that Redis is
+	// not kept from others: to less than a millisecond.
+	cellsInPart = 100
+	ranksInPart = 300
+	// callWeight is how many cells and refusals of several accounts make a call. More do
+	// not make them cheaper.
+	callWeight = 32
+	// pipelineWeight is how many are sent at once, a third of a rank counting as one.
+	pipelineWeight = 200
+)
+
 // A call is one call of a script.
 type call struct {
 	script script
 	keys   []string
 	args   []any
+	weight int
 }
 
 // Add implements usage.Store. Each account's part of the batch is added in one atomic
-// step, and not again.
+// step, and not again. Those of several accounts go in one call, where that may touch the
+// keys of more than one.
 func (u *RedisUsage) Add(ctx context.Context, b usage.Batch) error {
-	calls, err := u.calls(&b)
-	if err != nil {
-		return err
+	apart := len(u.redis.options.Cluster) > 0 || u.redis.keepApart.Load()
+	err := u.add(ctx, &b, apart)
+	if !apart && redis.HasErrorPrefix(err, "CROSSSLOT") {
+		u.redis.keepApart.Store(true)
+		err = u.add(ctx, &b, true) // what was added is not again
 	}
-	for first := 0; first < len(calls); first += partsInPipeline {
-		some := calls[first:min(first+partsInPipeline, len(calls))]
-		err := u.send(ctx, some, false)
-		if redis.HasErrorPrefix(err, "NOSCRIPT") {
-			err = u.send(ctx, some, true)
-		}
-		if err != nil {
-			return fmt.Errorf("add usage in Redis: %w", advised(err))
-		}
+	if err != nil {
+		return fmt.Errorf("add usage in Redis: %w", advised(err))
 	}
 	return nil
+}
+
+// add makes the calls of a batch, some of them at once.
+func (u *RedisUsage) add(ctx context.Context, b *usage.Batch, apart bool) error {
+	var some []call
+	weight := 0
+	for c, err := range u.calls(b, apart) {
+		if err != nil {
+			return err
+		}
+		some, weight = append(some, c), weight+c.weight
+		if weight >= pipelineWeight {
+			if err := u.make(ctx, some); err != nil {
+				return err
+			}
+			some, weight = some[:0], 0
+		}
+	}
+	return u.make(ctx, some)
+}
+
+// make makes calls, with the scripts where Redis does not know them.
+func (u *RedisUsage) make(ctx context.Context, calls []call) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	err := u.send(ctx, calls, false)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		return u.send(ctx, calls, true)
+	}
+	return err
 }
 
 // send makes calls, and returns the first error among their answers. whole sends the
@@ -56,127 +97,96 @@ func (u *RedisUsage) send(ctx context.Context, calls []call, whole bool) error {
 	return err
 }
 
-// calls are the script calls of a batch, in their order, which is the same each time.
-func (u *RedisUsage) calls(b *usage.Batch) ([]call, error) {
+// calls yields the script calls of a batch: for accounts together, or for each apart, and
+// for the fleet.
+func (u *RedisUsage) calls(b *usage.Batch, apart bool) iter.Seq2[call, error] {
 	now := u.now()
-	calls := make([]call, 0, len(b.Accounts)+len(b.Accounts)/ranksInPart)
-	for i := range b.Accounts {
-		c, err := u.accountCalls(b, &b.Accounts[i], now)
-		if err != nil {
-			return nil, err
+	return func(yield func(call, error) bool) {
+		together := accountsCall{usage: u, batch: b, now: now, known: map[string]*plan{}}
+		for i := range b.Accounts {
+			part := 0
+			for cells := range slices.Chunk(b.Accounts[i].Cells, cellsInPart) {
+				part++
+				if err := together.add(&b.Accounts[i], part, cells); err != nil {
+					yield(call{}, err)
+					return
+				}
+				if (apart || together.weight >= callWeight) && !yield(together.take(), nil) {
+					return
+				}
+			}
 		}
-		calls = append(calls, c...)
+		if together.weight > 0 && !yield(together.take(), nil) {
+			return
+		}
+		u.fleetCalls(b, now, yield)
 	}
-	return append(calls, u.fleetCalls(b, now)...), nil
 }
 
-// accountCalls returns the calls that add what a batch says of an account: one, but for
-// an account of very many cells.
-func (u *RedisUsage) accountCalls(b *usage.Batch, a *usage.Account, now time.Time) ([]call, error) {
-	refusals := make([]any, 0, 2*len(a.Refusals))
-	for _, r := range a.Refusals {
-		text, err := json.Marshal(r)
-		if err != nil {
-			return nil, fmt.Errorf("add a refusal of %s: %w", a.ID, err)
-		}
-		refusals = append(refusals, r.At.UnixMilli(), text)
+// An accountsCall is a call of usage.lua that is being put together.
+type accountsCall struct {
+	usage *RedisUsage
+	batch *usage.Batch
+	now   time.Time
+
+	known  map[string]*plan // by what they are for
+	plans  []*plan          // of this call
+	keys   []string
+	args   []any // of the accounts
+	weight int
+}
+
+// add appends a part of an account, from 1.
+func (c *accountsCall) add(a *usage.Account, part int, cells []usage.Cell) error {
+	p := c.plan(cells)
+	prefix := c.usage.usageKey(a.ID, "")
+	c.keys = append(c.keys, prefix+"batch:"+c.batch.Instance, prefix+"last", prefix+"refused")
+	for i := range p.blocks {
+		c.keys = append(c.keys, prefix+p.blocks[i].name)
 	}
 	var last int64
 	if !a.Last.IsZero() {
 		last = a.Last.Unix()
 	}
-	var calls []call
-	for cells := range slices.Chunk(a.Cells, cellsInPart) {
-		c := call{script: u.account, keys: []string{
-			u.usageKey(a.ID, "batch:"+b.Instance), u.usageKey(a.ID, "last"), u.usageKey(a.ID, "refused"),
-		}}
-		c.args = append(c.args, b.ID, len(calls)+1, seconds(batchKept), last, seconds(lastUsedKept), a.LimitRequests, a.LimitTokens)
-		c.args = append(c.args, seconds(refusalsKept), mostRefusals, len(refusals)/2)
-		c.args = append(c.args, refusals...)
-		u.addCells(&c, a.ID, cells, now)
-		calls = append(calls, c)
-		refusals = nil
+	var refusals []usage.Refusal
+	if part == 1 {
+		refusals = a.Refusals
 	}
-	return calls, nil
-}
-
-// addCells appends the blocks that cells are in, their TTLs, and the cells.
-func (u *RedisUsage) addCells(c *call, account string, cells []usage.Cell, now time.Time) {
-	places := map[string]int{}
-	var ttls, args []any
+	c.args = append(c.args, p.number, 0, part, last, a.LimitRequests, a.LimitTokens, len(refusals))
+	length := len(c.args) - 6
+	for i := range refusals {
+		text, err := json.Marshal(refusals[i])
+		if err != nil {
+			return fmt.Errorf("add a refusal of %s: %w", a.ID, err)
+		}
+		c.args = append(c.args, refusals[i].At.UnixMilli(), text)
+	}
 	for i := range cells {
 		cell := &cells[i]
-		at := minuteTime(cell.Minute, now)
-		for _, b := range pointBlocks() {
-			n := b.number(at)
-			key := u.blockKey(account, b, n)
-			if places[key] == 0 {
-				c.keys = append(c.keys, key)
-				places[key] = len(c.keys)
-				ttls = append(ttls, seconds(b.ends(n).Sub(now)))
-			}
-			args = append(args, places[key], b.slot(at))
-		}
-		args = append(args, cell.Label, cell.Admitted, cell.InputTokens, cell.OutputTokens, len(cell.Refused))
-		for _, reason := range sortedReasons(cell.Refused) {
-			args = append(args, reason, cell.Refused[reason])
-		}
-	}
-	c.args = append(append(c.args, ttls...), args...)
-}
-
-// fleetCalls returns the calls that rank the accounts of a batch.
-func (u *RedisUsage) fleetCalls(b *usage.Batch, now time.Time) []call {
-	var ranks []rank
-	for i := range b.Accounts {
-		if b.Accounts[i].IsKey() {
-			ranks = append(ranks, u.ranks(&b.Accounts[i], b.Made, now)...)
-		}
-	}
-	var calls []call
-	for some := range slices.Chunk(ranks, ranksInPart) {
-		c := call{script: u.fleet, keys: []string{u.fleetKey("batch:" + b.Instance)}}
-		places := map[string]int{}
-		var ttls, args []any
-		for _, r := range some {
-			if places[r.key] == 0 {
-				c.keys = append(c.keys, r.key)
-				places[r.key] = len(c.keys)
-				ttls = append(ttls, seconds(r.ends.Sub(now)))
-			}
-			args = append(args, places[r.key], r.how, r.member, r.number)
-		}
-		c.args = append(c.args, b.ID, len(calls)+1, seconds(batchKept), mostRanked, leastRanked)
-		c.args = append(append(c.args, ttls...), args...)
-		calls = append(calls, c)
-	}
-	return calls
-}
-
-// A rank is a change to one member of a sorted set.
-type rank struct {
-	key, how, member string
-	number           any
-	ends             time.Time // the set
-}
-
-// ranks returns what ranks one account. Its requests count in the hour of their
-// minute.
-func (u *RedisUsage) ranks(a *usage.Account, made, now time.Time) []rank {
-	var ranks []rank
-	for _, h := range byHour(a.Cells) {
-		hour := topBlock().number(minuteTime(h.first, now))
-		for _, by := range usage.Ranks() {
-			if n := rankOf(h.counts, by); n > 0 {
-				ranks = append(ranks, rank{u.topKey(by, hour), "+", a.ID, n, topBlock().ends(hour)})
+		c.args = append(c.args, cell.Admitted, cell.InputTokens, cell.OutputTokens, len(cell.Refused))
+		if len(cell.Refused) > 0 {
+			for _, reason := range sortedReasons(cell.Refused) {
+				c.args = append(c.args, reason, cell.Refused[reason])
 			}
 		}
 	}
-	if a.Near.Limit != "" {
-		minute := nearBlock().number(made)
-		ranks = append(ranks, rank{u.nearKey(minute), ">", a.ID + " " + a.Near.Limit, a.Near.Share, nearBlock().ends(minute)})
+	c.args[length] = len(c.args) - 1 - length
+	c.weight += len(cells) + len(refusals)
+	return nil
+}
+
+// take returns the call, and begins another.
+func (c *accountsCall) take() call {
+	args := []any{
+		c.batch.ID, seconds(batchKept), seconds(lastUsedKept), seconds(refusalsKept), mostRefusals, len(c.plans),
 	}
-	return ranks
+	for _, p := range c.plans {
+		args = append(args, p.args...)
+		p.number = 0
+	}
+	done := call{script: c.usage.account, keys: c.keys, args: append(args, c.args...), weight: c.weight}
+	*c = accountsCall{usage: c.usage, batch: c.batch, now: c.now, known: c.known}
+	return done
 }
 
 // seconds returns a TTL: whole seconds, rounded up, at least one.

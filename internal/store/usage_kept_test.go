@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -187,9 +188,16 @@ func TestUsagePartsInOrder(t *testing.T) {
 		t.Fatal("no Redis")
 	}
 	b := r.Flush()
-	parts, err := store.accountCalls(&b, &b.Accounts[0], u.now)
-	if err != nil || len(parts) != 3 {
-		t.Fatal(len(parts), err)
+	b.Accounts = b.Accounts[:1]
+	var parts []call
+	for part, err := range store.calls(&b, false) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, part)
+	}
+	if b.Accounts[0].ID != "k" || len(parts) != 3+1 { // and its rank
+		t.Fatalf("%d calls for %s, want 4 for k", len(parts), b.Accounts[0].ID)
 	}
 	for _, step := range []struct {
 		part int
@@ -201,6 +209,75 @@ func TestUsagePartsInOrder(t *testing.T) {
 	}
 	if p := u.series("k", usage.Day, 24*time.Hour); len(p) != 2 || p[0].Admitted != 3*cellsInPart {
 		t.Errorf("%q: want %d", lines(p), 3*cellsInPart)
+	}
+}
+
+// TestUsageOfOneSlotForACall: where each call is to keep to one slot, which is found out,
+// accounts are added apart, and what was added together before is not added again.
+func TestUsageOfOneSlotForACall(t *testing.T) {
+	t.Parallel()
+	check := func(u *usageTest, r *Redis) {
+		t.Helper()
+		recorder := u.recorder("a")
+		for _, account := range manyAccounts(300) {
+			u.admit(recorder, account, "chat", 1)
+		}
+		b := recorder.Flush()
+		for i := range 2 {
+			if err := u.Add(t.Context(), b); err != nil {
+				t.Fatal(err)
+			}
+			r.keepApart.Store(true)
+			for _, account := range append(manyAccounts(300), usage.FleetByTier) {
+				want := int64(1)
+				if account == usage.FleetByTier {
+					want = 300
+				}
+				if p := u.series(account, usage.Day, 24*time.Hour); len(p) != 2 || p[0].Admitted != want {
+					t.Fatalf("added %d times: %s: %q: want %d", 1+i, account, lines(p), want)
+				}
+			}
+		}
+	}
+	r := oneSlotRedis(t)
+	check(usageIn(t, r), r)
+	free := redisStore(t, redisServer(t))
+	check(usageIn(t, free), free)
+}
+
+// TestUsageTogether: accounts go together in few calls, none of which is about many.
+func TestUsageTogether(t *testing.T) {
+	t.Parallel()
+	store := NewRedisUsage(NewRedis(RedisOptions{}), noon)
+	u := &usageTest{T: t, now: noon()}
+	r := u.recorder("a")
+	for i, account := range manyAccounts(500) {
+		u.admit(r, account, "chat", 1)
+		u.settle(r, account, "resource"+strconv.Itoa(i%200), 1, 1)
+	}
+	for i := range 1000 {
+		u.settle(r, "k", "resource"+strconv.Itoa(i), 1, 1)
+	}
+	b := r.Flush()
+	cells := 0
+	for i := range b.Accounts {
+		cells += len(b.Accounts[i].Cells)
+	}
+	most, calls, weight := callWeight+cellsInPart, 0, 0
+	for c, err := range store.calls(&b, false) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.script.Hash() != store.account.Hash() {
+			continue
+		}
+		calls, weight = calls+1, weight+c.weight
+		if c.weight >= most {
+			t.Errorf("a call of %d: want less than %d", c.weight, most)
+		}
+	}
+	if weight != cells || calls > cells/callWeight+1 {
+		t.Errorf("%d calls of %d: want at most %d of %d", calls, weight, cells/callWeight+1, cells)
 	}
 }
 

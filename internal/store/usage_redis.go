@@ -15,9 +15,6 @@ import (
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
-//go:embed once.lua
-var onceSource string
-
 //go:embed usage.lua
 var usageSource string
 
@@ -27,13 +24,6 @@ var fleetSource string
 const (
 	// usageTimeout bounds a call about usage. Nobody's request waits for one.
 	usageTimeout = 2 * time.Second
-	// cellsInPart and ranksInPart bound what one script call does, so that Redis is
-	// not kept from others: about a millisecond.
-	cellsInPart = 100
-	ranksInPart = 300
-	// partsInPipeline is how many script calls are sent at once, and so how many a
-	// request of somebody else may have to wait for.
-	partsInPipeline = 20
 	// Ranks are cut to leastRanked accounts when they have more than mostRanked.
 	mostRanked, leastRanked = 2000, 1000
 	// mostNearRead is more than mostNear, for accounts that are near several limits.
@@ -44,6 +34,7 @@ const (
 // one account is in one slot of a Cluster, as its counters are. Every key has a TTL.
 // It is safe for concurrent use, if the batches of one instance come one after another.
 type RedisUsage struct {
+	redis   *Redis
 	client  redis.UniversalClient
 	account script
 	fleet   script
@@ -54,8 +45,8 @@ type RedisUsage struct {
 // NewRedisUsage returns the usage on a Redis server. now says what has ended.
 func NewRedisUsage(r *Redis, now func() time.Time) *RedisUsage {
 	return &RedisUsage{
-		client: r.patient, prefix: r.prefix, now: now,
-		account: newScript(onceSource + usageSource), fleet: newScript(onceSource + fleetSource),
+		redis: r, client: r.patient, prefix: r.prefix, now: now,
+		account: newScript(usageSource), fleet: newScript(fleetSource),
 	}
 }
 

@@ -69,3 +69,26 @@ func BenchmarkRecorder(b *testing.B) {
 		})
 	})
 }
+
+// BenchmarkFlush is what taking a batch of so many accounts costs.
+func BenchmarkFlush(b *testing.B) {
+	for _, accounts := range []int{1000, 100_000} {
+		b.Run(strconv.Itoa(accounts), func(b *testing.B) {
+			b.ReportAllocs()
+			decision := decisionOf(b)
+			r := usage.NewRecorder(usage.RecorderOptions{Instance: "i", Now: time.Now})
+			for b.Loop() {
+				b.StopTimer()
+				for i := range accounts {
+					r.Decided(usage.Decided{
+						Account: "key_" + strconv.Itoa(i), Tier: "pro", Resource: "chat", Priority: quota.High, At: decision.Now, Requests: 1,
+					}, decision)
+				}
+				b.StartTimer()
+				if n := len(r.Flush().Accounts); n != accounts+3 {
+					b.Fatal(n)
+				}
+			}
+		})
+	}
+}

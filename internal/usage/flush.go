@@ -106,9 +106,16 @@ func (h *handover) last(ctx context.Context) error {
 // the fleet are worked out here.
 func (r *Recorder) Flush() Batch {
 	b := Batch{ID: rand.Text(), Instance: r.options.Instance, Made: r.options.Now()}
-	fleet := fleetCells{}
+	var drained [shardCount]map[string]*gathered
+	n := 3 // the fleet's series
 	for i := range r.shards {
-		for name, g := range r.drain(&r.shards[i]) {
+		drained[i] = r.drain(&r.shards[i])
+		n += len(drained[i])
+	}
+	b.Accounts = make([]Account, 0, n)
+	fleet := fleetCells{}
+	for _, accounts := range drained {
+		for name, g := range accounts {
 			b.Accounts = append(b.Accounts, g.account(name))
 			fleet.add(g)
 		}
