@@ -54,6 +54,7 @@ type target struct {
 	pid      int
 	redis    *redis.Client // of its own; nil: none
 	operator string        // TierGate's listener for operators; empty: it is not TierGate
+	flushes  flushes       // of TierGate
 }
 
 // A bed is everything that is measured, running at the same time: each waits while
@@ -62,7 +63,7 @@ type bed struct {
 	dir     string
 	program string              // this one, which serves the canned answer
 	keys    map[string][]string // by tier
-	targets map[string]target   // canned, ratelimit, redis and memory
+	targets map[string]target   // canned, ratelimit, redis, memory and usage
 	stops   []func() error      // in the order of starting
 }
 
@@ -98,8 +99,8 @@ func (b *bed) start(ctx context.Context, o bedOptions) error {
 	if err != nil {
 		return err
 	}
-	for _, store := range []string{"redis", "memory"} {
-		if err := b.startTierGate(ctx, o, store, config); err != nil {
+	for name, flush := range map[string]time.Duration{"redis": quietInterval, "memory": quietInterval, "usage": flushInterval} {
+		if err := b.startTierGate(ctx, o, name, config, flush); err != nil {
 			return err
 		}
 	}
@@ -149,23 +150,29 @@ func (b *bed) configure(o bedOptions) (string, error) {
 	return path, nil
 }
 
-// startTierGate starts the built program with the shipped configuration, but that it has
-// more time for Redis: on a machine that the load takes whole, the shipped one would
-// sometimes make it decide without.
-func (b *bed) startTierGate(ctx context.Context, o bedOptions, store, config string) error {
+// startTierGate starts the built program with the shipped configuration, but for when it
+// flushes usage, and that it has more time for Redis: on a machine that the load takes
+// whole, the shipped one would sometimes make it decide without.
+func (b *bed) startTierGate(ctx context.Context, o bedOptions, name, config string, flush time.Duration) error {
+	store := "redis"
+	if name == "memory" {
+		store = name
+	}
+	begun := time.Now()
 	s, err := devstack.Up(ctx, devstack.Options{
-		Root: o.root, Dir: filepath.Join(b.dir, store), TierGate: o.tiergate, Store: store, ServerOnly: true,
-		Config: config, Sets: []string{"store.redis.timeout=1s"},
+		Root: o.root, Dir: filepath.Join(b.dir, name), TierGate: o.tiergate, Store: store, ServerOnly: true,
+		Config: config, Sets: []string{"store.redis.timeout=1s", "usage.interval=" + flush.String()},
 	})
 	if err != nil {
 		return fmt.Errorf("start TierGate: %w", err)
 	}
 	b.stops = append(b.stops, s.Down)
 	t := target{address: s.TierGate, pid: s.Server.PID(), operator: s.Options.Operator}
+	t.flushes = flushes{from: begun.Add(flush), to: time.Now().Add(flush + flushTime), every: flush}
 	if store == "redis" {
 		t.redis = b.redisAt(s.Options.RedisAddress)
 	}
-	b.targets[store] = t
+	b.targets[name] = t
 	return nil
 }
 

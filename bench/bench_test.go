@@ -56,6 +56,9 @@ func TestTable(t *testing.T) {
 			t.Errorf("the report has no line of %q, with its requests a second", name)
 		}
 	}
+	if !regexp.MustCompile(`\n## Usage\n[^#]*, [1-9][0-9.]* commands`).MatchString(report) {
+		t.Error("the report does not say how many commands of Redis a flush of usage takes")
+	}
 	if strings.Contains(report, "not measured") || t.Failed() {
 		t.Errorf("a goal was not measured:\n%s", report)
 	}
@@ -225,5 +228,33 @@ func TestCommands(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("bench %s: have %v, want %q", args, err, want)
 		}
+	}
+}
+
+// TestFree: what is measured begins where no flush of usage comes before its end.
+func TestFree(t *testing.T) {
+	t.Parallel()
+	at := func(seconds float64) time.Time {
+		return time.Unix(0, 0).Add(time.Duration(seconds * float64(time.Second)))
+	}
+	f := flushes{from: at(60), to: at(62), every: time.Minute}
+	for _, tt := range []struct{ now, lasts, want float64 }{
+		{0, 10, 0},
+		{49, 10, 49},
+		{50, 10, 62},
+		{61, 1, 62},
+		{62, 50, 62},
+		{100, 30, 122},
+		{119, 0.5, 119},
+		{121, 1, 122},
+		{722, 50, 722},
+		{730, 51, 782},
+	} {
+		if have := f.free(at(tt.now), time.Duration(tt.lasts*float64(time.Second))); !have.Equal(at(tt.want)) {
+			t.Errorf("at %v s, for %v s: have %s, want %v s", tt.now, tt.lasts, have.Sub(at(0)), tt.want)
+		}
+	}
+	if have := (flushes{}).free(at(5), time.Hour); !have.Equal(at(5)) {
+		t.Errorf("without flushes: have %s, want 5 s", have.Sub(at(0)))
 	}
 }

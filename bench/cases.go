@@ -95,6 +95,9 @@ func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, erro
 	defer g.close()
 	m := meter{of: c, target: t}
 	run := func(duration time.Duration) (*outcome, figures, error) {
+		if err := await(ctx, t.flushes.free(time.Now(), duration+flushTime)); err != nil {
+			return nil, nil, err
+		}
 		if err := m.start(ctx, c.settle); err != nil {
 			return nil, nil, err
 		}

@@ -147,6 +147,21 @@ func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
 	return drive(ctx, g.load, duration, func(i int, o *outcome) call { return newWorker(g, i, o).call })
 }
 
+// each makes a call for each key, one after the other.
+func (g *generator) each(ctx context.Context) error {
+	o := newOutcome()
+	w := newWorker(g, 0, o)
+	key := 0
+	w.next = func() int { return key }
+	for key = range g.requests {
+		w.call(ctx, time.Now())
+	}
+	if o.admitted != o.requests || o.degraded > 0 {
+		return fmt.Errorf("%d of %d requests were refused, %d decided without the store: %w", o.requests-o.admitted, o.requests, o.degraded, cmp.Or(o.err, errors.New("unknown")))
+	}
+	return nil
+}
+
 // settle settles what was left for later.
 func (g *generator) settle(o *outcome) error {
 	entry := newLogEntry(g.load.protocol)

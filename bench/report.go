@@ -140,6 +140,38 @@ func (r results) fronts() []line {
 	return r.lines(names, []column{r.column(perSecond, 0), r.column(p50, 2), r.column(p99, 2)})
 }
 
+// A flushCost is what a flush of usage costs for a key that had requests, and what that
+// is for each request, of each case with Redis, where all keys have some in each interval.
+type flushCost struct {
+	RedisCPU, Commands, ServerCPU string
+	Cases                         []line
+}
+
+// flush returns nil where it was not measured.
+func (r results) flush(keys int) *flushCost {
+	redis, ok := r.median(flushName, redisCPU)
+	if !ok {
+		return nil
+	}
+	commands, _ := r.median(flushName, commands)
+	server, _ := r.median(flushName, serverCPU)
+	c := &flushCost{RedisCPU: fmt.Sprintf("%.1f", redis), Commands: fmt.Sprintf("%.1f", commands), ServerCPU: fmt.Sprintf("%.1f", server)}
+	share := func(of float64) column {
+		return column{2, func(name string) (float64, bool) {
+			rate, ok := r.median(name, perSecond)
+			return of * float64(keys) / (rate * shippedInterval.Seconds()), ok
+		}}
+	}
+	var names []string
+	for _, each := range cases() {
+		if each.target == "redis" {
+			names = append(names, each.name)
+		}
+	}
+	c.Cases = r.lines(names, []column{share(redis), share(commands), share(server)})
+	return c
+}
+
 // report writes what was measured, where, and with what.
 func (t *table) report(ctx context.Context, r results) (string, error) {
 	versions, err := t.versions(ctx)
@@ -158,7 +190,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
 		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
-		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(),
+		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(), "Flush": r.flush(t.keys),
 	})
 	if err != nil {
 		return "", fmt.Errorf("write the report: %w", err)

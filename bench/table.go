@@ -34,7 +34,7 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
 	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
 	flags.IntVar(&t.rounds, "rounds", 5, "how often each case is run, the others in between")
-	flags.DurationVar(&t.spread.duration, "duration", time.Second, "of a case in a round")
+	flags.DurationVar(&t.spread.duration, "duration", 800*time.Millisecond, "of a case in a round")
 	flags.IntVar(&t.spread.inFlight, "in-flight", 64, "calls at a time")
 	flags.IntVar(&t.spread.connections, "connections", 2, "connections")
 	flags.Float64Var(&t.spread.zipf, "zipf", 0, "how unevenly keys ask, more than 1; 0: all as often")
@@ -136,6 +136,14 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 				return nil, err
 			}
 			f[cannedCPU] = canned[serverCPU]
+		}
+		if t.only.MatchString(flushName) {
+			f, err := b.measureFlush(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", flushName, err)
+			}
+			r[flushName] = append(r[flushName], f)
+			fmt.Fprintf(progress, "round %d of %d: %s: %.1f µs, %.1f commands\n", round+1, t.rounds, flushName, f[redisCPU], f[commands])
 		}
 	}
 	return r, nil
