@@ -75,11 +75,12 @@ type bedOptions struct {
 	program   string // this one
 	dir       string // for generated files and logs
 	keys      int    // of each tier
+	manyKeys  int    // where many are used
 }
 
 // newBed starts everything. If something fails, what was started is stopped.
 func newBed(ctx context.Context, o bedOptions) (*bed, error) {
-	b := &bed{dir: o.dir, program: o.program, keys: map[string][]string{}, targets: map[string]target{}}
+	b := &bed{dir: o.dir, program: o.program, targets: map[string]target{}}
 	if err := b.start(ctx, o); err != nil {
 		return nil, errors.Join(err, b.stop())
 	}
@@ -95,12 +96,17 @@ func (b *bed) stop() error {
 }
 
 func (b *bed) start(ctx context.Context, o bedOptions) error {
-	config, err := b.configure(o)
+	config, keys, err := configure(o.root, b.dir, o.keys, tierNames()...)
 	if err != nil {
 		return err
 	}
-	for name, flush := range map[string]time.Duration{"redis": quietInterval, "memory": quietInterval, "usage": flushInterval} {
-		if err := b.startTierGate(ctx, o, name, config, flush); err != nil {
+	b.keys = keys
+	for _, s := range []started{
+		{name: "redis", store: "redis", config: config, flush: quietInterval},
+		{name: "memory", store: "memory", config: config, flush: quietInterval},
+		{name: "usage", store: "redis", config: config, flush: flushInterval},
+	} {
+		if err := b.startTierGate(ctx, o, s); err != nil {
 			return err
 		}
 	}
@@ -116,63 +122,67 @@ func (b *bed) redisAt(address string) *redis.Client {
 	return client
 }
 
-// configure writes a configuration with the bench's tiers and keys, and else the shipped
-// one, and returns its path.
-func (b *bed) configure(o bedOptions) (string, error) {
-	shipped, err := os.ReadFile(filepath.Join(o.root, "config", "tiergate.yaml"))
+// configure writes a configuration with the bench's tiers, so many keys of some of them,
+// and else the shipped one, and returns its path and the keys by tier.
+func configure(root, dir string, each int, ofTiers ...string) (path string, keys map[string][]string, err error) {
+	shipped, err := os.ReadFile(filepath.Join(root, "config", "tiergate.yaml"))
 	if err != nil {
-		return "", fmt.Errorf("read the shipped configuration: %w", err)
+		return "", nil, fmt.Errorf("read the shipped configuration: %w", err)
 	}
 	head, _, ok := strings.Cut(string(shipped), "\ntiers:\n")
 	if !ok || strings.Contains(head, "\ntiers:") {
-		return "", errors.New("the shipped configuration has no tiers at its end")
+		return "", nil, errors.New("the shipped configuration has no tiers at its end")
 	}
+	keys = map[string][]string{}
 	entries := strings.Builder{}
 	entries.WriteString("keys:\n")
-	for _, tier := range tierNames() {
-		for i := range o.keys {
+	for _, tier := range ofTiers {
+		for i := range each {
 			key := apikey.New()
-			b.keys[tier] = append(b.keys[tier], key.Reveal())
+			keys[tier] = append(keys[tier], key.Reveal())
 			fmt.Fprintf(&entries, "  - {id: key_%s_%06d, hash: %q, tier: %s}\n", tier, i, key.Hash(), tier)
 		}
-		if err := os.WriteFile(filepath.Join(b.dir, tier+".txt"), []byte(strings.Join(b.keys[tier], "\n")), 0o600); err != nil {
-			return "", fmt.Errorf("write the keys: %w", err)
+		if err := os.WriteFile(filepath.Join(dir, tier+".txt"), []byte(strings.Join(keys[tier], "\n")), 0o600); err != nil {
+			return "", nil, fmt.Errorf("write the keys: %w", err)
 		}
 	}
-	path := filepath.Join(b.dir, "tiergate.yaml")
+	path = filepath.Join(dir, "tiergate.yaml")
 	err = errors.Join(
 		os.WriteFile(path, []byte(head+tiers), 0o600),
-		os.WriteFile(filepath.Join(b.dir, "keys.yaml"), []byte(entries.String()), 0o600),
+		os.WriteFile(filepath.Join(dir, "keys.yaml"), []byte(entries.String()), 0o600),
 	)
 	if err != nil {
-		return "", fmt.Errorf("write a configuration: %w", err)
+		return "", nil, fmt.Errorf("write a configuration: %w", err)
 	}
-	return path, nil
+	return path, keys, nil
+}
+
+// A started is a TierGate to start.
+type started struct {
+	name, store, config string
+	flush               time.Duration // usage.interval
+	sets                []string      // settings that are its own
 }
 
 // startTierGate starts the built program with the shipped configuration, but for when it
 // flushes usage, and that it has more time for Redis: on a machine that the load takes
 // whole, the shipped one would sometimes make it decide without.
-func (b *bed) startTierGate(ctx context.Context, o bedOptions, name, config string, flush time.Duration) error {
-	store := "redis"
-	if name == "memory" {
-		store = name
-	}
+func (b *bed) startTierGate(ctx context.Context, o bedOptions, own started) error {
 	begun := time.Now()
 	s, err := devstack.Up(ctx, devstack.Options{
-		Root: o.root, Dir: filepath.Join(b.dir, name), TierGate: o.tiergate, Store: store, ServerOnly: true,
-		Config: config, Sets: []string{"store.redis.timeout=1s", "usage.interval=" + flush.String()},
+		Root: o.root, Dir: filepath.Join(b.dir, own.name), TierGate: o.tiergate, Store: own.store, ServerOnly: true,
+		Config: own.config, Sets: append([]string{"store.redis.timeout=1s", "usage.interval=" + own.flush.String()}, own.sets...),
 	})
 	if err != nil {
 		return fmt.Errorf("start TierGate: %w", err)
 	}
 	b.stops = append(b.stops, s.Down)
 	t := target{address: s.TierGate, pid: s.Server.PID(), operator: s.Options.Operator}
-	t.flushes = flushes{from: begun.Add(flush), to: time.Now().Add(flush + flushTime), every: flush}
-	if store == "redis" {
+	t.flushes = flushes{from: begun.Add(own.flush), to: time.Now().Add(own.flush + flushTime), every: own.flush}
+	if own.store == "redis" {
 		t.redis = b.redisAt(s.Options.RedisAddress)
 	}
-	b.targets[name] = t
+	b.targets[own.name] = t
 	return nil
 }
 

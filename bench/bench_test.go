@@ -35,7 +35,7 @@ func TestTable(t *testing.T) {
 	}
 	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table",
 		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"),
-		"-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
+		"-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-many", "2000", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
 	if out, err := bench.CombinedOutput(); err != nil {
 		t.Fatalf("bench table: %v: %s", err, out)
 	}
@@ -48,6 +48,7 @@ func TestTable(t *testing.T) {
 	for _, c := range cases() {
 		names = append(names, c.name)
 	}
+	names = append(names, fewName, manyName)
 	for _, chain := range chains() {
 		names = append(names, through(chain, "canned"), through(chain, "redis"))
 	}

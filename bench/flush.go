@@ -18,6 +18,9 @@ const (
 	flushTime = 500 * time.Millisecond
 )
 
+// eachInFlight is how many calls are made at a time where each key makes one.
+const eachInFlight = 16
+
 // flushName is the name of the results of flushes.
 const flushName = "flush of usage"
 
@@ -58,7 +61,7 @@ func await(ctx context.Context, then time.Time) error {
 	}
 }
 
-// askAll makes a call for each key, one after the other, all of them between two flushes.
+// askAll makes a call for each key, all of them between two flushes.
 func (f flushes) askAll(ctx context.Context, g *generator) error {
 	const tries = 5
 	for range tries {
@@ -66,7 +69,7 @@ func (f flushes) askAll(ctx context.Context, g *generator) error {
 			return err
 		}
 		next := f.next(time.Now()).Add(f.from.Sub(f.to)) // may begin then
-		if err := g.each(ctx); err != nil || time.Now().Before(next) {
+		if err := g.each(ctx, eachInFlight); err != nil || time.Now().Before(next) {
 			return err
 		}
 	}

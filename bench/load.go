@@ -147,14 +147,26 @@ func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
 	return drive(ctx, g.load, duration, func(i int, o *outcome) call { return newWorker(g, i, o).call })
 }
 
-// each makes a call for each key, one after the other.
-func (g *generator) each(ctx context.Context) error {
+// each makes a call for each key, so many at a time.
+func (g *generator) each(ctx context.Context, inFlight int) error {
+	var group sync.WaitGroup
+	var asked atomic.Int64
 	o := newOutcome()
-	w := newWorker(g, 0, o)
-	key := 0
-	w.next = func() int { return key }
-	for key = range g.requests {
-		w.call(ctx, time.Now())
+	outcomes := make([]*outcome, inFlight)
+	for i := range outcomes {
+		outcomes[i] = newOutcome()
+		w := newWorker(g, i, outcomes[i])
+		key := 0
+		w.next = func() int { return key }
+		group.Go(func() {
+			for key = int(asked.Add(1)) - 1; key < len(g.requests) && ctx.Err() == nil; key = int(asked.Add(1)) - 1 {
+				w.call(ctx, time.Now())
+			}
+		})
+	}
+	group.Wait()
+	for _, each := range outcomes {
+		o.add(each)
 	}
 	if o.admitted != o.requests || o.degraded > 0 {
 		return fmt.Errorf("%d of %d requests were refused, %d decided without the store: %w", o.requests-o.admitted, o.requests, o.degraded, cmp.Or(o.err, errors.New("unknown")))

@@ -33,9 +33,9 @@ type goal struct {
 func (r results) goals() []goal {
 	var all []goal
 	at := func(most bool, bound float64, text string, measured float64, ok bool) {
-		g := goal{Text: text, Bound: fmt.Sprintf("at least %.2g", bound), Met: "not measured"}
+		g := goal{Text: text, Bound: fmt.Sprintf("at least %.3g", bound), Met: "not measured"}
 		if most {
-			g.Bound = fmt.Sprintf("at most %.2g", bound)
+			g.Bound = fmt.Sprintf("at most %.3g", bound)
 		}
 		if ok {
 			g.Measured, g.Met = fmt.Sprintf("%.2f", measured), "**not met**"
@@ -74,6 +74,15 @@ func (r results) goals() []goal {
 		for _, kind := range []string{"requests", "tokens"} {
 			server(0.8, kind+", memory, "+string(p))
 		}
+	}
+	against(true, 1.1, "CPU of the server, "+manyName+" : "+fewName, manyName, fewName, serverCPU)
+	for _, of := range []struct {
+		figure figure
+		bound  float64
+		text   string
+	}{{perKey, 300, "bytes of memory of a key in use, memory"}, {gcMost, 1, "ms of the longest pause of the collector, " + manyName}} {
+		v, ok := r.median(manyName, of.figure)
+		at(true, of.bound, of.text, v, ok)
 	}
 	for _, chain := range chains() {
 		for _, f := range []figure{p50, p99} {
@@ -129,6 +138,13 @@ func (r results) cases() []line {
 		{2, func(name string) (float64, bool) { return r.within(name, serverCPU, cannedCPU) }},
 		r.column(redisCPU, 1), r.column(commands, 2),
 		r.column(batchSize, 1), r.column(floorIn32, 1), r.column(floorHere, 1), r.column(p50, 2), r.column(p99, 2), r.column(loadCPU, 1),
+	})
+}
+
+func (r results) many() []line {
+	return r.lines([]string{fewName, manyName}, []column{
+		r.column(perSecond, 0), r.column(serverCPU, 1), r.column(p50, 2), r.column(p99, 2),
+		r.column(perKey, 0), r.column(gcMedian, 2), r.column(gcMost, 2), r.column(loadTime, 1),
 	})
 }
 
@@ -190,7 +206,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
 		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
-		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(), "Flush": r.flush(t.keys),
+		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
 	})
 	if err != nil {
 		return "", fmt.Errorf("write the report: %w", err)

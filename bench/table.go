@@ -33,8 +33,9 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs; default: one that is removed")
 	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
 	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
+	flags.IntVar(&t.manyKeys, "many", 200_000, "keys that ask where many do")
 	flags.IntVar(&t.rounds, "rounds", 5, "how often each case is run, the others in between")
-	flags.DurationVar(&t.spread.duration, "duration", 800*time.Millisecond, "of a case in a round")
+	flags.DurationVar(&t.spread.duration, "duration", 700*time.Millisecond, "of a case in a round")
 	flags.IntVar(&t.spread.inFlight, "in-flight", 64, "calls at a time")
 	flags.IntVar(&t.spread.connections, "connections", 2, "connections")
 	flags.Float64Var(&t.spread.zipf, "zipf", 0, "how unevenly keys ask, more than 1; 0: all as often")
@@ -83,6 +84,9 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		return err
 	}
 	r, err := t.measure(ctx, b, progress)
+	if err == nil && t.only.MatchString(manyName) {
+		err = t.many(ctx, b, r, progress)
+	}
 	if err == nil && t.envoy {
 		err = t.envoys(ctx, b, r, progress)
 	}
