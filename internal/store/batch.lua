@@ -4,14 +4,15 @@
 -- KEYS     of each in turn: the account's counters, a hash: field = counter, value =
 --          "<window start, ms> <used>"; then the request's reservation, but for an order of
 --          which nothing is to be kept
--- ARGV     how many plans; of each plan: how many charges, and of each charge: counter,
---          window length in ms ("-1" = calendar month), maximum; then of each in turn
---          order: the number of its plan, from 1; the reservation's secret, and how long to
---          keep it in ms ("" alone = nothing is to be kept); of each charge: the cost (0
---          looks and takes nothing; negative gives back)
---          settlement: "s"; the secret; the share of each maximum, in thousandths, that
---          refunds may give back in a window (0 = no refund, -1 = the charge may only rise);
---          the tokens, input tokens and output tokens used ("-1" = unknown)
+-- ARGV     a text with a byte for each in turn: the number of an order's plan, from 1; 0 =
+--          it is a settlement. How many plans; of each plan: how long to keep reservations
+--          in ms (-1 = nothing is to be kept), how many charges, and of each charge: counter,
+--          window length in ms ("-1" = calendar month), maximum, cost (0 looks and takes
+--          nothing; negative gives back; "?" = each order has its own). Then of each in turn
+--          order: the reservation's secret, if it is to be kept; the costs that are its own
+--          settlement: the secret; the share of each maximum, in thousandths, that refunds
+--          may give back in a window (0 = no refund, -1 = the charge may only rise); the
+--          tokens, input tokens and output tokens used ("-1" = unknown)
 -- returns  {now in ms, then of each in turn}
 --          order: 1 = admitted, 0 = refused, and what is used of each charge's counter; or
 --          2 = it repeats another, and of that: when it was in ms, the secret, what was used
@@ -21,9 +22,11 @@
 local REPEAT = 10000 -- ms, quota.RepeatWindow
 local SETTLED = 10000 -- ms, settledKept: that a settled reservation is remembered, to know duplicates
 
-local call, tonumber, sub, match, gmatch = redis.call, tonumber, string.sub, string.match, string.gmatch
+local call, tonumber, unpack, concat = redis.call, tonumber, unpack, table.concat
+local byte, find, match, gmatch = string.byte, string.find, string.match, string.gmatch
 local KEYS, ARGV = KEYS, ARGV
 local reply, replied = {now}, 1
+local made = whole(now) .. ' '
 
 -- The current window of a length, worked out once.
 local windows = {}
@@ -31,168 +34,221 @@ local function window(length)
   local w = windows[length]
   if not w then
     local start, stop = bounds(tonumber(length), now)
-    w = {start = whole(start), prefix = whole(start) .. ' ', stop = stop}
+    w = {start = start, stop = stop, prefix = whole(start) .. ' '}
+    w.size = #w.prefix
     windows[length] = w
   end
   return w
 end
 
--- A reservation is words: when it was made, its secret, 1 if it is settled, then six for
--- each charge: counter, window length, maximum, window start, what was taken, and what was
--- used after that.
-local HEAD, CHARGE = '^(%S+) (%S+) (%d)()', ' (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)'
+-- A reservation is a text: when it was made, its secret, 0, or 1 if it is settled; then,
+-- with no blank in it, of each charge what is the same for many orders: counter, window
+-- length, maximum, what was taken or "?"; then what was taken where that is "?", and what
+-- was used of each counter after that:
+-- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,60000,1000,?;|350,4,720
+local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^;]+);', '^([^,]+),?()'
+local BLANK, UNSETTLED = byte(' 0', 1, 2)
+-- As it was before: six words for each charge. Such are settled, and their repeats known, but
+-- are told what is used now.
+local FORMER = '(%S+) (%S+) (%S+) %S+ (%S+) %S+'
+
+-- Where a settlement has what was used of a metric.
+local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
+
+-- Reads what a reservation says of its charges from a place on, which is often the same as
+-- others say. Returns that, and where its numbers begin; nil: it has none.
+local known = {}
+local function read(kept, from)
+  local to = find(kept, '|', from, true)
+  local text = sub(kept, from, to)
+  local charges = known[text]
+  if not charges then
+    charges = {n = 0, open = 0}
+    for counter, length, max, taken in gmatch(text, to and CHARGE or FORMER) do
+      charges.n = charges.n + 1
+      charges[charges.n] = {counter = counter, place = PLACES[match(counter, '^[^/]+')], current = window(length),
+        max = tonumber(max), taken = tonumber(taken)}
+      if taken == '?' then charges.open = charges.open + 1 end
+    end
+    known[text] = charges
+  end
+  return charges, to and to + 1
+end
 
 -- Answers an order that repeats another, of another window though it be, with the answer
 -- of the first. Returns false where it repeats none.
 local function repeats(plan, used, reservation)
   local kept = call('GET', reservation)
   if not kept then return false end
-  local made, secret, _, rest = match(kept, HEAD)
-  if now - tonumber(made) >= REPEAT then return false end
-  for counter, _, _, _, _, after in gmatch(sub(kept, rest), CHARGE) do
-    for i = 1, plan.n do
-      if plan.counters[i] == counter then used[i] = tonumber(after) end
+  local first, secret, rest = match(kept, HEAD)
+  if now - tonumber(first) >= REPEAT then return false end
+  local charges, place = read(kept, rest)
+  for i = 1 - charges.open, place and charges.n or 0 do
+    local number
+    number, place = match(kept, NUMBER, place)
+    for j = 1, i > 0 and plan.n or 0 do
+      if plan.counters[j] == charges[i].counter then used[j] = tonumber(number) end
     end
   end
-  reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(made), secret
+  reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret
   for i = 1, plan.n do reply[replied + 3 + i] = used[i] end
   replied = replied + 3 + plan.n
   return true
 end
 
-local function answer(status, plan, used)
+local function answer(status, n, used)
   reply[replied + 1] = status
-  for i = 1, plan.n do reply[replied + 1 + i] = used[i] end
-  replied = replied + 1 + plan.n
+  for i = 1, n do reply[replied + 1 + i] = used[i] end
+  replied = replied + 1 + n
 end
 
--- Takes all charges of an order, or none of them. The costs begin after ARGV[at].
-local function take(plan, key, reservation, secret, keep, at)
-  local n, counters = plan.n, plan.counters
+-- Takes all charges of an order, or none of them. What it has besides its plan begins after
+-- ARGV[at].
+local used, after, fields, numbers = {}, {}, {}, {}
+local function take(plan, key, reservation, at)
+  local n, counters, costs, prefixes = plan.n, plan.counters, plan.costs, plan.prefixes
+  for i = 1, plan.open do costs[plan.opens[i]] = tonumber(ARGV[at + 1 + i]) end
   local values = call('HMGET', key, unpack(counters))
-  local used, costs, refused, last = {}, {}, false, 0
+  local maxima, refused, last = plan.maxima, false, 0
   for i = 1, n do
-    local w, cost = plan.windows[i], tonumber(ARGV[at + i])
-    local u = used_in(values[i], w.prefix)
-    if not u then
-      u = 0
-      if cost ~= 0 and w.stop > last then last = w.stop end
+    local value, cost, size, u = values[i], costs[i], plan.sizes[i], 0
+    if value and sub(value, 1, size) == prefixes[i] then
+      u = sub(value, size + 1) + 0
+    elseif cost ~= 0 and plan.stops[i] > last then
+      last = plan.stops[i]
     end
-    if cost > 0 and u + cost > plan.maxima[i] then refused = true end
-    used[i], costs[i] = u, cost
+    if cost > 0 and u + cost > maxima[i] then refused = true end
+    used[i] = u
   end
   if refused then
-    if not (reservation and repeats(plan, used, reservation)) then answer(0, plan, used) end
+    if not (reservation and repeats(plan, used, reservation)) then answer(0, n, used) end
     return
   end
 
-  local after, writes, w, record = {}, {}, 0, reservation and {whole(now), ' ', secret, ' 0'}
+  local w, open = 0, plan.open
   for i = 1, n do
-    after[i] = used[i]
-    if costs[i] ~= 0 then after[i] = clamp(used[i] + costs[i]) end
-    local text = whole(after[i])
-    if costs[i] ~= 0 then
-      writes[w + 1], writes[w + 2] = counters[i], plan.windows[i].prefix .. text
+    local u, cost = used[i], costs[i]
+    if cost ~= 0 then u = clamp(u + cost) end
+    after[i] = u
+    local text = format(WHOLE, u)
+    if cost ~= 0 then
+      fields[w + 1], fields[w + 2] = counters[i], prefixes[i] .. text
       w = w + 2
     end
-    if reservation then record[i + 4] = plan.heads[i] .. ARGV[at + i] .. ' ' .. text end
+    if reservation then numbers[open + i] = text end
   end
   if reservation then
-    local text, ttl = table.concat(record), math.max(tonumber(keep), REPEAT)
-    if not call('SET', reservation, text, 'PX', ttl, 'NX') then
+    for i = 1, open do numbers[i] = ARGV[at + 1 + i] end
+    local text = made .. ARGV[at + 1] .. plan.text .. concat(numbers, ',', 1, open + n)
+    if not call('SET', reservation, text, 'PX', plan.keep, 'NX') then
       if repeats(plan, used, reservation) then return end
-      call('SET', reservation, text, 'PX', ttl)
+      call('SET', reservation, text, 'PX', plan.keep)
     end
   end
-  if w > 0 then write(key, writes, last) end
-  answer(1, plan, after)
+  if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
+  if last > 0 then keep_until(key, last) end
+  answer(1, n, after)
 end
 
--- What a counter counts, which its name begins with.
-local metrics = {}
-local function metric(counter)
-  if not metrics[counter] then metrics[counter] = match(counter, '^[^/]+') end
-  return metrics[counter]
+-- What a settlement changes: fields to write, and the end of the longest of their windows.
+local w, last
+local function set(counter, current, was, u)
+  fields[w + 1], fields[w + 2] = counter, current.prefix .. whole(clamp((was or 0) + u))
+  w = w + 2
+  if not was and current.stop > last then last = current.stop end
 end
 
 -- Corrects what one order took to what was used, once.
-local function settle(key, reservation, secret, share, actuals)
+local counters, changed, changes = {}, {}, {}
+local function settle(key, reservation, at)
   local kept = call('GET', reservation)
   if not kept then return 0 end
-  local made, whose, settled, rest = match(kept, HEAD)
-  if whose ~= secret then return 0 end
-  if settled == '1' then return 2 end
+  local secret, from = ARGV[at + 1], find(kept, ' ', 1, true)
+  local rest = from + #secret + 4
+  if sub(kept, from + 1, rest - 4) ~= secret or byte(kept, rest - 3) ~= BLANK then return 0 end
+  if byte(kept, rest - 2) ~= UNSETTLED then return 2 end
 
-  local charges = sub(kept, rest)
-  local counters, currents, changes, n = {}, {}, {}, 0
-  local writes, last = {}, 0
-  local function set(counter, w, was, used)
-    writes[#writes + 1] = counter
-    writes[#writes + 1] = w.prefix .. whole(clamp((was or 0) + used))
-    if not was and w.stop > last then last = w.stop end
-  end
-  for counter, length, max, charged, taken in gmatch(charges, CHARGE) do
-    local w = window(length)
-    taken = tonumber(taken)
-    local actual = actuals[metric(counter)]
-    if not actual or actual == -1 then actual = taken end
+  local share, first, n = tonumber(ARGV[at + 2]), tonumber(sub(kept, 1, from - 1)), 0
+  local charges, place = read(kept, rest)
+  w, last = 0, 0
+  for i = 1, charges.n do
+    local charge = charges[i]
+    local current, taken = charge.current, charge.taken
+    local still = current.start <= first and first < current.stop -- the window that was charged
+    if not taken then
+      taken, place = match(kept, NUMBER, place)
+      taken = tonumber(taken)
+    end
+    local actual = charge.place and tonumber(ARGV[at + charge.place]) or -1
+    if actual == -1 then actual = taken end
     if share > 0 then
-      local refunds = counter .. '!refunded'
-      local refunded = used_in(call('HGET', key, refunds), w.prefix)
-      max = tonumber(max)
+      local max, refunds = charge.max, charge.counter .. '!refunded'
+      local refunded = used_in(call('HGET', key, refunds), current.prefix)
       local back = math.floor(max / 1000) * share + math.floor(max % 1000 * share / 1000) - (refunded or 0)
       back = math.max(math.min(taken, back), 0)
       actual = taken - back
-      if back > 0 and w.start == charged then set(refunds, w, refunded, back) end
-    elseif share == -1 then
-      actual = math.max(actual, taken)
+      if back > 0 and still then set(refunds, current, refunded, back) end
+    elseif share == -1 and actual < taken then
+      actual = taken
     end
     local change = actual - taken
-    if change > 0 or change < 0 and w.start == charged then
+    if change > 0 or change < 0 and still then
       n = n + 1
-      counters[n], currents[n], changes[n] = counter, w, change
+      counters[n], changed[n], changes[n] = charge.counter, current, change
     end
   end
   if n > 0 then
-    local values = call('HMGET', key, unpack(counters))
-    for i = 1, n do set(counters[i], currents[i], used_in(values[i], currents[i].prefix), changes[i]) end
+    local values = call('HMGET', key, unpack(counters, 1, n))
+    for i = 1, n do set(counters[i], changed[i], used_in(values[i], changed[i].prefix), changes[i]) end
   end
-  if #writes > 0 then write(key, writes, last) end
-  call('SET', reservation, made .. ' ' .. secret .. ' 1' .. charges, 'PX', SETTLED)
+  if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
+  if last > 0 then keep_until(key, last) end
+  call('SET', reservation, sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1), 'PX', SETTLED)
   return 1
 end
 
-local plans, args = {}, 1
-for p = 1, tonumber(ARGV[1]) do
-  local plan = {n = tonumber(ARGV[args + 1]), counters = {}, windows = {}, maxima = {}, heads = {}}
-  args = args + 1
+local plans, args = {}, 2
+for p = 1, tonumber(ARGV[2]) do
+  local keep = tonumber(ARGV[args + 1])
+  local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and math.max(keep, REPEAT), open = 0,
+    counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
+  args = args + 2
+  local text = ' 0 '
   for i = 1, plan.n do
-    local counter, length, max = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3]
+    local counter, length, max, cost = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3], ARGV[args + 4]
     local w = window(length)
-    plan.counters[i], plan.windows[i], plan.maxima[i] = counter, w, tonumber(max)
-    plan.heads[i] = ' ' .. counter .. ' ' .. length .. ' ' .. max .. ' ' .. w.prefix
-    args = args + 3
+    plan.counters[i], plan.maxima[i], plan.costs[i] = counter, tonumber(max), tonumber(cost)
+    plan.prefixes[i], plan.sizes[i], plan.stops[i] = w.prefix, w.size, w.stop
+    if cost == '?' then
+      plan.open = plan.open + 1
+      plan.opens[plan.open] = i
+    end
+    text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
+    args = args + 4
   end
-  plans[tostring(p)] = plan
+  plan.text = text .. '|'
+  plans[p] = plan
 end
 
 -- Goes through what is left of KEYS and ARGV.
-local keys = 0
+local kinds, carried, keys = {byte(ARGV[1], 1, -1)}, 0, 0
 local function all()
-  while args < #ARGV do
-    local key, reservation, at, plan = KEYS[keys + 1], KEYS[keys + 2], args, plans[ARGV[args + 1]]
+  while carried < #kinds do
+    carried = carried + 1
+    local plan, key, at = plans[kinds[carried]], KEYS[keys + 1], args
     if not plan then
-      keys, args = keys + 2, args + 6
-      local actuals = {tokens = tonumber(ARGV[at + 4]), input_tokens = tonumber(ARGV[at + 5]), output_tokens = tonumber(ARGV[at + 6])}
-      local outcome = settle(key, reservation, ARGV[at + 2], tonumber(ARGV[at + 3]), actuals)
+      local reservation = KEYS[keys + 2]
+      keys, args = keys + 2, args + 5
+      local outcome = settle(key, reservation, at)
       replied = replied + 1
       reply[replied] = outcome
-    elseif ARGV[at + 2] == '' then
-      keys, args = keys + 1, args + 2 + plan.n
-      take(plan, key, nil, nil, nil, at + 2)
+    elseif plan.keep then
+      local reservation = KEYS[keys + 2]
+      keys, args = keys + 2, args + 1 + plan.open
+      take(plan, key, reservation, at)
     else
-      keys, args = keys + 2, args + 3 + plan.n
-      take(plan, key, reservation, ARGV[at + 2], ARGV[at + 3], at + 3)
+      keys, args = keys + 1, args + plan.open
+      take(plan, key, nil, at - 1)
     end
   end
 end

@@ -1,5 +1,6 @@
 -- What the scripts that count share: windows, and counters. It is put before each of them.
 
+local format, sub = string.format, string.sub
 local MAX_USED = 4e15
 local DAY = 86400000
 local WEEK, MONDAY = 7 * DAY, 4 * DAY -- the epoch was a Thursday
@@ -37,23 +38,32 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A whole number as text: with %d, a third of the price, where a C long has 64 bits.
-local WHOLE = string.format('%d', MAX_USED) == '4000000000000000' and '%d' or '%.0f'
-local function whole(n) return string.format(WHOLE, n) end
+local WHOLE = format('%d', MAX_USED) == '4000000000000000' and '%d' or '%.0f'
+local function whole(n) return format(WHOLE, n) end
 
 -- What a counter's field says is used of the window whose start, and a space, is prefix;
 -- nil: it is of another window.
 local function used_in(value, prefix)
-  if value and string.sub(value, 1, #prefix) == prefix then return tonumber(string.sub(value, #prefix + 1)) end
+  local size = #prefix
+  if value and sub(value, 1, size) == prefix then return tonumber(sub(value, size + 1)) end
   return nil
 end
 
-local function clamp(used) return math.max(math.min(used, MAX_USED), 0) end
+local function clamp(used)
+  if used > MAX_USED then return MAX_USED elseif used < 0 then return 0 end
+  return used
+end
+
+-- Sees to it that a counters' hash is kept until the longest of the windows ends in which
+-- something is counted for the first time. The TTL only frees memory, and only ever grows:
+-- another request may have counted a longer window.
+local function keep_until(key, stop)
+  if redis.call('PTTL', key) < stop - now then redis.call('PEXPIRE', key, stop - now) end
+end
 
 -- Writes fields of a counters' hash; last is when the longest of their windows ends, 0
--- where the hash is kept so long already: it has been counted in those windows before. The
--- TTL only frees memory, and only ever grows: another request may have counted a longer
--- window.
+-- where the hash is kept so long already.
 local function write(key, fields, last)
   redis.call('HSET', key, unpack(fields))
-  if last > 0 and redis.call('PTTL', key) < last - now then redis.call('PEXPIRE', key, last - now) end
+  if last > 0 then keep_until(key, last) end
 end

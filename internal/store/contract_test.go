@@ -289,14 +289,14 @@ func (r *scriptedRedis) Settle(ctx context.Context, s quota.Settlement) (quota.O
 	return op.outcome, op.err
 }
 
-func (r *scriptedRedis) carryOut(ctx context.Context, o *operation) {
-	keys, args := batchArguments("scripted", []*operation{o})
+func (r *scriptedRedis) carryOut(ctx context.Context, together ...*operation) {
+	keys, args := batchArguments("scripted", together)
 	reply := r.batch.Run(ctx, r.client, keys, append(args, r.now.UnixMilli())...)
-	if reply.Err() != nil {
-		o.err = reply.Err()
+	if err := reply.Err(); err != nil {
+		fail(together, err)
 		return
 	}
-	answer([]*operation{o}, reply)
+	answer(together, reply)
 }
 
 // TestStoresAgree makes the same random calls to both stores: first by Redis'
@@ -334,6 +334,51 @@ func wander(random *rand.Rand, now time.Time) time.Time {
 		return end.Add(time.Duration(random.IntN(3)-1) * time.Millisecond)
 	default:
 		return now.Add(time.Duration(random.Int64N(int64(2 * time.Second))))
+	}
+}
+
+// TestBatchesAgree: orders of many plans and settlements that go in one call, in any order,
+// do what each would do by itself.
+func TestBatchesAgree(t *testing.T) {
+	t.Parallel()
+	scripted := newScriptedRedis(t, redisServer(t))
+	scripted.now = time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC)
+	memory := NewMemory(func() time.Time { return scripted.now }, 1000)
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	var orders []quota.Order
+	for range 100 {
+		scripted.now = wander(random, scripted.now)
+		together := operations(1+random.IntN(mostTogether), func(int) *operation {
+			if len(orders) > 0 && random.IntN(3) == 0 {
+				s := randomSettlement(random, orders)
+				return &operation{settlement: &s}
+			}
+			o := randomOrder(random, len(orders), orders)
+			if len(orders) > 0 && random.IntN(2) == 0 { // the plan of another, but for the costs
+				o.Charges = slices.Clone(orders[len(orders)-1].Charges)
+				o.Charges[random.IntN(len(o.Charges))].Cost = random.Int64N(4)
+			}
+			orders = append(orders, o)
+			return &operation{order: &o}
+		})
+		scripted.carryOut(t.Context(), together...)
+		for i, op := range together {
+			if op.err != nil {
+				t.Fatalf("seed %d: %v", seed, op.err)
+			}
+			if op.order == nil {
+				two := settle(t, memory, *op.settlement)
+				if op.outcome != two && (op.outcome != quota.Duplicate || two != quota.NotFound) { // as in agreeOnSettling
+					t.Fatalf("seed %d, %d of %d, settling %+v: Redis %s, memory %s", seed, i, len(together), op.settlement, op.outcome, two)
+				}
+				continue
+			}
+			one, two := op.taken, take(t, memory, *op.order)
+			if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() || one.Secret != two.Secret {
+				t.Fatalf("seed %d, %d of %d at %s: %+v: Redis %+v, memory %+v", seed, i, len(together), scripted.now, op.order, one, two)
+			}
+		}
 	}
 }
 
@@ -396,6 +441,8 @@ func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement 
 		s.Secret += "x"
 	case 1:
 		s.RefundShare, s.OnlyRaise = random.Int64N(1001), false
+	case 2:
+		s.Secret = s.Secret[:len(s.Secret)/2]
 	}
 	return s
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"crypto/subtle"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,12 +103,16 @@ func (l *ledger) correct(h *holding, c reserved, st quota.Settlement, instances 
 
 // record is the reservation as batch.lua writes it.
 func (r *reservation) record() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d %s 0", r.at.UnixMilli(), r.secret)
-	for _, c := range r.charges {
-		fmt.Fprintf(&b, " %s %d %d %d %d %d", c.counter, int64(c.window), c.max, c.start, c.cost, c.used)
+	var b, used strings.Builder
+	fmt.Fprintf(&b, "%d %s 0 ", r.at.UnixMilli(), r.secret)
+	for i, c := range r.charges {
+		fmt.Fprintf(&b, "%s,%d,%d,%d;", c.counter, int64(c.window), c.max, c.cost)
+		if i > 0 {
+			used.WriteByte(',')
+		}
+		used.WriteString(strconv.FormatInt(c.used, 10))
 	}
-	return b.String()
+	return b.String() + "|" + used.String()
 }
 
 // before says what an order meets in the ledger of a part that can be reached: what is yet

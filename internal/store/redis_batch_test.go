@@ -2,8 +2,10 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,6 +61,76 @@ func TestOneBadAmongMany(t *testing.T) {
 				t.Errorf("%d, round %d: %v, %+v: want an error that says what is in the keys", i, round, op.err, op.taken)
 			}
 			wantKnown(t, op.err, inDoubt) // as of any script that fails
+		}
+	}
+}
+
+// TestReservationsOfOthers: what a version before this one kept of an order, in words, and
+// what an instance made while it could not reach Redis is settled, and its repeat is charged
+// no second time. Only the former does not tell what was used.
+func TestReservationsOfOthers(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	begin := time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC)
+	first := reservation{}
+	first.fill(perMinuteAndDay("r"), quota.Taken{Now: begin, Used: []int64{1, 100, 100}})
+	var former strings.Builder
+	fmt.Fprintf(&former, "%d secret-r 0", begin.UnixMilli())
+	for _, c := range first.charges {
+		fmt.Fprintf(&former, " %s %d %d %d %d %d", c.counter, int64(c.window), c.max, c.start, c.cost, c.used)
+	}
+	for _, c := range []struct {
+		account, text string
+		used          []int64
+	}{
+		{"former", former.String(), []int64{2, 200, 200}},
+		{"away", first.record(), []int64{1, 100, 100}},
+	} {
+		r := newScriptedRedis(t, server)
+		r.now = begin
+		of := func(request string) quota.Order {
+			o := perMinuteAndDay(request)
+			o.Account = c.account
+			return o
+		}
+		take(t, r, of("r"))
+		take(t, r, of("another"))
+		if err := r.client.Set(t.Context(), reservationKey("scripted", c.account, "r"), c.text, time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+		again := of("r")
+		again.Secret = "of the repeat"
+		taken := take(t, r, again)
+		wantTaken(t, taken, true, c.used...)
+		if taken.Secret != "secret-r" {
+			t.Errorf("%s: the secret %q: want that of the first", c.account, taken.Secret)
+		}
+		r.now = begin.Add(15 * time.Second) // the next minute
+		s := settlement("r", 70)
+		s.Account = c.account
+		for _, want := range []quota.Outcome{quota.Settled, quota.Duplicate} {
+			wantOutcome(t, settle(t, r, s), want)
+			look := of("")
+			for i := range look.Charges {
+				look.Charges[i].Cost = 0
+			}
+			wantTaken(t, take(t, r, look), true, 0, 0, 170)
+		}
+	}
+}
+
+// TestKeptInABatch: each order of a call has its reservation kept as long as it says.
+func TestKeptInABatch(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	r := openRedis(t, at(server.Address))
+	together := orders(2)
+	together[1].order.Keep = time.Hour
+	send(t, r, together)
+	for i, want := range []time.Duration{quota.RepeatWindow, time.Hour} {
+		ttl := r.client.PTTL(t.Context(), reservationKey("test", "a"+strconv.Itoa(i), "r")).Val()
+		if ttl > want || ttl < want-5*time.Second {
+			t.Errorf("TTL %s: want %s", ttl, want)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package store
 
 import (
 	"fmt"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,43 +17,9 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// bareSource is the least that a script can do which counts many requests exactly: three
-// counters of each in a hash, no other plans, windows, costs, answers or faults than these.
-const bareSource = `
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local lengths, names, maxima, starts = {60000, 3600000, 86400000}, {'requests/minute', 'requests/hour', 'requests/day'}, {}, {}
-for i = 1, 3 do
-  maxima[i] = tonumber(ARGV[i])
-  starts[i] = now - now % lengths[i]
-end
-local reply = {now}
-for k = 1, #KEYS do
-  local values = redis.call('HMGET', KEYS[k], unpack(names))
-  local used, refused = {}, 0
-  for i = 1, 3 do
-    used[i] = 0
-    if values[i] then
-      local start, count = string.match(values[i], '^(%d+) (%d+)$')
-      if tonumber(start) == starts[i] then used[i] = tonumber(count) end
-    end
-    if used[i] + 1 > maxima[i] then refused = 1 end
-  end
-  if refused == 0 then
-    local writes = {}
-    for i = 1, 3 do
-      used[i] = used[i] + 1
-      writes[2 * i - 1] = names[i]
-      writes[2 * i] = string.format('%.0f %.0f', starts[i], used[i])
-    end
-    redis.call('HSET', KEYS[k], unpack(writes))
-    if not values[3] then redis.call('PEXPIRE', KEYS[k], 86400000) end
-  end
-  reply[#reply + 1] = 1 - refused
-  for i = 1, 3 do reply[#reply + 1] = used[i] end
-end
-return reply
-`
+// leastScript is the least that a script can do which counts many requests exactly. It is
+// that of the benchmarks of the whole program.
+const leastScript = "../../bench/counters.lua"
 
 // benchRedis starts a redis-server.
 func benchRedis(b *testing.B) *Redis {
@@ -72,46 +40,34 @@ func benchRedis(b *testing.B) *Redis {
 	return r
 }
 
-// A redisCost is what a Redis has spent: in scripts, and in all.
-type redisCost struct{ scripts, cpu float64 } // µs
-
-func costOf(b *testing.B, r *Redis) redisCost {
+// redisCPU returns the CPU time that a Redis has spent, in µs.
+func redisCPU(b *testing.B, r *Redis) float64 {
 	b.Helper()
-	info, err := r.patient.Do(b.Context(), "info", "everything").Text()
+	info, err := r.patient.Info(b.Context(), "cpu").Result()
 	if err != nil {
 		b.Fatal(err)
 	}
-	number := func(before, name string) float64 {
-		_, rest, _ := strings.Cut(info, before)
-		_, rest, found := strings.Cut(rest, name)
-		if !found {
-			return 0
-		}
-		n, err := strconv.ParseFloat(rest[:strings.IndexAny(rest, ",\r")], 64)
+	spent := 0.0
+	for _, name := range []string{"used_cpu_user:", "used_cpu_sys:"} {
+		_, rest, _ := strings.Cut(info, name)
+		text, _, _ := strings.Cut(rest, "\r")
+		n, err := strconv.ParseFloat(text, 64)
 		if err != nil {
 			b.Fatal(err)
 		}
-		return n
+		spent += 1e6 * n
 	}
-	return redisCost{number("cmdstat_evalsha:", "usec="), 1e6 * (number("# CPU", "used_cpu_user:") + number("# CPU", "used_cpu_sys:"))}
+	return spent
 }
 
-// report says what Redis spent on n requests since then.
-func (c redisCost) report(b *testing.B, r *Redis, n int) {
-	b.Helper()
-	now := costOf(b, r)
-	b.ReportMetric((now.scripts-c.scripts)/float64(n), "script-µs/request")
-	b.ReportMetric((now.cpu-c.cpu)/float64(n), "redis-µs/request")
-}
-
-// benchOrder is of three limits on requests, or on requests and tokens.
+// benchOrder is of three limits on requests, or of two and one on tokens.
 func benchOrder(i int, kept, tokenized bool) *quota.Order {
 	o := &quota.Order{Account: "key_" + strconv.Itoa(i%1000), Charges: []quota.Charge{
 		charge(quota.Minute, 1_000_000, 1), charge(quota.Hour, 1_000_000_000, 1), charge(quota.Day, 1_000_000_000, 1),
 	}}
 	if tokenized {
 		cost := int64(100 + i%1000)
-		o.Charges[1], o.Charges[2] = tokens(quota.Tokens, quota.Minute, 1_000_000_000, cost), tokens(quota.Tokens, quota.Day, 1_000_000_000, cost)
+		o.Charges[1] = tokens(quota.Tokens, quota.Minute, 1_000_000_000, cost)
 		o.Keep = time.Minute
 	}
 	if kept {
@@ -120,88 +76,124 @@ func benchOrder(i int, kept, tokenized bool) *quota.Order {
 	return o
 }
 
-// BenchmarkScript measures what Redis spends on a request, in batches of 32 and of one: by
-// the bare script, and by ours for what there is.
-func BenchmarkScript(b *testing.B) {
-	bare := redis.NewScript(bareSource)
-	ours := func(one func(i int) *operation) func(*testing.B, *Redis, int, int) {
-		return func(b *testing.B, r *Redis, first, n int) {
-			b.Helper()
-			together := operations(n, func(i int) *operation { return one(first + i) })
-			keys, args := batchArguments(r.prefix, together)
-			reply, err := r.run(b.Context(), r.client, r.batch, keys, args)
-			if err != nil {
-				b.Fatal(err)
-			}
-			answer(together, reply)
-			for _, o := range together {
-				if o.err != nil {
-					b.Fatal(o.err)
-				}
+// A scriptBench has a Redis run scripts in batches.
+type scriptBench struct {
+	*testing.B
+
+	redis *Redis
+	least *redis.Script
+	size  int // of a batch
+	next  int // the number of the next request
+}
+
+// calls are how many calls a round has.
+const calls = 50
+
+// round returns what Redis spends on a request, in µs, in calls that do what they are told
+// with the requests from first on.
+func (b *scriptBench) round(call func(first int)) float64 {
+	b.Helper()
+	began := redisCPU(b.B, b.redis)
+	for i := range calls {
+		call(b.next + i*b.size)
+	}
+	return (redisCPU(b.B, b.redis) - began) / float64(calls*b.size)
+}
+
+// bare counts by the least script.
+func (b *scriptBench) bare(first int) {
+	b.Helper()
+	keys := make([]string, b.size)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("least:{key_%d}:counts", (first+i)%1000)
+	}
+	if err := b.least.EvalSha(b.Context(), b.redis.client, keys, 60_000, 1e9, 3_600_000, 1e9, 86_400_000, 1e9).Err(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// ours carries out operations by batch.lua.
+func (b *scriptBench) ours(one func(i int) *operation) func(first int) {
+	return func(first int) {
+		b.Helper()
+		together := operations(b.size, func(i int) *operation { return one(first + i) })
+		keys, args := batchArguments(b.redis.prefix, together)
+		reply, err := b.redis.run(b.Context(), b.redis.client, b.redis.batch, keys, args)
+		if err != nil {
+			b.Fatal(err)
+		}
+		answer(together, reply)
+		for _, o := range together {
+			if o.err != nil {
+				b.Fatal(o.err)
 			}
 		}
+	}
+}
+
+// BenchmarkScript measures what Redis spends on a request, in batches of 32 and of one: the
+// least script and ours take turns, and the ratio is the median of those of all rounds.
+func BenchmarkScript(b *testing.B) {
+	source, err := os.ReadFile(leastScript)
+	if err != nil {
+		b.Fatal(err)
 	}
 	order := func(kept, tokenized bool) func(int) *operation {
 		return func(i int) *operation { return &operation{order: benchOrder(i, kept, tokenized)} }
 	}
+	settlement := func(i int) *operation {
+		o := benchOrder(i, true, true)
+		return &operation{settlement: &quota.Settlement{Account: o.Account, Request: o.Request, Secret: o.Secret, Used: quota.Cost{
+			Tokens: 70, InputTokens: 40, OutputTokens: 30,
+		}}}
+	}
 	for _, kind := range []struct {
-		name   string
-		before func(int) *operation // nil: nothing
-		run    func(b *testing.B, r *Redis, first, n int)
+		name       string
+		operations []func(int) *operation // one after the other
 	}{
-		{"bare", nil, func(b *testing.B, r *Redis, first, n int) {
-			b.Helper()
-			keys := make([]string, n)
-			for i := range keys {
-				keys[i] = countsKey(r.prefix, "key_"+strconv.Itoa((first+i)%1000))
-			}
-			if err := bare.EvalSha(b.Context(), r.client, keys, 1_000_000, 1_000_000_000, 1_000_000_000).Err(); err != nil {
-				b.Fatal(err)
-			}
-		}},
-		{"requests", nil, ours(order(false, false))},
-		{"requests with an ID", nil, ours(order(true, false))},
-		{"tokens", nil, ours(order(true, true))},
-		{"settlements", order(true, true), ours(func(i int) *operation {
-			o := benchOrder(i, true, true)
-			return &operation{settlement: &quota.Settlement{Account: o.Account, Request: o.Request, Secret: o.Secret, Used: quota.Cost{
-				Tokens: 70, InputTokens: 40, OutputTokens: 30,
-			}}}
-		})},
-		{"refused", nil, ours(func(i int) *operation {
+		{"requests", []func(int) *operation{order(false, false)}},
+		{"requests with an ID", []func(int) *operation{order(true, false)}},
+		{"tokens", []func(int) *operation{order(true, true)}},
+		{"tokens settled", []func(int) *operation{order(true, true), settlement}},
+		{"refused", []func(int) *operation{func(i int) *operation {
 			o := benchOrder(i, false, false)
 			o.Charges[0].Limit.Max = 0
 			return &operation{order: o}
-		})},
+		}}},
 	} {
 		for _, n := range []int{32, 1} {
 			b.Run(fmt.Sprintf("%s/%d", kind.name, n), func(b *testing.B) {
-				r := benchRedis(b)
-				if err := bare.Load(b.Context(), r.client).Err(); err != nil {
-					b.Fatal(err)
-				}
-				if err := r.batch.Load(b.Context(), r.client).Err(); err != nil {
-					b.Fatal(err)
-				}
-				if kind.before != nil {
-					prepare := ours(kind.before)
-					for i := range b.N {
-						prepare(b, r, i*n, n)
+				s := &scriptBench{B: b, redis: benchRedis(b), least: redis.NewScript(string(source)), size: n}
+				for _, script := range []*redis.Script{s.least, s.redis.batch.Script} {
+					if err := script.Load(b.Context(), s.redis.client).Err(); err != nil {
+						b.Fatal(err)
 					}
 				}
-				for i := range 1000 / n {
-					kind.run(b, r, (b.N+i)*n, n)
+				var least, spent, ratios []float64
+				for i := range warmRounds + b.N {
+					bare, ours := s.round(s.bare), 0.0
+					for _, one := range kind.operations {
+						ours += s.round(s.ours(one))
+					}
+					s.next += calls * n
+					if i >= warmRounds {
+						least, spent, ratios = append(least, bare), append(spent, ours), append(ratios, ours/bare)
+					}
 				}
-				began := costOf(b, r)
-				b.ResetTimer()
-				for i := range b.N {
-					kind.run(b, r, i*n, n)
-				}
-				b.StopTimer()
-				began.report(b, r, b.N*n)
+				b.ReportMetric(median(least), "least-µs/request")
+				b.ReportMetric(median(spent), "redis-µs/request")
+				b.ReportMetric(median(ratios), "ratio")
 			})
 		}
 	}
+}
+
+// warmRounds are before those that count.
+const warmRounds = 5
+
+func median(of []float64) float64 {
+	slices.Sort(of)
+	return of[len(of)/2]
 }
 
 func operations(n int, one func(i int) *operation) []*operation {
@@ -253,7 +245,7 @@ func BenchmarkTogether(b *testing.B) {
 						return reply.Err()
 					}
 				}
-				began, own := costOf(b, r), cpuTime(b)
+				began, own := redisCPU(b, r), cpuTime(b)
 				b.ResetTimer()
 				var next atomic.Int64
 				var group sync.WaitGroup
@@ -271,7 +263,7 @@ func BenchmarkTogether(b *testing.B) {
 				b.StopTimer()
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
 				b.ReportMetric(float64((cpuTime(b)-own).Nanoseconds())/1000/float64(b.N), "client-µs/request")
-				began.report(b, r, b.N)
+				b.ReportMetric((redisCPU(b, r)-began)/float64(b.N), "redis-µs/request")
 			})
 		}
 	}

@@ -175,6 +175,22 @@ func TestSettleInTheWindowCharged(t *testing.T) {
 	})
 }
 
+// TestSettledWhenRedisClockGoesBack: where Redis' time has gone back beyond the window that
+// was charged, nothing is given back in the one before.
+func TestSettledWhenRedisClockGoesBack(t *testing.T) {
+	t.Parallel()
+	r := newScriptedRedis(t, redisServer(t))
+	before := time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC)
+	r.now = before
+	take(t, r, perMinuteAndDay("of this minute"))
+	r.now = before.Add(20 * time.Second)
+	take(t, r, perMinuteAndDay("of the next"))
+	r.now = before
+	take(t, r, perMinuteAndDay("of this minute again"))
+	wantOutcome(t, settle(t, r, settlement("of the next", 0)), quota.Settled)
+	used(t, r, 1, 100, 200)
+}
+
 // TestOnlyRaise: an answer that did not end well lowers nothing.
 func TestOnlyRaise(t *testing.T) {
 	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
