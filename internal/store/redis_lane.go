@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,9 @@ const (
 	mostTogether = 128
 	// mostWait is how long an operation waits for that call, where the network is slow.
 	mostWait = 2 * time.Millisecond
+	// companyWait is how long a settlement waits for a call to go with. Nobody's request
+	// waits for it.
+	companyWait = 5 * time.Millisecond
 )
 
 // An operation is an order or a settlement of one caller, and what became of it.
@@ -30,7 +34,7 @@ type operation struct {
 	outcome quota.Outcome
 	err     error
 
-	done  chan struct{} // closed when another caller has sent it
+	done  chan struct{} // closed when another caller has sent it; nil: its own caller does
 	alone bool          // it was not carried out, and its own caller is to send it
 	until time.Time     // then, the end of its time
 }
@@ -46,14 +50,16 @@ func (o *operation) account() string {
 // A lane sends operations to one server. One that comes while nothing is under way is sent
 // at once, by its own caller. Those that come while a call is under way are gathered, and
 // the first of them sends them all when that call has returned, when they are mostTogether,
-// or after mostWait. No goroutine is the lane's own.
+// or after mostWait. Settlements wait for company, and go before the others of the next call,
+// which so find the counters corrected. No goroutine is the lane's own.
 type lane struct {
-	timeout time.Duration // of an operation, from when it is asked for
+	timeout time.Duration // of an operation, from when it is asked for; of a settlement, from when it is sent
 	send    func(ctx context.Context, together []*operation)
 
-	mu        sync.Mutex
-	calls     int    // under way
-	gathering *group // nil: nobody waits. There is none while no call is under way
+	mu          sync.Mutex
+	calls       int          // under way
+	gathering   *group       // nil: nobody waits. There is none while no call is under way
+	settlements []*operation // that wait for company, mostTogether at the most
 }
 
 // A group is operations that wait to be sent together.
@@ -78,13 +84,17 @@ func (r *Redis) newLane(send func(context.Context, []*operation)) *lane {
 // caller who goes away does not end it.
 func (l *lane) carryOut(ctx context.Context, o *operation) {
 	l.mu.Lock()
+	if o.settlement != nil {
+		l.keepCompany(ctx, o)
+		return
+	}
 	if l.calls == 0 {
 		l.calls++
+		together := l.withSettlements(o)
 		l.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 		defer cancel()
-		defer l.returned()
-		l.send(ctx, []*operation{o})
+		l.sendAll(ctx, together)
 		return
 	}
 	g := l.gathering
@@ -116,15 +126,65 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 	defer cancel()
 	<-g.turn
+	l.mu.Lock()
+	together := l.withSettlements(g.operations...)
+	l.mu.Unlock()
+	l.sendAll(ctx, together)
+}
+
+// keepCompany has a settlement go with the next call, or sends those that wait. The caller
+// holds the lock, which it gives up.
+func (l *lane) keepCompany(ctx context.Context, o *operation) {
+	o.done = make(chan struct{})
+	l.settlements = append(l.settlements, o)
+	full := len(l.settlements) == mostTogether
+	if !full {
+		l.mu.Unlock()
+		timer := time.NewTimer(companyWait)
+		defer timer.Stop()
+		select {
+		case <-o.done:
+			return
+		case <-timer.C:
+		}
+		l.mu.Lock()
+	}
+	if !slices.Contains(l.settlements, o) { // it is on its way
+		l.mu.Unlock()
+		<-o.done
+		return
+	}
+	l.calls++
+	together := l.withSettlements()
+	l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+	defer cancel()
+	l.sendAll(ctx, together)
+}
+
+// withSettlements returns the settlements that wait, as many as there is room for, and after
+// them others. The caller holds the lock.
+func (l *lane) withSettlements(others ...*operation) []*operation {
+	n := min(len(l.settlements), mostTogether-len(others))
+	together := append(l.settlements[:n:n], others...)
+	l.settlements = slices.Clone(l.settlements[n:])
+	return together
+}
+
+// sendAll sends operations, and wakes the callers of those that others send. The call is one
+// of those under way.
+func (l *lane) sendAll(ctx context.Context, together []*operation) {
 	err := errNotSent // unless it returns
 	defer func() {
 		l.returned()
-		for _, other := range g.operations[1:] {
-			other.err = cmp.Or(err, other.err)
-			close(other.done)
+		for _, o := range together {
+			o.err = cmp.Or(err, o.err)
+			if o.done != nil {
+				close(o.done)
+			}
 		}
 	}()
-	l.send(ctx, g.operations)
+	l.send(ctx, together)
 	err = nil
 }
 

@@ -36,11 +36,19 @@ func newRoad(timeout time.Duration) *road {
 	return r
 }
 
-// come has n operations come at once.
-func (r *road) come(ctx context.Context, n int) {
+// come has n orders come at once.
+func (r *road) come(ctx context.Context, n int) { r.comes(ctx, n, operation{order: &quota.Order{}}) }
+
+// settle has n settlements come at once.
+func (r *road) settle(ctx context.Context, n int) {
+	r.comes(ctx, n, operation{settlement: &quota.Settlement{}})
+}
+
+func (r *road) comes(ctx context.Context, n int, o operation) {
 	for range n {
 		r.ended.Go(func() {
-			r.carryOut(ctx, &operation{})
+			own := o
+			r.carryOut(ctx, &own)
 			r.served.Add(1)
 		})
 	}
@@ -143,6 +151,67 @@ func TestLane(t *testing.T) {
 				t.Errorf("%d calls were broken off", n)
 			}
 		},
+		"settlements go with the next call, before the others": func(t *testing.T, r *road) {
+			r.settle(t.Context(), 2)
+			r.wantNone(t)
+			r.come(t.Context(), 1)
+			together := <-r.calls
+			if len(together) != 3 || together[0].settlement == nil || together[1].settlement == nil || together[2].order == nil {
+				t.Errorf("%v go together: want two settlements and an order", together)
+			}
+			r.settle(t.Context(), 3)
+			r.come(t.Context(), 4)
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, 7)
+			r.returns()
+			r.ended.Wait()
+			if n := r.served.Load(); n != 10 {
+				t.Errorf("%d are answered: want 10", n)
+			}
+		},
+		"settlements do not wait long for company": func(t *testing.T, r *road) {
+			for range 2 {
+				began := time.Now()
+				r.settle(t.Context(), 2)
+				time.Sleep(companyWait / 2) // the clock of the test
+				r.settle(t.Context(), 3)
+				r.wantNone(t)
+				if together := <-r.calls; len(together) != 5 || time.Since(began) != companyWait {
+					t.Errorf("%d go together after %s: want 5 after %s", len(together), time.Since(began), companyWait)
+				}
+				r.come(t.Context(), 1) // which waits for that call, as for any
+				r.wantNone(t)
+				r.returns()
+				r.wantCall(t, 1)
+				r.returns()
+				r.ended.Wait()
+			}
+		},
+		"so many settlements as fill a call wait for nobody": func(t *testing.T, r *road) {
+			r.settle(t.Context(), mostTogether+1)
+			r.wantCall(t, mostTogether)
+			r.wantNone(t)
+			r.come(t.Context(), mostTogether-1)
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, mostTogether)
+			r.returns()
+		},
+		"settlements that there is no room for go with the next": func(t *testing.T, r *road) {
+			r.come(t.Context(), 1)
+			r.wantCall(t, 1)
+			r.settle(t.Context(), 10)
+			r.come(t.Context(), mostTogether)
+			r.wantCall(t, mostTogether)
+			r.come(t.Context(), 1)
+			r.wantNone(t)
+			r.returns()
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, 11)
+			r.returns()
+		},
 		"the time of all begins when the first comes": func(t *testing.T, r *road) {
 			began := time.Now()
 			r.come(t.Context(), 1)
@@ -162,8 +231,8 @@ func TestLane(t *testing.T) {
 				r := newRoad(50 * time.Millisecond)
 				test(t, r)
 				r.ended.Wait()
-				if r.lane.calls != 0 || r.gathering != nil {
-					t.Errorf("%d calls are under way, and %v waits: want nothing", r.lane.calls, r.gathering)
+				if r.lane.calls != 0 || r.gathering != nil || len(r.settlements) > 0 {
+					t.Errorf("%d calls are under way, and %v and %v wait: want nothing", r.lane.calls, r.gathering, r.settlements)
 				}
 			})
 		})
