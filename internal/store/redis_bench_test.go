@@ -208,7 +208,7 @@ func operations(n int, one func(i int) *operation) []*operation {
 // go-redis' AutoPipeline, and as they go together in a lane.
 func BenchmarkTogether(b *testing.B) {
 	for _, flying := range []int{1, 16, 64, 256} {
-		for _, way := range []string{"a call for each", "half-duplex", "full-duplex", "lane"} {
+		for _, way := range []string{"a call for each", "half-duplex", "half-duplex, 4 shards", "half-duplex, 4 at a time", "half-duplex, 100 µs", "full-duplex", "full-duplex, 4 shards", "lane"} {
 			b.Run(fmt.Sprintf("%s/%d", way, flying), func(b *testing.B) {
 				r := benchRedis(b)
 				options := r.single(r.options.Address, r.options.Timeout)
@@ -216,7 +216,15 @@ func BenchmarkTogether(b *testing.B) {
 				client := redis.NewClient(options)
 				b.Cleanup(func() { _ = client.Close() })
 				pipeline := redis.DefaultBlockingAutoPipelineOptions()
-				pipeline.FullDuplex = way == "full-duplex"
+				pipeline.FullDuplex = strings.HasPrefix(way, "full-duplex")
+				switch _, setting, _ := strings.Cut(way, ", "); setting {
+				case "4 shards":
+					pipeline.NumShards, pipeline.Unordered = 4, !pipeline.FullDuplex
+				case "4 at a time":
+					pipeline.MaxConcurrentBatches, pipeline.Unordered = 4, true
+				case "100 µs":
+					pipeline.MaxFlushDelay = 100 * time.Microsecond
+				}
 				auto, err := client.AutoPipelineWithOptions(pipeline)
 				if err != nil {
 					b.Fatal(err)
