@@ -87,7 +87,7 @@ local function repeats(plan, used, reservation)
     local number
     number, place = match(kept, NUMBER, place)
     for j = 1, i > 0 and plan.n or 0 do
-      if plan.counters[j] == charges[i].counter then used[j] = tonumber(number) end
+      if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
     end
   end
   reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret

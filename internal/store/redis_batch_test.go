@@ -44,7 +44,8 @@ func TestOneBadAmongMany(t *testing.T) {
 	do(t, server, "SET", countsKey("test", "a7"), "text")
 	do(t, server, "HSET", reservationKey("test", "a23", "r"), "no", "text")
 	do(t, server, "SET", reservationKey("test", "a51", "r"), "1 s 0 tokens/minute 60000 10 x y z")
-	bad := []int{7, 23, 51}
+	do(t, server, "SET", reservationKey("test", "a33", "r"), "9000000000000 s 0 requests/month,-1,1000000,1;|") // says not what was used
+	bad := []int{7, 23, 33, 51}
 	together := orders(51)
 	together = append(together, &operation{settlement: &quota.Settlement{Account: "a51", Request: "r", Secret: "s", Used: quota.Cost{Tokens: 1}}})
 	for round := range int64(2) {
