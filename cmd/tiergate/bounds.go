@@ -44,10 +44,11 @@ const (
 	// for each of grpc.max_connections. Envoy opens one for each worker, which has one
 	// connection.
 	streamsOfConnection = 2
-	// streamWindow and connectionWindow are how many bytes a call and all calls of a
-	// connection may send before they are read. They are fixed: windows that follow the
-	// network cost a PING and its answer for every round trip, which is almost as often as
-	// there are calls.
+	// streamWindow is how many bytes a call may send before they are read, and
+	// connectionWindow how many all calls of a connection may before they have arrived: one
+	// that is not read holds up no other. They are fixed: windows that follow the network
+	// cost a PING and its answer for every round trip, which is almost as often as there are
+	// calls.
 	streamWindow     = 256 << 10
 	connectionWindow = 1 << 20
 	// streamWorkers is how many goroutines wait for calls. Each keeps the stack that calls

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -360,6 +361,59 @@ func TestCallsAreNotPinged(t *testing.T) {
 		if frames[http2.FrameHeaders] < 20 || frames[http2.FramePing] > 0 {
 			t.Errorf("frames that came: %v, want 20 HEADERS at the least and no PING", frames)
 		}
+	})
+}
+
+// unread is an access log service that reads nothing.
+type unread struct {
+	alsv3.UnimplementedAccessLogServiceServer
+}
+
+func (unread) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
+	<-stream.Context().Done()
+	return stream.Context().Err()
+}
+
+// TestUnreadLogsHoldUpNoCall: streams of the same connection that are behind, with more in
+// them than the connection's window, leave decisions alone.
+func TestUnreadLogsHoldUpNoCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
+		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
+		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
+		alsv3.RegisterAccessLogServiceServer(server, unread{})
+		go func() { _ = server.Serve(l) }()
+		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+		ctx, cancel := context.WithCancel(t.Context())
+		m := &alsv3.StreamAccessLogsMessage{Identifier: &alsv3.StreamAccessLogsMessage_Identifier{LogName: strings.Repeat("x", 32<<10)}}
+		var sent atomic.Int64
+		for range streamsOfConnection * 10 {
+			stream, err := alsv3.NewAccessLogServiceClient(conn).StreamAccessLogs(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for stream.Send(m) == nil {
+					sent.Add(int64(len(m.GetIdentifier().GetLogName())))
+				}
+			}()
+		}
+		synctest.Wait()
+		if n := sent.Load(); n < 2*connectionWindow {
+			t.Errorf("%d bytes are unread: want more than two windows", n)
+		}
+		for range 3 {
+			short, end := context.WithTimeout(ctx, time.Second)
+			if err := checkOnce(short, conn, &authv3.CheckRequest{}); status.Code(err) != codes.Unimplemented {
+				t.Errorf("a decision beside %d unread bytes: %v", sent.Load(), err)
+			}
+			end()
+		}
+		cancel()
+		conn.Close()
+		server.Stop()
+		l.Close()
 	})
 }
 
