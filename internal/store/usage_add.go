@@ -15,7 +15,7 @@ import (
 
 const (
 	// cellsInPart and ranksInPart bound what one script call does, so that Redis is
-	// not kept from others: to less than a millisecond.
+	// not kept from others: to a few milliseconds.
 	cellsInPart = 100
 	ranksInPart = 300
 	// callWeight is how many cells and refusals of several accounts make a call. More do
