@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -10,13 +9,11 @@ import (
 	"fmt"
 	"net"
 	"runtime"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-	"google.golang.org/grpc/codes"
 )
 
 const (
@@ -47,7 +44,7 @@ type connection struct {
 	changed sync.Cond // there may be room for another stream or for bytes, or the end
 	err     error     // why it has ended
 	streams map[uint32]*stream
-	last    uint32 // ID of the last stream
+	next    uint32 // ID of the next stream
 	most    uint32 // streams at a time
 	window  int64  // bytes that the server takes now, of all streams
 	initial int64  // bytes that it takes of a new stream
@@ -55,57 +52,6 @@ type connection struct {
 	frames  *http2.Framer // writes to out
 	message []byte        // one that is sent
 	headers headers
-}
-
-// A stream is one call: open to send on while it is in its connection's streams.
-type stream struct {
-	id     uint32
-	window int64
-	due    time.Time // zero: it may take for ever
-	answer []byte
-	status int    // of gRPC
-	text   string // grpc-message
-	http   string // :status
-	err    error
-	done   chan struct{} // of 1: it is over
-}
-
-func newStream() *stream { return &stream{done: make(chan struct{}, 1)} }
-
-// headers are those of calls of one method, encoded: once the server has them in its
-// table they stay the same.
-type headers struct {
-	encoder *hpack.Encoder
-	encoded bytes.Buffer
-	method  string
-	steady  bool
-}
-
-// of returns the encoded headers of a call.
-func (h *headers) of(address, method string, timeout time.Duration) ([]byte, error) {
-	if h.steady && h.method == method {
-		return h.encoded.Bytes(), nil
-	}
-	before := h.encoded.String()
-	h.encoded.Reset()
-	fields := []hpack.HeaderField{
-		{Name: ":method", Value: "POST"},
-		{Name: ":scheme", Value: "http"},
-		{Name: ":path", Value: method},
-		{Name: ":authority", Value: address},
-		{Name: "te", Value: "trailers"},
-		{Name: "content-type", Value: "application/grpc"},
-	}
-	if timeout > 0 {
-		fields = append(fields, hpack.HeaderField{Name: "grpc-timeout", Value: strconv.FormatInt(timeout.Milliseconds(), 10) + "m"})
-	}
-	for _, f := range fields {
-		if err := h.encoder.WriteField(f); err != nil {
-			return nil, fmt.Errorf("encode the header %s: %w", f.Name, err)
-		}
-	}
-	h.method, h.steady = method, h.encoded.String() == before
-	return h.encoded.Bytes(), nil
 }
 
 // connect connects to a server, and waits until it speaks HTTP/2. The context ends the
@@ -118,7 +64,7 @@ func connect(ctx context.Context, address string, timeout time.Duration) (*conne
 	}
 	c := &connection{
 		socket: socket, timeout: timeout, wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		streams: map[uint32]*stream{}, most: maxStreamID, window: windowAtOnce, initial: windowAtOnce,
+		streams: map[uint32]*stream{}, next: 1, most: maxStreamID, window: windowAtOnce, initial: windowAtOnce,
 	}
 	c.changed.L = &c.mu
 	c.frames = http2.NewFramer(&c.out, nil)
@@ -208,17 +154,15 @@ func (c *connection) start(s *stream, method string, timeout time.Duration, requ
 	if c.err != nil {
 		return c.err
 	}
-	if c.last += 2; c.last == 2 {
-		c.last = 1
-	}
-	if c.last > maxStreamID {
+	if c.next > maxStreamID {
 		return errors.New("the connection has no more streams")
 	}
 	block, err := c.headers.of(c.socket.RemoteAddr().String(), method, timeout)
 	if err != nil {
 		return err
 	}
-	*s = stream{id: c.last, window: c.initial, answer: s.answer[:0], status: noStatus, done: s.done}
+	*s = stream{id: c.next, window: c.initial, answer: s.answer[:0], status: noStatus, done: s.done}
+	c.next += 2
 	if err := c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: s.id, BlockFragment: block, EndHeaders: true}); err != nil {
 		return err
 	}
@@ -312,176 +256,4 @@ func (c *connection) expire() {
 			c.mu.Unlock()
 		}
 	}
-}
-
-// A reader reads what the server sends.
-type reader struct {
-	*connection
-
-	frames  *http2.Framer
-	headers *hpack.Decoder
-	unread  uint32 // bytes read, that the server was not told of
-	id      uint32 // of the stream whose headers come
-	last    bool   // they end it
-}
-
-// read reads until the end.
-func (c *connection) read(settled chan<- struct{}) {
-	r := &reader{connection: c, frames: http2.NewFramer(nil, bufio.NewReaderSize(c.socket, bufferBytes))}
-	r.frames.SetReuseFrames()
-	r.headers = hpack.NewDecoder(tableBytes, r.header)
-	for {
-		f, err := r.frames.ReadFrame()
-		if err != nil {
-			c.end(fmt.Errorf("read: %w", err))
-			return
-		}
-		c.mu.Lock()
-		err = r.frame(f)
-		c.mu.Unlock()
-		if err != nil {
-			c.end(err)
-			return
-		}
-		if s, ok := f.(*http2.SettingsFrame); ok && !s.IsAck() && settled != nil {
-			close(settled)
-			settled = nil
-		}
-	}
-}
-
-func (r *reader) frame(f http2.Frame) error {
-	switch f := f.(type) {
-	case *http2.DataFrame:
-		return r.data(f)
-	case *http2.HeadersFrame:
-		r.id, r.last = f.StreamID, f.StreamEnded()
-		return r.block(f.HeaderBlockFragment(), f.HeadersEnded())
-	case *http2.ContinuationFrame:
-		return r.block(f.HeaderBlockFragment(), f.HeadersEnded())
-	case *http2.WindowUpdateFrame:
-		if f.StreamID == 0 {
-			r.window += int64(f.Increment)
-		} else if s := r.streams[f.StreamID]; s != nil {
-			s.window += int64(f.Increment)
-		}
-		r.changed.Broadcast()
-	case *http2.SettingsFrame:
-		return r.settings(f)
-	case *http2.PingFrame:
-		if f.IsAck() {
-			return nil
-		}
-		r.flush()
-		return r.connection.frames.WritePing(true, f.Data)
-	case *http2.RSTStreamFrame:
-		if s := r.streams[f.StreamID]; s != nil {
-			r.over(s, fmt.Errorf("the server has reset the call: %s", f.ErrCode))
-		}
-	case *http2.GoAwayFrame:
-		return fmt.Errorf("the server goes away: %s %q", f.ErrCode, f.DebugData())
-	}
-	return nil
-}
-
-// settings are what the server takes.
-func (r *reader) settings(f *http2.SettingsFrame) error {
-	if f.IsAck() {
-		return nil
-	}
-	err := f.ForeachSetting(func(s http2.Setting) error {
-		switch s.ID { //nolint:exhaustive // the others change nothing that is sent
-		case http2.SettingMaxConcurrentStreams:
-			r.most = s.Val
-		case http2.SettingInitialWindowSize:
-			for _, open := range r.streams {
-				open.window += int64(s.Val) - r.initial
-			}
-			r.initial = int64(s.Val)
-		case http2.SettingHeaderTableSize:
-			r.connection.headers.encoder.SetMaxDynamicTableSizeLimit(s.Val)
-			r.connection.headers.steady = false
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read the settings: %w", err)
-	}
-	r.changed.Broadcast()
-	r.flush()
-	return r.connection.frames.WriteSettingsAck()
-}
-
-// data takes a part of an answer.
-func (r *reader) data(f *http2.DataFrame) error {
-	if r.unread += f.Length; r.unread >= unreadBytes {
-		if err := r.connection.frames.WriteWindowUpdate(0, r.unread); err != nil {
-			return err
-		}
-		r.unread = 0
-		r.flush()
-	}
-	s := r.streams[f.StreamID]
-	if s == nil {
-		return nil
-	}
-	s.answer = append(s.answer, f.Data()...)
-	switch {
-	case f.StreamEnded():
-		r.over(s, errors.New("the answer has no status"))
-	case len(s.answer) >= answerBytes: // the server would wait for ever
-		r.over(s, fmt.Errorf("the answer has %d bytes or more", answerBytes))
-	}
-	return nil
-}
-
-// block takes a part of headers: of a stream that is over too, for the table is that of
-// all.
-func (r *reader) block(fragment []byte, last bool) error {
-	_, err := r.headers.Write(fragment)
-	if err == nil && last {
-		err = r.headers.Close()
-	}
-	if err != nil {
-		return fmt.Errorf("read headers: %w", err)
-	}
-	if s := r.streams[r.id]; last && r.last && s != nil {
-		r.over(s, nil)
-	}
-	return nil
-}
-
-// header takes one header.
-func (r *reader) header(f hpack.HeaderField) {
-	s := r.streams[r.id]
-	if s == nil {
-		return
-	}
-	switch f.Name {
-	case ":status":
-		s.http = f.Value
-	case "grpc-status":
-		if n, err := strconv.ParseUint(f.Value, 10, 16); err == nil {
-			s.status = int(n)
-		}
-	case "grpc-message":
-		s.text = f.Value
-	}
-}
-
-// result is the answer of a call that is over.
-func (s *stream) result() ([]byte, error) {
-	switch {
-	case s.err != nil:
-		return nil, s.err
-	case s.http != "200":
-		return nil, fmt.Errorf("the answer has the HTTP status %q: want 200", s.http)
-	case s.status == noStatus:
-		return nil, errors.New("the answer has no status")
-	case s.status != statusOK:
-		return nil, fmt.Errorf("the call failed: %s: %s", codes.Code(s.status), s.text)
-	case len(s.answer) < prefixBytes || s.answer[0] != 0 || int(binary.BigEndian.Uint32(s.answer[1:])) != len(s.answer)-prefixBytes:
-		return nil, fmt.Errorf("the answer of %d bytes is not one message, uncompressed", len(s.answer))
-	}
-	return s.answer[prefixBytes:], nil
 }

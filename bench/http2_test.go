@@ -137,7 +137,7 @@ func TestFailures(t *testing.T) {
 	t.Parallel()
 	var s scripted
 	address, server := s.start(t)
-	c, stream := dial(t, address, 200*time.Millisecond), newStream()
+	c, stream := dial(t, address, longest), newStream()
 	answer := func(bytes int) func(context.Context) (*authv3.CheckResponse, error) {
 		return func(context.Context) (*authv3.CheckResponse, error) {
 			return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_DeniedResponse{
@@ -164,13 +164,14 @@ func TestFailures(t *testing.T) {
 		}
 	}
 	// Neither the server nor the client waits for longer than the time-out.
+	hasty := dial(t, address, 200*time.Millisecond)
 	waited := make(chan error, 1)
 	s.check = func(ctx context.Context) (*authv3.CheckResponse, error) {
 		<-ctx.Done()
 		waited <- ctx.Err()
 		return nil, ctx.Err()
 	}
-	if _, err := c.ask(stream, checkRequest("")); err == nil {
+	if _, err := hasty.ask(stream, checkRequest("")); err == nil {
 		t.Error("a call that is not answered succeeded")
 	}
 	<-waited

@@ -23,16 +23,16 @@ const (
 	gcMost   figure = "GC, longest"    // ms
 )
 
-// A crowd is a TierGate whose keys are all in use, and what asks it.
-type crowd struct {
+// An instance is a TierGate whose keys are all in use, and what asks it.
+type instance struct {
 	target    target
 	generator *generator
 	facts     figures
 }
 
-// newCrowd starts a TierGate with so many keys and has each make a request. Usage is
+// newInstance starts a TierGate with so many keys and has each make a request. Usage is
 // counted for all keys together, so that what a key takes is that of its counters.
-func (t *table) newCrowd(ctx context.Context, b *bed, name string, keys int) (*crowd, error) {
+func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) (*instance, error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory: %w", err)
@@ -45,7 +45,7 @@ func (t *table) newCrowd(ctx context.Context, b *bed, name string, keys int) (*c
 	if err := b.startTierGate(ctx, t.bedOptions, started{name: name, store: "memory", config: config, flush: quietInterval, sets: []string{"usage.max_series=1"}}); err != nil {
 		return nil, err
 	}
-	c := &crowd{target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
+	c := &instance{target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
 	l := load{protocol: rls, keys: secrets["requests"], inFlight: t.spread.inFlight, connections: t.spread.connections}
 	if c.generator, err = newGenerator(ctx, c.target.address, l); err != nil {
 		return nil, err
@@ -90,18 +90,18 @@ func (t target) live(ctx context.Context) (float64, error) {
 
 // many measures what a request costs where many keys are in use, beside one of few.
 func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer) error {
-	crowds := map[string]*crowd{}
+	instances := map[string]*instance{}
 	for name, keys := range map[string]int{fewName: t.keys, manyName: t.manyKeys} {
-		c, err := t.newCrowd(ctx, b, name, keys)
+		c, err := t.newInstance(ctx, b, name, keys)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		defer c.generator.close()
-		crowds[name] = c
+		instances[name] = c
 	}
 	for round := range t.rounds {
 		for _, name := range []string{fewName, manyName} {
-			c := crowds[name]
+			c := instances[name]
 			f, err := c.measure(ctx, t.spread.duration)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -114,7 +114,7 @@ func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer)
 }
 
 // measure runs the load, in which keys are asked for as often as others.
-func (c *crowd) measure(ctx context.Context, duration time.Duration) (figures, error) {
+func (c *instance) measure(ctx context.Context, duration time.Duration) (figures, error) {
 	if err := await(ctx, c.target.flushes.free(time.Now(), duration)); err != nil {
 		return nil, err
 	}
