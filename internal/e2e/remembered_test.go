@@ -101,7 +101,8 @@ func doRaw(t *testing.T, s *devstack.Stack, key string) (r reply, raw string) {
 	return reply{response, string(content)}, got.String()
 }
 
-// orderCalls returns how often a Redis has run scripts, but for those that count instances.
+// orderCalls returns how often a Redis has run scripts, but for those that count instances:
+// each of them has one ZADD.
 func orderCalls(t *testing.T, redis *devstack.RedisServer) int {
 	t.Helper()
 	stats, err := redis.Do(t.Context(), "INFO", "commandstats")

@@ -56,7 +56,8 @@ local FORMER = '(%S+) (%S+) (%S+) %S+ (%S+) %S+'
 local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
 
 -- Reads what a reservation says of its charges from a place on, which is often the same as
--- others say. Returns that, and where its numbers begin; nil: it has none.
+-- others say. Returns that, with how many are open: what they took is among the numbers. And
+-- returns where the numbers begin; nil: it has none.
 local known = {}
 local function read(kept, from)
   local to = find(kept, '|', from, true)
@@ -83,11 +84,14 @@ local function repeats(plan, used, reservation)
   local first, secret, rest = match(kept, HEAD)
   if now - tonumber(first) >= REPEAT then return false end
   local charges, place = read(kept, rest)
-  for i = 1 - charges.open, place and charges.n or 0 do
-    local number
-    number, place = match(kept, NUMBER, place)
-    for j = 1, i > 0 and plan.n or 0 do
-      if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
+  if place then
+    for _ = 1, charges.open do place = find(kept, ',', place, true) + 1 end
+    for i = 1, charges.n do
+      local number
+      number, place = match(kept, NUMBER, place)
+      for j = 1, plan.n do
+        if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
+      end
     end
   end
   reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret
@@ -207,6 +211,7 @@ local function settle(key, reservation, at)
   return 1
 end
 
+-- The charges of a plan, in columns. Those are open of which each order has its own cost.
 local plans, args = {}, 2
 for p = 1, tonumber(ARGV[2]) do
   local keep = tonumber(ARGV[args + 1])

@@ -528,12 +528,12 @@ func TestOneCommandPerRequest(t *testing.T) {
 	}
 }
 
-// commandCalls returns how often Redis was sent each command.
-func commandCalls(t *testing.T, r *Redis) map[string]int {
-	t.Helper()
-	info, err := r.client.Info(t.Context(), "commandstats").Result()
+// commandCalls returns how often Redis has run each command, in scripts too.
+func commandCalls(tb testing.TB, r *Redis) map[string]int {
+	tb.Helper()
+	info, err := r.client.Info(tb.Context(), "commandstats").Result()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	calls := map[string]int{}
 	for line := range strings.Lines(info) {

@@ -18,10 +18,10 @@ const (
 	// not kept from others: to a few milliseconds.
 	cellsInPart = 100
 	ranksInPart = 300
-	// callWeight is how many cells and refusals of several accounts make a call. More do
-	// not make them cheaper.
+	// callWeight is how many cells and refusals of several accounts make a call. More are
+	// hardly cheaper.
 	callWeight = 32
-	// pipelineWeight is how many are sent at once, a third of a rank counting as one.
+	// pipelineWeight is how many are sent at once, three ranks counting as one.
 	pipelineWeight = 200
 )
 

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -68,15 +67,11 @@ func BenchmarkUsageInRedis(b *testing.B) {
 // commandsOf returns how many commands a Redis has run, in scripts and from clients.
 func commandsOf(b *testing.B, r *Redis) float64 {
 	b.Helper()
-	var all float64
-	for name, text := range r.patient.InfoMap(b.Context(), "commandstats").Val()["Commandstats"] {
-		var calls float64
-		if _, err := fmt.Sscanf(text, "calls=%g,", &calls); err != nil {
-			b.Fatal(name, text, err)
-		}
+	all := 0
+	for _, calls := range commandCalls(b, r) {
 		all += calls
 	}
-	return all
+	return float64(all)
 }
 
 // BenchmarkUsageCalls puts the script calls of a batch together, and sends none.
