@@ -82,8 +82,10 @@ type measurement struct {
 // pipelines measures what a Cluster costs, where each key has a script call of its own.
 func (m *measurement) pipelines(ctx context.Context) error {
 	var err error
-	m.pipelined, err = m.counting(ctx, shape{1, 64})
-	return err
+	if m.pipelined, err = m.counting(ctx, shape{1, 64}); err != nil {
+		return err
+	}
+	return m.usage(ctx)
 }
 
 // single measures all else.
@@ -381,7 +383,8 @@ func (m *measurement) usage(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(m.out, "usage, %s keys, %s…: %s, %.3f calls, %.0f bytes in, %.0f bytes kept\n", name, prefix, s.cpu.Round(100*time.Nanosecond), s.calls, s.in, s.memory)
+			fmt.Fprintf(m.out, "usage, %s keys, %s…, Cluster %v: %s, %.3f calls, %.0f bytes in, %.0f bytes kept\n",
+				name, prefix, m.cluster, s.cpu.Round(100*time.Nanosecond), s.calls, s.in, s.memory)
 		}
 	}
 	s, err := m.spend(ctx, few, func() error {

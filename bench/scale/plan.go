@@ -16,22 +16,27 @@ const (
 	usageInterval   = 5 * time.Second // usage.interval, and a longer one
 	usageLonger     = time.Minute
 	mostSeries      = 100_000 // usage.max_series
-	usagePipeline   = 20      // keys in one pipeline of usage
+	usagePipeline   = 200     // keys in one pipeline of usage
+	usageRead       = 30      // of these, how many a server reads at once: 16 kB
 	rankCost        = 5 * time.Microsecond
 	keyBytes        = 255              // counters of a key
 	usageBytes      = 20_000           // of a key that is used every minute
-	recordBytes     = 410              // of a request, for ten seconds; with tokens until ten after it is settled
+	recordBytes     = 380              // of a request, for ten seconds; with tokens until ten after it is settled
 	answerTime      = 10 * time.Second // of an answer with tokens, in the mean
 	repeatWindow    = 10 * time.Second
 )
 
-// costs are for limits on requests alone, or on tokens too. Where they change, go test
-// ./scale -update writes the tables anew.
-func costs(tokens bool) Costs {
+// costs are for limits on requests alone, or on tokens too, and where each key has script
+// calls of its own, as in a Cluster, or not. Where they change, go test ./scale -update
+// writes the tables anew.
+func costs(tokens, byKey bool) Costs {
 	const us = time.Microsecond
-	c := Costs{Wire: 3500 * time.Nanosecond, Script: 9 * us, Order: 7500 * time.Nanosecond, Usage: 23 * us}
+	c := Costs{Wire: 3500 * time.Nanosecond, Script: 9 * us, Order: 5500 * time.Nanosecond, Usage: 12 * us}
 	if tokens {
-		c.Settle = 8500 * time.Nanosecond
+		c.Settle = 6500 * time.Nanosecond
+	}
+	if byKey {
+		c.Usage = 16 * us
 	}
 	return c
 }
@@ -64,11 +69,6 @@ func (f Fleet) Written() float64 {
 	return float64(f.Instances()) * min(seen, mostSeries) / f.Interval.Seconds()
 }
 
-// UsageBusy is how many servers writing usage keeps busy, ranks included.
-func (f Fleet) UsageBusy() float64 {
-	return f.Written() * (costs(f.Tokens).Usage + rankCost).Seconds()
-}
-
 // Memory is what all servers together need, in bytes.
 func (f Fleet) Memory() float64 {
 	kept := repeatWindow
@@ -82,13 +82,13 @@ func (f Fleet) Memory() float64 {
 func (f Fleet) Simulate() Result {
 	const seed = 7
 	s := Server{
-		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens), Batch: 128, Gather: 2 * time.Millisecond,
+		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens, f.Servers > 1), Batch: 128, Gather: 2 * time.Millisecond,
 		ByKey: f.Servers > 1, Keys: Busiest(f.Keys, f.Servers, f.Zipf, seed), Seed: seed, Warm: f.Requests / 5, Requests: f.Requests,
 	}
 	s.Rate = f.Rate * s.Keys.Share
 	if f.Interval > 0 {
 		s.Costs.Usage += time.Duration(f.Servers) * rankCost
-		s.Written = max(usagePipeline/f.Servers, 1)
+		s.Written = max(min(usagePipeline/f.Servers, usageRead), 1)
 		s.Writers = f.Written() * s.Keys.Share / float64(s.Written)
 	}
 	return Simulate(s)
@@ -103,7 +103,7 @@ func (f Fleet) Fit() (Fleet, Result, bool) {
 	var r Result
 	for _, n := range serverCounts() {
 		f.Servers = n
-		if c := costs(f.Tokens); f.Rate*(c.Order+c.Settle).Seconds() > float64(n) {
+		if c := costs(f.Tokens, f.Servers > 1); f.Rate*(c.Order+c.Settle).Seconds() > float64(n) {
 			continue // it need not be played
 		}
 		if r = f.Simulate(); r.Busy <= serverBusy {

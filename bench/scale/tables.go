@@ -158,7 +158,7 @@ func writing() string {
 			f := Fleet{Rate: rate, Keys: keys, Cores: 4, Interval: interval}
 			rows = append(rows, []string{
 				number(float64(keys)), seconds(interval), rounded(f.Written()),
-				fmt.Sprintf("%.1f", f.Written()*costs(false).Usage.Seconds()), percent(f.Written() * rankCost.Seconds()),
+				fmt.Sprintf("%.1f", f.Written()*costs(false, true).Usage.Seconds()), percent(f.Written() * rankCost.Seconds()),
 			})
 		}
 	}
