@@ -166,7 +166,7 @@ func (l *lane) keepCompany(ctx context.Context, o *operation) {
 // them others. The caller holds the lock.
 func (l *lane) withSettlements(others ...*operation) []*operation {
 	n := min(len(l.settlements), mostTogether-len(others))
-	together := append(l.settlements[:n:n], others...)
+	together := slices.Concat(l.settlements[:n], others)
 	l.settlements = slices.Clone(l.settlements[n:])
 	return together
 }
