@@ -35,7 +35,7 @@ func TestTable(t *testing.T) {
 	}
 	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table",
 		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"),
-		"-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-many", "2000", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
+		"-dir", filepath.Join(dir, "new", "files"), "-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-many", "2000", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
 	if out, err := bench.CombinedOutput(); err != nil {
 		t.Fatalf("bench table: %v: %s", err, out)
 	}
@@ -220,7 +220,11 @@ func TestCommands(t *testing.T) {
 		"table now":                `unexpected argument "now"`,
 		"table -only (":            "-only",
 		"table -keys 0":            "want at least one key",
+		"table -many 0":            "want at least one key",
 		"table -zipf 0.8":          "-zipf 0.8: want more than 1",
+		"table -only jump":         `-only "jump": want an expression that one of these matches: ["envoyproxy/ratelimit, RLS" "requests, redis, Check" `,
+		"table -tiergate /no/such": "stat /no/such: no such file or directory: make bench builds it",
+		"load":                     "want -keys",
 		"load -protocol ftp":       `unknown protocol "ftp"`,
 		"load -keys /no/such/file": "read the keys",
 		"canned -listen nowhere":   "listen at nowhere",

@@ -300,7 +300,7 @@ func checkZipf(zipf float64) error {
 // loadCommand sends a load to a server that runs already.
 func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) func() error {
 	l := load{}
-	to := flags.String("to", "127.0.0.1:9001", "`address` of the server")
+	to := flags.String("to", "127.0.0.1:9001", "`address` at which the server has its gRPC services")
 	p := flags.String("protocol", "check", "check or rls")
 	file := flags.String("keys", "", "`file` with a key on each line")
 	duration := flags.Duration("duration", 10*time.Second, "how long")
@@ -321,6 +321,9 @@ func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) fun
 		}
 		if *settle {
 			l.settle = atOnce
+		}
+		if *file == "" {
+			return errors.New("want -keys: a file with a key on each line")
 		}
 		content, err := os.ReadFile(*file)
 		if err != nil {

@@ -32,7 +32,7 @@ func main() {
 // run is the program.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("want table, load or canned; see bench table -h")
+		return errors.New("want table, load or canned; each has -h")
 	}
 	flags := flag.NewFlagSet("bench "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		listen := flags.String("listen", "127.0.0.1:0", "`address` to serve at")
 		command = func() error { return serve(ctx, *listen, newCanned()) }
 	default:
-		return fmt.Errorf("unknown command %q: want table, load or canned", args[0])
+		return fmt.Errorf("unknown command %q: want table, load or canned; each has -h", args[0])
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"time"
 )
 
@@ -30,7 +31,7 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	flags.StringVar(&t.root, "root", "..", "`directory` of the project")
 	flags.StringVar(&t.tiergate, "tiergate", "../bin/tiergate", "the built `program`")
 	flags.StringVar(&t.ratelimit, "ratelimit", "../bin/ratelimit", "envoyproxy/ratelimit, the built `program`")
-	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs; default: one that is removed")
+	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs, made where it is not; default: one that is removed")
 	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
 	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
 	flags.IntVar(&t.manyKeys, "many", 200_000, "keys that ask where many do")
@@ -40,7 +41,7 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	flags.IntVar(&t.spread.connections, "connections", 2, "connections")
 	flags.Float64Var(&t.spread.zipf, "zipf", 0, "how unevenly keys ask, more than 1; 0: all as often")
 	flags.BoolVar(&t.envoy, "envoy", true, "also measure the latency through Envoy")
-	only := flags.String("only", "", "cases whose names match this `expression`; default: all")
+	only := flags.String("only", "", "what has a name that matches this `expression`, such as 'redis, RLS'; default: all")
 	return func() error {
 		var err error
 		if t.only, err = regexp.Compile(*only); err != nil {
@@ -50,11 +51,47 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	}
 }
 
-func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
-	if t.keys < 1 || t.rounds < 1 || t.spread.inFlight < 1 || t.spread.connections < 1 || t.spread.duration <= 0 {
+// check reports what there is nothing to measure with, before anything is started.
+func (t *table) check() error {
+	if t.keys < 1 || t.manyKeys < 1 || t.rounds < 1 || t.spread.inFlight < 1 || t.spread.connections < 1 || t.spread.duration <= 0 {
 		return errors.New("want at least one key, round, call at a time and connection, and some time")
 	}
 	if err := checkZipf(t.spread.zipf); err != nil {
+		return err
+	}
+	if names := t.names(); !slices.ContainsFunc(names, t.only.MatchString) {
+		return fmt.Errorf("-only %q: want an expression that one of these matches: %q", t.only, names)
+	}
+	for _, program := range []string{t.tiergate, t.ratelimit} {
+		if _, err := os.Stat(program); err != nil {
+			return fmt.Errorf("find what is to be measured: %w: make bench builds it", err)
+		}
+	}
+	return nil
+}
+
+// names are those of all that -only chooses from.
+func (t *table) names() []string {
+	var all []string
+	for _, c := range cases() {
+		all = append(all, c.name)
+	}
+	all = append(all, flushName, manyName)
+	if t.envoy {
+		for _, chain := range chains() {
+			all = append(all, through(chain, "redis"))
+		}
+	}
+	return all
+}
+
+// chains are those to measure.
+func (t *table) chains() []string {
+	return slices.DeleteFunc(chains(), func(chain string) bool { return !t.envoy || !t.only.MatchString(through(chain, "redis")) })
+}
+
+func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
+	if err := t.check(); err != nil {
 		return err
 	}
 	if t.dir == "" {
@@ -72,7 +109,10 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		}
 		*path = absolute
 	}
-	var err error
+	err := os.MkdirAll(t.dir, 0o755)
+	if err != nil {
+		return fmt.Errorf("make a directory: %w", err)
+	}
 	if t.program == "" {
 		if t.program, err = os.Executable(); err != nil {
 			return fmt.Errorf("find this program: %w", err)
@@ -87,7 +127,7 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 	if err == nil && t.only.MatchString(manyName) {
 		err = t.many(ctx, b, r, progress)
 	}
-	if err == nil && t.envoy {
+	if err == nil {
 		err = t.envoys(ctx, b, r, progress)
 	}
 	if err := errors.Join(err, b.stop()); err != nil {
