@@ -11,6 +11,7 @@
 # make fuzz    look for inputs that break the parsers (FUZZTIME=30s each)
 # make bench   measure what a request costs beside what TierGate is compared with, in less than
 #              five minutes, and write docs/performance.md
+#              FLAGS="-rounds 1 -only 'envoyproxy|requests, redis'" measures less, and only prints
 # make gobench measure the decision in the process, what counting for the dashboards adds to it,
 #              and what settling costs Envoy and us
 
@@ -68,7 +69,7 @@ fuzz:
 bench: setup build
 	@cd bench && $(GO) build -trimpath -o ../bin/ .
 	@cd bench/ratelimit && $(GO) build -trimpath -o ../../bin/ratelimit github.com/envoyproxy/ratelimit/src/service_cmd
-	@bin/bench table -root . -tiergate bin/tiergate -ratelimit bin/ratelimit -out docs/performance.md
+	@bin/bench table -root . -tiergate bin/tiergate -ratelimit bin/ratelimit $(or $(FLAGS),-out docs/performance.md)
 
 gobench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store ./internal/usage ./cmd/tiergate

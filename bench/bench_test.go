@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -233,6 +234,37 @@ func TestCommands(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("bench %s: have %v, want %q", args, err, want)
 		}
+	}
+}
+
+// TestDocumented: what the report says how to measure less, and to send a load, does that.
+func TestDocumented(t *testing.T) {
+	t.Parallel()
+	only := regexp.MustCompile(`-only '(.*)'"`).FindStringSubmatch(reportText)
+	sent := regexp.MustCompile(`go run \. (load .*)`).FindStringSubmatch(reportText)
+	if only == nil || sent == nil {
+		t.Fatal("the report does not say how to measure less, or to send a load")
+	}
+	less := table{envoy: true, only: regexp.MustCompile(only[1])}
+	chosen := slices.DeleteFunc(less.names(), func(name string) bool { return !less.only.MatchString(name) })
+	if want := []string{rateLimitCase().name, "requests, redis, Check", "requests, redis, RLS"}; !slices.Equal(chosen, want) || len(less.chains()) > 0 {
+		t.Errorf("-only %q: have %q and the chains %q, want %q", less.only, chosen, less.chains(), want)
+	}
+	less.only = regexp.MustCompile("ext_authz")
+	if have := less.chains(); !slices.Equal(have, []string{"ext_authz"}) {
+		t.Errorf("-only %q: have the chains %q", less.only, have)
+	}
+	keys := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(keys, []byte("sk-demo-enterprise\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := scripted{}
+	s.check = func(context.Context) (*authv3.CheckResponse, error) { return s.allowed, nil }
+	address, _ := s.start(t)
+	var out bytes.Buffer
+	args := append(strings.Fields(sent[1]), "-to", address, "-keys", keys, "-duration", "100ms")
+	if err := run(t.Context(), args, &out, &out); err != nil || !strings.Contains(out.String(), "50 admitted of 50, 0 degraded, 0 failed") {
+		t.Errorf("bench %q: %v: %s", args, err, &out)
 	}
 }
 
