@@ -63,3 +63,20 @@ func TestWhatIsOnItsWayIsKept(t *testing.T) {
 		t.Error("it keeps the room when it has landed")
 	}
 }
+
+// TestAnOldAnswerTellsOfNoLess: Redis' answer to a look is read after those to requests that
+// came to Redis later, though they were answered to the client before.
+func TestAnOldAnswerTellsOfNoLess(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	l := newLedger(1)
+	o, look := free("a", ""), of("a", charge(quota.Month, quota.NoMax, 0))
+	_, start, _ := l.ahead(o, now)
+	l.land(o, start, &quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
+	old := quota.Taken{Now: now, Admitted: true, Used: []int64{422}}
+	l.note(look, old)
+	l.withWay(look, &old)
+	if old.Used[0] != 500 {
+		t.Errorf("used %d after 500", old.Used[0])
+	}
+}
