@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // redisUsage is what a Redis server has done since its start.
@@ -36,24 +36,22 @@ func usageOf(ctx context.Context, client *redis.Client) (redisUsage, error) {
 	if err != nil {
 		return u, fmt.Errorf("ask Redis what it has done: %w", err)
 	}
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		switch {
-		case name == "used_cpu_user" || name == "used_cpu_sys":
-			seconds, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				return u, fmt.Errorf("read %q of Redis: %w", line, err)
-			}
-			u.cpu += time.Duration(seconds * float64(time.Second))
-		case strings.HasPrefix(name, "cmdstat_"):
-			text, _, _ := strings.Cut(strings.TrimPrefix(value, "calls="), ",")
-			calls, err := strconv.ParseInt(text, 10, 64)
-			if err != nil {
-				return u, fmt.Errorf("read %q of Redis: %w", line, err)
-			}
-			u.commands += calls
-			u.calls[strings.TrimPrefix(name, "cmdstat_")] = calls
+	numbers, err := devstack.ParseInfo(info)
+	if err != nil {
+		return u, err
+	}
+	for name, n := range numbers {
+		if command, ok := strings.CutPrefix(name, "cmdstat_"); ok {
+			u.calls[command] = int64(n)
+			u.commands += int64(n)
 		}
+	}
+	for _, name := range []string{"used_cpu_user", "used_cpu_sys"} {
+		seconds, ok := numbers[name]
+		if !ok {
+			return u, fmt.Errorf("ask Redis what it has done: it does not say its %s", name)
+		}
+		u.cpu += time.Duration(seconds * float64(time.Second))
 	}
 	return u, nil
 }

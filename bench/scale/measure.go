@@ -148,21 +148,13 @@ func (m *measurement) spend(ctx context.Context, n int, do func() error) (spent,
 	}, nil
 }
 
-// info is what INFO says, by name; of commands how often they were called.
+// info is what the server says of itself.
 func (m *measurement) info(ctx context.Context) (map[string]float64, error) {
 	text, err := m.server.Do(ctx, "info", "everything")
 	if err != nil {
 		return nil, err
 	}
-	values := map[string]float64{}
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		value, _, _ = strings.Cut(strings.TrimPrefix(value, "calls="), ",")
-		if n, err := strconv.ParseFloat(value, 64); err == nil {
-			values[name] = n
-		}
-	}
-	return values, nil
+	return devstack.ParseInfo(text)
 }
 
 // instance returns a store as one instance has it.

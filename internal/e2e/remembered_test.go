@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -109,13 +108,9 @@ func orderCalls(t *testing.T, redis *devstack.RedisServer) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	calls := map[string]int{}
-	for line := range strings.Lines(stats) {
-		if name, rest, ok := strings.Cut(line, ":calls="); ok {
-			var n int
-			_, _ = fmt.Sscanf(rest, "%d", &n)
-			calls[strings.TrimPrefix(name, "cmdstat_")] = n
-		}
+	calls, err := devstack.ParseInfo(stats)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return calls["evalsha"] + calls["eval"] - calls["zadd"]
+	return int(calls["cmdstat_evalsha"] + calls["cmdstat_eval"] - calls["cmdstat_zadd"])
 }

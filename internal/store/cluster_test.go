@@ -103,18 +103,11 @@ func evalsOf(t *testing.T, c *devstack.RedisCluster) int {
 	t.Helper()
 	total := 0
 	for _, server := range c.Servers {
-		for line := range strings.Lines(do(t, server, "INFO", "commandstats")) {
-			for _, command := range []string{"cmdstat_evalsha:calls=", "cmdstat_eval:calls="} {
-				if rest, found := strings.CutPrefix(line, command); found {
-					word, _, _ := strings.Cut(rest, ",")
-					n, err := strconv.Atoi(word)
-					if err != nil {
-						t.Fatal(err)
-					}
-					total += n
-				}
-			}
+		calls, err := devstack.ParseInfo(do(t, server, "INFO", "commandstats"))
+		if err != nil {
+			t.Fatal(err)
 		}
+		total += int(calls["cmdstat_evalsha"] + calls["cmdstat_eval"])
 	}
 	return total
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -535,13 +534,13 @@ func commandCalls(tb testing.TB, r *Redis) map[string]int {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	numbers, err := devstack.ParseInfo(info)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	calls := map[string]int{}
-	for line := range strings.Lines(info) {
-		var n int
-		name, rest, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":")
-		if _, err := fmt.Sscanf(rest, "calls=%d,", &n); err == nil {
-			calls[name] = n
-		}
+	for name, n := range numbers {
+		calls[strings.TrimPrefix(name, "cmdstat_")] = int(n)
 	}
 	return calls
 }

@@ -47,13 +47,15 @@ func redisCPU(b *testing.B, r *Redis) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
+	numbers, err := devstack.ParseInfo(info)
+	if err != nil {
+		b.Fatal(err)
+	}
 	spent := 0.0
-	for _, name := range []string{"used_cpu_user:", "used_cpu_sys:"} {
-		_, rest, _ := strings.Cut(info, name)
-		text, _, _ := strings.Cut(rest, "\r")
-		n, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			b.Fatal(err)
+	for _, name := range []string{"used_cpu_user", "used_cpu_sys"} {
+		n, ok := numbers[name]
+		if !ok {
+			b.Fatalf("Redis does not say its %s: %q", name, info)
 		}
 		spent += 1e6 * n
 	}
