@@ -177,11 +177,11 @@ func TestLateCalls(t *testing.T) {
 			o.took(time.Since(due))
 		}
 	}
-	open := drive(t.Context(), load{inFlight: 1, rate: 1000}, stall, slowFirst)
+	open := drive(t.Context(), 1, schedule(t.Context(), 1000, stall), slowFirst)
 	if half := time.Duration(open.latency.ValueAtQuantile(50)); open.requests != 50 || half < stall/4 {
 		t.Errorf("open loop: %d calls, half of them within %s: want 50, late by %s on average", open.requests, half, stall/2)
 	}
-	closed := drive(t.Context(), load{inFlight: 1}, 2*stall, slowFirst)
+	closed := drive(t.Context(), 1, schedule(t.Context(), 0, 2*stall), slowFirst)
 	if half := time.Duration(closed.latency.ValueAtQuantile(50)); half > stall/4 {
 		t.Errorf("closed loop: half of the calls within %s: want no wait", half)
 	}

@@ -81,6 +81,11 @@ type spread struct {
 	duration              time.Duration // of a run
 }
 
+// add adds what became of a load.
+func (f figures) add(o *outcome) {
+	f[perSecond], f[p50], f[p99] = o.perSecond(), ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99))
+}
+
 // measure runs a case once: a fifth of the time to warm it, and then to measure.
 func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -98,7 +103,7 @@ func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, erro
 		if err := await(ctx, t.flushes.free(time.Now(), duration+flushTime)); err != nil {
 			return nil, nil, err
 		}
-		if err := m.start(ctx, c.settle); err != nil {
+		if err := m.start(ctx); err != nil {
 			return nil, nil, err
 		}
 		o := g.run(ctx, duration)
@@ -123,8 +128,7 @@ func (b *bed) measure(ctx context.Context, c benchCase, s spread) (figures, erro
 	if err != nil {
 		return nil, err
 	}
-	f[perSecond] = o.perSecond()
-	f[p50], f[p99] = ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99))
+	f.add(o)
 	return f, nil
 }
 
@@ -163,8 +167,8 @@ type meter struct {
 	calls, entries float64 // of batches
 }
 
-func (m *meter) start(ctx context.Context, s settling) (err error) {
-	if s != never {
+func (m *meter) start(ctx context.Context) (err error) {
+	if m.of.settle != never {
 		if m.settlements, err = m.target.settled(ctx); err != nil {
 			return err
 		}

@@ -131,7 +131,7 @@ func (f *front) run(ctx context.Context, l load, duration time.Duration) (*outco
 	transport := &http.Transport{MaxIdleConnsPerHost: l.inFlight, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: longest}
-	o := drive(ctx, l, duration, func(i int, o *outcome) call {
+	o := drive(ctx, l.inFlight, schedule(ctx, l.rate, duration), func(i int, o *outcome) call {
 		chance := rand.New(rand.NewPCG(uint64(i), 1))
 		return func(ctx context.Context, due time.Time) {
 			o.requests++

@@ -96,7 +96,7 @@ func (b *bed) measureFlush(ctx context.Context) (figures, error) {
 			return nil, err
 		}
 		m := meter{target: t}
-		if err := m.start(ctx, never); err != nil {
+		if err := m.start(ctx); err != nil {
 			return nil, err
 		}
 		if err := await(ctx, t.flushes.next(time.Now())); err != nil {

@@ -144,30 +144,20 @@ func (g *generator) log(i int, entry []byte) error {
 
 // run sends the load for so long.
 func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
-	return drive(ctx, g.load, duration, func(i int, o *outcome) call { return newWorker(g, i, o).call })
+	return drive(ctx, g.load.inFlight, schedule(ctx, g.load.rate, duration), func(i int, o *outcome) call { return newWorker(g, i, o).call })
 }
 
 // each makes a call for each key, so many at a time.
 func (g *generator) each(ctx context.Context, inFlight int) error {
-	var group sync.WaitGroup
-	var asked atomic.Int64
-	o := newOutcome()
-	outcomes := make([]*outcome, inFlight)
-	for i := range outcomes {
-		outcomes[i] = newOutcome()
-		w := newWorker(g, i, outcomes[i])
-		key := 0
-		w.next = func() int { return key }
-		group.Go(func() {
-			for key = int(asked.Add(1)) - 1; key < len(g.requests) && ctx.Err() == nil; key = int(asked.Add(1)) - 1 {
-				w.call(ctx, time.Now())
-			}
-		})
+	var begun, asked atomic.Int64
+	next := func() (time.Time, bool) {
+		return time.Now(), begun.Add(1) <= int64(len(g.requests)) && ctx.Err() == nil
 	}
-	group.Wait()
-	for _, each := range outcomes {
-		o.add(each)
-	}
+	o := drive(ctx, inFlight, next, func(i int, o *outcome) call {
+		w := newWorker(g, i, o)
+		w.next = func() int { return int(asked.Add(1)) - 1 }
+		return w.call
+	})
 	if o.admitted != o.requests || o.degraded > 0 {
 		return fmt.Errorf("%d of %d requests were refused, %d decided without the store: %w", o.requests-o.admitted, o.requests, o.degraded, cmp.Or(o.err, errors.New("unknown")))
 	}
@@ -192,12 +182,11 @@ func (g *generator) settle(o *outcome) error {
 // A call makes one call that was due at a time.
 type call func(ctx context.Context, due time.Time)
 
-// drive has workers make calls for so long, each one after the other. What a worker
-// counts is its own.
-func drive(ctx context.Context, l load, duration time.Duration, worker func(i int, o *outcome) call) *outcome {
-	outcomes := make([]*outcome, l.inFlight)
+// drive has so many workers make calls, each one after the other, as long as next says when
+// one is due. What a worker counts is its own.
+func drive(ctx context.Context, inFlight int, next func() (time.Time, bool), worker func(i int, o *outcome) call) *outcome {
+	outcomes := make([]*outcome, inFlight)
 	start := time.Now()
-	next := schedule(ctx, l.rate, start, duration)
 	var group sync.WaitGroup
 	for i := range outcomes {
 		outcomes[i] = newOutcome()
@@ -217,9 +206,10 @@ func drive(ctx context.Context, l load, duration time.Duration, worker func(i in
 	return all
 }
 
-// schedule says when the next call is due; false: it is over. Of a closed loop it is due
-// at once.
-func schedule(ctx context.Context, rate float64, start time.Time, duration time.Duration) func() (time.Time, bool) {
+// schedule says for so long when the next call is due; false: it is over. Of a closed loop it
+// is due at once.
+func schedule(ctx context.Context, rate float64, duration time.Duration) func() (time.Time, bool) {
+	start := time.Now()
 	if rate == 0 {
 		return func() (time.Time, bool) {
 			now := time.Now()

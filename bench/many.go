@@ -119,7 +119,7 @@ func (c *instance) measure(ctx context.Context, duration time.Duration) (figures
 		return nil, err
 	}
 	m := meter{target: c.target}
-	if err := m.start(ctx, never); err != nil {
+	if err := m.start(ctx); err != nil {
 		return nil, err
 	}
 	o := c.generator.run(ctx, duration)
@@ -130,7 +130,7 @@ func (c *instance) measure(ctx context.Context, duration time.Duration) (figures
 	if err != nil {
 		return nil, err
 	}
-	f[perSecond], f[p50], f[p99] = o.perSecond(), ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99))
+	f.add(o)
 	for name, quantile := range map[figure]string{gcMedian: "0.5", gcMost: "1"} {
 		seconds, err := c.target.metric(ctx, "go_gc_duration_seconds{", `quantile="`+quantile+`"`)
 		if err != nil {
