@@ -107,7 +107,7 @@ func (f *Fallback) given(p *part, b *batch, reply *redis.Cmd) error {
 // send sends batches and returns what Redis answers to each. It does no harm if it sends
 // some twice.
 func (f *Fallback) send(ctx context.Context, batches []*batch) []*redis.Cmd {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(addTimeout, f.redis.options.Timeout))
+	ctx, cancel := within(ctx, max(addTimeout, f.redis.options.Timeout))
 	defer cancel()
 	pipe := f.redis.patient.Pipeline()
 	replies := make([]*redis.Cmd, len(batches))

@@ -96,7 +96,7 @@ func (r *Redis) Check(ctx context.Context, part int) error {
 // that requests need not: to make one takes a time-out of its own, and where the network
 // is slow the request would be over before.
 func (r *Redis) warm(ctx context.Context, part int) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dialTimeout)
+	ctx, cancel := within(ctx, dialTimeout)
 	defer cancel()
 	server, err := r.server(ctx, r.checked[part].account)
 	if err != nil {

@@ -92,7 +92,7 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 		l.calls++
 		together := l.withSettlements(o)
 		l.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+		ctx, cancel := within(ctx, l.timeout)
 		defer cancel()
 		l.sendAll(ctx, together)
 		return
@@ -123,7 +123,7 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 	})
 	l.gathering = g
 	l.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+	ctx, cancel := within(ctx, l.timeout)
 	defer cancel()
 	<-g.turn
 	l.mu.Lock()
@@ -137,8 +137,7 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 func (l *lane) keepCompany(ctx context.Context, o *operation) {
 	o.done = make(chan struct{})
 	l.settlements = append(l.settlements, o)
-	full := len(l.settlements) == mostTogether
-	if !full {
+	if len(l.settlements) < mostTogether {
 		l.mu.Unlock()
 		timer := time.NewTimer(companyWait)
 		defer timer.Stop()
@@ -157,7 +156,7 @@ func (l *lane) keepCompany(ctx context.Context, o *operation) {
 	l.calls++
 	together := l.withSettlements()
 	l.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+	ctx, cancel := within(ctx, l.timeout)
 	defer cancel()
 	l.sendAll(ctx, together)
 }

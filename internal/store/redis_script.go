@@ -103,7 +103,12 @@ func (r *Redis) runSoon(ctx context.Context, s script, keys []string, args []any
 
 // soon returns a context of the time of a count, which a caller who goes away does not end.
 func (r *Redis) soon(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
+	return within(ctx, r.options.Timeout)
+}
+
+// within returns a context of so much time, which a caller who goes away does not end.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
 // runForTwo runs a script of one key, as runSoon does, whose answer is two numbers.
