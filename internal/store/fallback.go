@@ -128,10 +128,7 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if err == nil {
 		if !repeats(o, taken) {
 			f.tell(taken.Now)
-			p.ledger.note(o, taken)
-			if f.flying.Load() > 0 {
-				p.ledger.withWay(o, &taken)
-			}
+			p.ledger.note(o, &taken)
 			for i, n := range owed {
 				taken.Used[i] = clamp(taken.Used[i] + n)
 			}

@@ -264,7 +264,7 @@ func TestLedgerIsBounded(t *testing.T) {
 	l := newLedger(most)
 	now := time.Now()
 	for i := range 10 * most {
-		l.note(of(strconv.Itoa(i), charge(quota.Month, 10, 1)), quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
+		l.note(of(strconv.Itoa(i), charge(quota.Month, 10, 1)), &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
 	}
 	size := func() (n int) {
 		for i := range l.shards {

@@ -75,17 +75,11 @@ func (l *ledger) land(o quota.Order, start []int64, taken *quota.Taken) {
 // repeats reports whether an answer is that to an order of another time.
 func repeats(o quota.Order, t quota.Taken) bool { return t.Secret != "" && t.Secret != o.Secret }
 
-// withWay adds to what Redis has said is used of counters what is on its way to them, and what
+// catchUp adds to what Redis has said is used of counters what is on its way to them, and what
 // a faster answer of Redis has said that was newer, so that nobody is told of less than before.
-func (l *ledger) withWay(o quota.Order, t *quota.Taken) {
-	s := l.shard(o.Account)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := s.accounts[o.Account]
-	if h == nil {
-		return
-	}
-	newer := h.at >= t.Now.UnixMilli() // or of the same millisecond
+// Of the same millisecond either may be the newer.
+func (h *holding) catchUp(o quota.Order, t *quota.Taken) {
+	newer := h.at >= t.Now.UnixMilli()
 	for i, c := range o.Charges {
 		if k := h.find(c.Counter); k != nil && k.own != nil && (k.own.way > 0 || newer) && k.start == windowStart(c.Limit.Window, t.Now) {
 			t.Used[i] = max(t.Used[i], clamp(k.seen+k.own.way))

@@ -2,9 +2,9 @@ package store
 
 import "github.com/tiergate/tiergate/internal/quota"
 
-// note takes down what Redis has answered. Where there is no room for another account
-// nothing is.
-func (l *ledger) note(o quota.Order, t quota.Taken) {
+// note takes down what Redis has answered, and adds to that what is known besides. Where there
+// is no room for another account nothing is.
+func (l *ledger) note(o quota.Order, t *quota.Taken) {
 	s := l.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -16,7 +16,8 @@ func (l *ledger) note(o quota.Order, t quota.Taken) {
 		h = &holding{tallies: make([]tally, 0, len(o.Charges))}
 		s.accounts[o.Account] = h
 	}
-	l.seeAll(h, o, t)
+	l.seeAll(h, o, *t)
+	h.catchUp(o, t)
 }
 
 // seeAll takes down what Redis has answered for an account. The caller holds the lock.

@@ -74,8 +74,7 @@ func TestAnOldAnswerTellsOfNoLess(t *testing.T) {
 	_, start, _ := l.ahead(o, now)
 	l.land(o, start, &quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
 	old := quota.Taken{Now: now, Admitted: true, Used: []int64{422}}
-	l.note(look, old)
-	l.withWay(look, &old)
+	l.note(look, &old)
 	if old.Used[0] != 500 {
 		t.Errorf("used %d after 500", old.Used[0])
 	}
