@@ -48,16 +48,13 @@ end
 -- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,60000,1000,?;|350,4,720
 local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^;]+);', '^([^,]+),?()'
 local BLANK, UNSETTLED = byte(' 0', 1, 2)
--- As it was before: six words for each charge. Such are settled, and their repeats known, but
--- are told what is used now.
-local FORMER = '(%S+) (%S+) (%S+) %S+ (%S+) %S+'
 
 -- Where a settlement has what was used of a metric.
 local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
 
 -- Reads what a reservation says of its charges from a place on, which is often the same as
 -- others say. Returns that, with how many are open: what they took is among the numbers. And
--- returns where the numbers begin; nil: it has none.
+-- returns where the numbers begin.
 local known = {}
 local function read(kept, from)
   local to = find(kept, '|', from, true)
@@ -65,7 +62,7 @@ local function read(kept, from)
   local charges = known[text]
   if not charges then
     charges = {n = 0, open = 0}
-    for counter, length, max, taken in gmatch(text, to and CHARGE or FORMER) do
+    for counter, length, max, taken in gmatch(text, CHARGE) do
       charges.n = charges.n + 1
       charges[charges.n] = {counter = counter, place = PLACES[match(counter, '^[^/]+')], current = window(length),
         max = tonumber(max), taken = tonumber(taken)}
@@ -73,7 +70,7 @@ local function read(kept, from)
     end
     known[text] = charges
   end
-  return charges, to and to + 1
+  return charges, to + 1
 end
 
 -- Answers an order that repeats another, of another window though it be, with the answer
@@ -84,14 +81,12 @@ local function repeats(plan, used, reservation)
   local first, secret, rest = match(kept, HEAD)
   if now - tonumber(first) >= REPEAT then return false end
   local charges, place = read(kept, rest)
-  if place then
-    for _ = 1, charges.open do place = find(kept, ',', place, true) + 1 end
-    for i = 1, charges.n do
-      local number
-      number, place = match(kept, NUMBER, place)
-      for j = 1, plan.n do
-        if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
-      end
+  for _ = 1, charges.open do place = find(kept, ',', place, true) + 1 end
+  for i = 1, charges.n do
+    local number
+    number, place = match(kept, NUMBER, place)
+    for j = 1, plan.n do
+      if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
     end
   end
   reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret

@@ -2,10 +2,8 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -43,7 +41,7 @@ func TestOneBadAmongMany(t *testing.T) {
 	r := openRedis(t, at(server.Address))
 	do(t, server, "SET", countsKey("test", "a7"), "text")
 	do(t, server, "HSET", reservationKey("test", "a23", "r"), "no", "text")
-	do(t, server, "SET", reservationKey("test", "a51", "r"), "1 s 0 tokens/minute 60000 10 x y z")
+	do(t, server, "SET", reservationKey("test", "a51", "r"), "1 s 0 tokens/minute,60000,10,x,y,z;")
 	do(t, server, "SET", reservationKey("test", "a33", "r"), "9000000000000 s 0 requests/month,-1,1000000,1;|") // says not what was used
 	bad := []int{7, 23, 33, 51}
 	together := orders(51)
@@ -66,57 +64,35 @@ func TestOneBadAmongMany(t *testing.T) {
 	}
 }
 
-// TestReservationsOfOthers: what a version before this one kept of an order, in words, and
-// what an instance made while it could not reach Redis is settled, and its repeat is charged
-// no second time. Only the former does not tell what was used.
-func TestReservationsOfOthers(t *testing.T) {
+// TestReservationMadeElsewhere: what an instance made while it could not reach Redis is
+// settled once, and its repeat is charged no second time and told what was used then.
+func TestReservationMadeElsewhere(t *testing.T) {
 	t.Parallel()
-	server := redisServer(t)
 	begin := time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC)
 	first := reservation{}
 	first.fill(perMinuteAndDay("r"), quota.Taken{Now: begin, Used: []int64{1, 100, 100}})
-	var former strings.Builder
-	fmt.Fprintf(&former, "%d secret-r 0", begin.UnixMilli())
-	for _, c := range first.charges {
-		fmt.Fprintf(&former, " %s %d %d %d %d %d", c.counter, int64(c.window), c.max, c.start, c.cost, c.used)
+	r := newScriptedRedis(t, redisServer(t))
+	r.now = begin
+	take(t, r, perMinuteAndDay("r"))
+	take(t, r, perMinuteAndDay("another"))
+	if err := r.client.Set(t.Context(), reservationKey("scripted", "a", "r"), first.record(), time.Hour).Err(); err != nil {
+		t.Fatal(err)
 	}
-	for _, c := range []struct {
-		account, text string
-		used          []int64
-	}{
-		{"former", former.String(), []int64{2, 200, 200}},
-		{"away", first.record(), []int64{1, 100, 100}},
-	} {
-		r := newScriptedRedis(t, server)
-		r.now = begin
-		of := func(request string) quota.Order {
-			o := perMinuteAndDay(request)
-			o.Account = c.account
-			return o
+	again := perMinuteAndDay("r")
+	again.Secret = "of the repeat"
+	taken := take(t, r, again)
+	wantTaken(t, taken, true, 1, 100, 100)
+	if taken.Secret != "secret-r" {
+		t.Errorf("the secret %q: want that of the first", taken.Secret)
+	}
+	r.now = begin.Add(15 * time.Second) // the next minute
+	for _, want := range []quota.Outcome{quota.Settled, quota.Duplicate} {
+		wantOutcome(t, settle(t, r, settlement("r", 70)), want)
+		look := perMinuteAndDay("")
+		for i := range look.Charges {
+			look.Charges[i].Cost = 0
 		}
-		take(t, r, of("r"))
-		take(t, r, of("another"))
-		if err := r.client.Set(t.Context(), reservationKey("scripted", c.account, "r"), c.text, time.Hour).Err(); err != nil {
-			t.Fatal(err)
-		}
-		again := of("r")
-		again.Secret = "of the repeat"
-		taken := take(t, r, again)
-		wantTaken(t, taken, true, c.used...)
-		if taken.Secret != "secret-r" {
-			t.Errorf("%s: the secret %q: want that of the first", c.account, taken.Secret)
-		}
-		r.now = begin.Add(15 * time.Second) // the next minute
-		s := settlement("r", 70)
-		s.Account = c.account
-		for _, want := range []quota.Outcome{quota.Settled, quota.Duplicate} {
-			wantOutcome(t, settle(t, r, s), want)
-			look := of("")
-			for i := range look.Charges {
-				look.Charges[i].Cost = 0
-			}
-			wantTaken(t, take(t, r, look), true, 0, 0, 170)
-		}
+		wantTaken(t, take(t, r, look), true, 0, 0, 170)
 	}
 }
 
