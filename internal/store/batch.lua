@@ -20,7 +20,7 @@
 --          one that failed: a text that says why
 
 local REPEAT = 10000 -- ms, quota.RepeatWindow
-local SETTLED = 10000 -- ms, settledKept: that a settled reservation is remembered, to know duplicates
+local SETTLED = '10000' -- ms, settledKept: that a settled reservation is remembered, to know duplicates
 
 local call, tonumber, unpack, concat = redis.call, tonumber, unpack, table.concat
 local byte, find, match, gmatch = string.byte, string.find, string.match, string.gmatch
@@ -210,7 +210,7 @@ end
 local plans, args = {}, 2
 for p = 1, tonumber(ARGV[2]) do
   local keep = tonumber(ARGV[args + 1])
-  local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and math.max(keep, REPEAT), open = 0,
+  local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
     counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
   args = args + 2
   local text = ' 0 '
