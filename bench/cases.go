@@ -65,8 +65,10 @@ const (
 	redisCPU  figure = "CPU of Redis"              // µs for a request
 	commands  figure = "commands"                  // of Redis, for a request
 	batchSize figure = "batch"                     // requests and settlements for each call that TierGate makes for them
+	calls     figure = "calls/s"                   // of these
 	floorIn32 figure = "script floor, batch of 32" // µs for a request
 	floorHere figure = "script floor, same batch"  // µs for a request, in batches as large as TierGate's
+	floorKept figure = "rate of the script floor"  // as a share of the rate of TierGate, the less of the two
 	p50       figure = "p50"                       // ms
 	p99       figure = "p99"                       // ms
 )
@@ -165,6 +167,7 @@ type meter struct {
 	redis          redisUsage
 	settlements    int64
 	calls, entries float64 // of batches
+	begun          time.Time
 }
 
 func (m *meter) start(ctx context.Context) (err error) {
@@ -179,6 +182,7 @@ func (m *meter) start(ctx context.Context) (err error) {
 	if m.redis, err = usageOf(ctx, m.target.redis); err != nil {
 		return err
 	}
+	m.begun = time.Now()
 	m.cpu, err = cpuOf([]int{m.target.pid, os.Getpid()})
 	return err
 }
@@ -189,6 +193,7 @@ func (m *meter) settled(ctx context.Context, n int64) error {
 }
 
 func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
+	took := time.Since(m.begun)
 	now, err := cpuOf([]int{m.target.pid, os.Getpid()})
 	if err != nil {
 		return nil, err
@@ -209,9 +214,10 @@ func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
 	}
 	f[redisCPU] = perRequest(u.cpu, requests)
 	f[commands] = float64(u.commands) / float64(requests)
-	calls, entries, err := m.target.sent(ctx)
-	if calls > m.calls {
-		f[batchSize] = (entries - m.entries) / (calls - m.calls)
+	made, entries, err := m.target.sent(ctx)
+	if made > m.calls {
+		f[batchSize] = (entries - m.entries) / (made - m.calls)
+		f[calls] = (made - m.calls) / took.Seconds()
 	}
 	return f, err
 }

@@ -18,6 +18,9 @@ const (
 	flushTime = 500 * time.Millisecond
 )
 
+// flushRounds are the first ones, in which flushes are measured: each takes ten seconds.
+const flushRounds = 2
+
 // eachInFlight is how many calls are made at a time where each key makes one.
 const eachInFlight = 16
 

@@ -236,13 +236,17 @@ type worker struct {
 
 func newWorker(g *generator, i int, o *outcome) *worker {
 	w := &worker{g: g, conn: i % len(g.conns), stream: newStream(), entry: newLogEntry(g.load.protocol), outcome: o}
-	chance := rand.New(rand.NewPCG(uint64(i), g.number.Load()))
-	w.next = func() int { return chance.IntN(len(g.requests)) }
-	if g.load.zipf > 1 {
-		zipf := rand.NewZipf(chance, g.load.zipf, 1, uint64(len(g.requests)-1))
-		w.next = func() int { return int(zipf.Uint64()) }
-	}
+	w.next = chooser(rand.New(rand.NewPCG(uint64(i), g.number.Load())), len(g.requests), g.load.zipf)
 	return w
+}
+
+// chooser returns what chooses one of n keys, each as often as the others, or by Zipf's law.
+func chooser(chance *rand.Rand, n int, zipf float64) func() int {
+	if zipf == 0 {
+		return func() int { return chance.IntN(n) }
+	}
+	law := rand.NewZipf(chance, zipf, 1, uint64(n-1))
+	return func() int { return int(law.Uint64()) }
 }
 
 func (w *worker) call(_ context.Context, due time.Time) {

@@ -141,6 +141,20 @@ func (r results) cases() []line {
 	})
 }
 
+// keptRate is which part of its rate the script floor must keep.
+const keptRate = 0.9
+
+// slow are the cases in which the script floor did not keep its rate.
+func (r results) slow() []string {
+	var all []string
+	for _, c := range cases() {
+		if kept, ok := r.median(c.name, floorKept); ok && kept < keptRate {
+			all = append(all, fmt.Sprintf("%s (%.0f %%)", c.name, 100*kept))
+		}
+	}
+	return all
+}
+
 func (r results) many() []line {
 	return r.lines([]string{fewName, manyName}, []column{
 		r.column(perSecond, 0), r.column(serverCPU, 1), r.column(p50, 2), r.column(p99, 2),
@@ -206,7 +220,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
 		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
-		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Fronts": r.fronts(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
+		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Slow": r.slow(), "Fronts": r.fronts(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
 	})
 	if err != nil {
 		return "", fmt.Errorf("write the report: %w", err)

@@ -4,12 +4,12 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"math"
 	"math/rand/v2"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/sync/errgroup"
 )
 
 //go:embed counters.lua
@@ -18,46 +18,99 @@ var counters string
 // maxBatch is how many requests one call of the script carries at most.
 const maxBatch = 128
 
-// scriptCalls is how many calls are under way: while Redis runs one, the next waits.
+// scriptCalls is how many calls are under way at most: while Redis runs one, the next waits.
 const scriptCalls = 2
 
-// batchScript has Redis count requests in full batches by the least script that is exact,
-// for so long, and returns the CPU µs of Redis for a request: the floor for what a
-// decision costs there.
-func batchScript(ctx context.Context, client *redis.Client, keys []string, batch int, duration time.Duration) (float64, error) {
-	if batch < 1 || batch > maxBatch {
-		return 0, fmt.Errorf("a batch of %d requests: want 1 to %d", batch, maxBatch)
-	}
-	script := redis.NewScript(counters)
-	if err := script.Load(ctx, client).Err(); err != nil {
-		return 0, fmt.Errorf("load the script: %w", err)
-	}
-	before, err := usageOf(ctx, client)
-	if err != nil {
-		return 0, err
-	}
-	var requests atomic.Int64
-	var group errgroup.Group
-	end := time.Now().Add(duration)
-	for i := range scriptCalls {
-		group.Go(func() error {
-			chance := rand.New(rand.NewPCG(uint64(i), 0))
-			names := make([]string, batch)
-			for time.Now().Before(end) {
-				for j := range names {
-					names[j] = keys[chance.IntN(len(keys))]
-				}
-				if err := script.EvalSha(ctx, client, names, 60_000, unreached, 3_600_000, unreached, 86_400_000, unreached).Err(); err != nil {
-					return fmt.Errorf("count a batch: %w", err)
-				}
-				requests.Add(int64(batch))
+// A script is calls of the least script that is exact.
+type script struct {
+	redis *redis.Client
+	keys  []string
+	zipf  float64 // as of a load
+	batch int     // requests in a call
+	rate  float64 // calls per second
+}
+
+// run makes calls for so long, each when it is due, and one that is late as soon as it can.
+func (s script) run(ctx context.Context, duration time.Duration) *outcome {
+	return drive(ctx, scriptCalls, schedule(ctx, s.rate, duration), func(i int, o *outcome) call {
+		next := chooser(rand.New(rand.NewPCG(uint64(i), uint64(s.batch))), len(s.keys), s.zipf)
+		names := make([]string, s.batch)
+		least := redis.NewScript(counters)
+		return func(ctx context.Context, due time.Time) {
+			for j := range names {
+				names[j] = s.keys[next()]
 			}
-			return nil
-		})
+			o.requests++
+			if err := least.EvalSha(ctx, s.redis, names, 60_000, unreached, 3_600_000, unreached, 86_400_000, unreached).Err(); err != nil {
+				o.fail(err)
+				return
+			}
+			o.took(time.Since(due))
+		}
+	})
+}
+
+// floors measures what Redis would spend on a request of a case if it ran the least script
+// that is exact, at the rate and in the batches of the run of TierGate whose figures these
+// are, and also in batches of 32. Meanwhile the canned answer takes the load of the case,
+// so that Redis has no more of the machine, and no warmer caches, than with TierGate.
+func (b *bed) floors(ctx context.Context, c benchCase, s spread, of figures) error {
+	l := load{protocol: c.protocol, keys: b.keys[c.tier], inFlight: s.inFlight, connections: s.connections, zipf: s.zipf}
+	if c.settle == atOnce {
+		l.settle = atOnce
 	}
-	if err := group.Wait(); err != nil {
-		return 0, err
+	g, err := newGenerator(ctx, b.targets["canned"].address, l)
+	if err != nil {
+		return err
 	}
-	after, err := usageOf(ctx, client)
-	return perRequest(after.since(before).cpu, requests.Load()), err
+	defer g.close()
+	client := b.targets["ratelimit"].redis
+	if err := redis.NewScript(counters).Load(ctx, client).Err(); err != nil {
+		return fmt.Errorf("load the script: %w", err)
+	}
+	requests, kept := of[calls]*of[batchSize], 1.0 // a second; which part of them the driver sent
+	for _, floor := range []struct {
+		figure figure
+		batch  int
+	}{{floorIn32, 32}, {floorHere, min(max(int(math.Round(of[batchSize])), 1), maxBatch)}} {
+		least := script{client, b.keys[c.tier], s.zipf, floor.batch, requests / float64(floor.batch)}
+		if _, err := besides(ctx, g, least, s.duration/5); err != nil {
+			return err
+		}
+		before, err := usageOf(ctx, client)
+		if err != nil {
+			return err
+		}
+		o, err := besides(ctx, g, least, s.duration*3/4)
+		if err != nil {
+			return err
+		}
+		if o.requests == 0 {
+			return fmt.Errorf("%.0f calls of the script a second: none was due in the time of a run", least.rate)
+		}
+		after, err := usageOf(ctx, client)
+		if err != nil {
+			return err
+		}
+		of[floor.figure] = perRequest(after.since(before).cpu, o.requests*int64(floor.batch))
+		kept = min(kept, o.perSecond()/least.rate)
+	}
+	of[floorKept] = kept
+	return nil
+}
+
+// besides calls a script for so long while a server takes a load.
+func besides(ctx context.Context, g *generator, s script, duration time.Duration) (*outcome, error) {
+	var calls, answers *outcome
+	var group sync.WaitGroup
+	group.Go(func() { calls = s.run(ctx, duration) })
+	group.Go(func() { answers = g.run(ctx, duration) })
+	group.Wait()
+	if calls.failed > 0 {
+		return nil, fmt.Errorf("%d of %d calls of the script failed: %w", calls.failed, calls.requests, calls.err)
+	}
+	if answers.failed > 0 {
+		return nil, fmt.Errorf("%d of %d canned answers failed: %w", answers.failed, answers.requests, answers.err)
+	}
+	return calls, nil
 }

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -181,7 +180,7 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 			}
 			f[cannedCPU] = canned[serverCPU]
 		}
-		if t.only.MatchString(flushName) {
+		if round < flushRounds && t.only.MatchString(flushName) {
 			f, err := b.measureFlush(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", flushName, err)
@@ -196,13 +195,9 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 // one runs a case, and after it what its Redis is compared with.
 func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
 	f, err := b.measure(ctx, c, t.spread)
-	if err != nil || c.target != "redis" || f[batchSize] == 0 || c.refused || c.tier == "unlimited" {
+	compared := c.target == "redis" && !c.refused && (c.tier == "requests" || c.settle == atOnce) // for that has a goal
+	if err != nil || !compared || f[batchSize] == 0 {
 		return f, err
 	}
-	for name, batch := range map[figure]int{floorIn32: 32, floorHere: int(math.Round(f[batchSize]))} {
-		if f[name], err = batchScript(ctx, b.targets["ratelimit"].redis, b.keys[c.tier], batch, t.spread.duration/3); err != nil {
-			return nil, err
-		}
-	}
-	return f, nil
+	return f, b.floors(ctx, c, t.spread, f)
 }

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/redis/go-redis/v9"
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// TestScriptFloor: Redis gets as many requests a second as of TierGate, in batches as large
+// and in those of 32, while the canned answer takes a load.
+func TestScriptFloor(t *testing.T) {
+	t.Parallel()
+	server, err := devstack.StartRedisServer(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(&redis.Options{Addr: server.Address})
+	t.Cleanup(func() {
+		if err := errors.Join(client.Close(), server.Stop()); err != nil {
+			t.Error(err)
+		}
+	})
+	var answered atomic.Int64
+	var s scripted
+	s.check = func(context.Context) (*authv3.CheckResponse, error) { answered.Add(1); return s.allowed, nil }
+	address, _ := s.start(t)
+	b := &bed{
+		keys:    map[string][]string{"requests": {"a", "b", "c"}},
+		targets: map[string]target{"canned": {address: address}, "ratelimit": {redis: client}},
+	}
+	f := figures{calls: 400, batchSize: 7.8}
+	if err := b.floors(t.Context(), benchCase{protocol: check, tier: "requests"}, spread{inFlight: 2, connections: 1, duration: 400 * time.Millisecond}, f); err != nil {
+		t.Fatal(err)
+	}
+	u, err := usageOf(t.Context(), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 3,120 requests a second, for 80 ms to warm and for 300 ms: 31 and 117 calls with 8, 7 and
+	// 29 with 32.
+	if have := []int64{u.calls["evalsha"], u.calls["hmget"]}; !slices.Equal(have, []int64{31 + 117 + 7 + 29, 8*(31+117) + 32*(7+29)}) {
+		t.Errorf("the script was called %d times for %d requests", have[0], have[1])
+	}
+	if f[floorHere] <= 0 || f[floorIn32] <= 0 || f[floorKept] <= 0 || f[floorKept] > 1 {
+		t.Errorf("have %v: want a floor of both kinds and what was kept of its rate", f)
+	}
+	if answered.Load() < 50 {
+		t.Errorf("the canned answer had %d requests meanwhile", answered.Load())
+	}
+}
+
+// TestSlowFloor: a report tells where the floor did not keep its rate.
+func TestSlowFloor(t *testing.T) {
+	t.Parallel()
+	r := results{
+		"requests, redis, Check": {{floorKept: 0.8}, {floorKept: 0.9}, {floorKept: 0.7}},
+		"requests, redis, RLS":   {{floorKept: 0.9}},
+	}
+	if have := r.slow(); !slices.Equal(have, []string{"requests, redis, Check (80 %)"}) {
+		t.Errorf("have %q", have)
+	}
+}
