@@ -51,7 +51,9 @@ func TestTable(t *testing.T) {
 	}
 	names = append(names, fewName, manyName)
 	for _, chain := range chains() {
-		names = append(names, through(chain, "canned"), through(chain, "redis"))
+		for _, l := range []level{halfBusy, halfRate} {
+			names = append(names, through(chain, "canned", l), through(chain, "redis", l))
+		}
 	}
 	for _, name := range names {
 		if !regexp.MustCompile(`(?m)^\| ` + regexp.QuoteMeta(name) + ` \| [1-9]`).MatchString(report) {

@@ -19,24 +19,24 @@ import (
 // chains are the shipped Envoy files that are measured.
 func chains() []string { return []string{"ext_authz", "ratelimit"} }
 
-// through names the results of a chain, with TierGate or the canned answer behind it.
-func through(chain, target string) string { return "Envoy, " + chain + ", " + target }
+// chainName is that of a chain for -only.
+func chainName(chain string) string { return "Envoy, " + chain }
 
-// load50 is which part of the capacity is asked for when latency is measured.
-const load50 = 0.5
+// behind are the targets that are measured behind Envoy.
+func behind() []string { return []string{"canned", "redis"} }
 
 // body is what is asked for: the mock AI API reports 36 tokens for it.
 const body = `{"model": "mock-1", "max_tokens": 100, "messages": [{"role": "user", "content": "Tell me a story of some length about a tortoise."}]}`
 
-// A front is an Envoy with a shipped file in front of the mock AI API.
+// A front is an Envoy with a shipped file in front of the mock AI API, and what asks it.
 type front struct {
-	stack *devstack.Stack
-	keys  []string
+	stack  *devstack.Stack
+	keys   []string
+	client *http.Client
 }
 
 // envoys measures, for each chain that is wanted, how long requests take through Envoy
-// where TierGate decides, and where the canned answer does, at half the rate that passes
-// with TierGate.
+// where TierGate decides, and where the canned answer does, at the same rates.
 func (t *table) envoys(ctx context.Context, b *bed, r results, progress io.Writer) error {
 	wanted := t.chains()
 	if len(wanted) == 0 {
@@ -56,11 +56,10 @@ func (t *table) envoys(ctx context.Context, b *bed, r results, progress io.Write
 
 func (t *table) chain(ctx context.Context, b *bed, r results, envoy devstack.Envoy, chain string, progress io.Writer) (err error) {
 	fronts := map[string]*front{}
-	targets := []string{"canned", "redis"}
-	for _, target := range targets {
+	for _, target := range behind() {
 		f, startErr := t.newFront(ctx, b, envoy, chain, target)
 		if f != nil {
-			defer func() { err = errors.Join(err, f.stack.Down()) }()
+			defer func() { err = errors.Join(err, f.stop()) }()
 		}
 		if startErr != nil {
 			return startErr
@@ -69,29 +68,19 @@ func (t *table) chain(ctx context.Context, b *bed, r results, envoy devstack.Env
 	}
 	// The first run of each warms it.
 	var capacity float64
-	for _, target := range targets {
+	for _, target := range behind() {
 		o, err := fronts[target].run(ctx, load{inFlight: t.spread.inFlight}, t.spread.duration)
 		if err != nil {
 			return err
 		}
 		capacity = float64(o.requests-o.failed) / o.elapsed.Seconds() // in the end that of TierGate
 	}
-	fmt.Fprintf(progress, "%s: %.0f requests/s pass\n", through(chain, "redis"), capacity)
-	// Calls at a time: so many that none waits for another.
-	l := load{inFlight: 4 * t.spread.inFlight, rate: load50 * capacity}
-	for round := range t.rounds {
-		for _, target := range targets {
-			o, err := fronts[target].run(ctx, l, 2*t.spread.duration)
-			if err != nil {
-				return err
-			}
-			f := figures{perSecond: l.rate, p50: ms(o.latency.ValueAtQuantile(50)), p99: ms(o.latency.ValueAtQuantile(99))}
-			name := through(chain, target)
-			r[name] = append(r[name], f)
-			fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms\n", round+1, t.rounds, name, f[p50], f[p99])
-		}
+	rates := map[level]float64{halfRate: capacity / 2}
+	if rates[halfBusy], err = t.searchHalfBusy(ctx, fronts["redis"], capacity); err != nil {
+		return err
 	}
-	return nil
+	fmt.Fprintf(progress, "Envoy, %s: %.0f requests/s pass, and %.0f keep the processors half busy\n", chain, capacity, rates[halfBusy])
+	return t.levels(ctx, r, chain, fronts, rates, progress)
 }
 
 // newFront starts an Envoy and an upstream, which must be stopped also where that fails.
@@ -117,26 +106,30 @@ func (t *table) newFront(ctx context.Context, b *bed, envoy devstack.Envoy, chai
 	if err := os.MkdirAll(s.Options.Dir, 0o755); err != nil { // Envoy may run as another user
 		return nil, fmt.Errorf("make a directory: %w", err)
 	}
-	f := &front{stack: s, keys: b.keys["tokens"]}
+	// Connections stay from one run to the next: no request of a run waits for a new one.
+	transport := &http.Transport{MaxIdleConnsPerHost: atATime(t.spread), DisableCompression: true}
+	f := &front{stack: s, keys: b.keys["tokens"], client: &http.Client{Transport: transport, Timeout: longest}}
 	if err := s.StartUpstream(ctx); err != nil {
 		return f, err
 	}
 	return f, s.StartProxy(ctx)
 }
 
+func (f *front) stop() error {
+	f.client.CloseIdleConnections()
+	return f.stack.Down()
+}
+
 // run sends chats through Envoy. One that is not answered with 200 and the header of a
 // decision by Redis has failed; at full load, where only those that pass are counted, any
 // may.
 func (f *front) run(ctx context.Context, l load, duration time.Duration) (*outcome, error) {
-	transport := &http.Transport{MaxIdleConnsPerHost: l.inFlight, DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: longest}
 	o := drive(ctx, l.inFlight, schedule(ctx, l.rate, duration), func(i int, o *outcome) call {
 		chance := rand.New(rand.NewPCG(uint64(i), 1))
 		return func(ctx context.Context, due time.Time) {
 			o.requests++
 			defer func() { o.took(time.Since(due)) }()
-			if err := f.chat(ctx, client, f.keys[chance.IntN(len(f.keys))]); err != nil {
+			if err := f.chat(ctx, f.keys[chance.IntN(len(f.keys))]); err != nil {
 				o.fail(err)
 			}
 		}
@@ -151,7 +144,7 @@ func (f *front) run(ctx context.Context, l load, duration time.Duration) (*outco
 }
 
 // chat sends one request.
-func (f *front) chat(ctx context.Context, client *http.Client, key string) error {
+func (f *front) chat(ctx context.Context, key string) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+f.stack.API+path, strings.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make a request: %w", err)
@@ -159,7 +152,7 @@ func (f *front) chat(ctx context.Context, client *http.Client, key string) error
 	r.Header.Set("Authorization", "Bearer "+key)
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("User-Agent", userAgent)
-	response, err := client.Do(r)
+	response, err := f.client.Do(r)
 	if err != nil {
 		return fmt.Errorf("send a request: %w", err)
 	}

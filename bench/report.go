@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -86,7 +87,7 @@ func (r results) goals() []goal {
 	}
 	for _, chain := range chains() {
 		for _, f := range []figure{p50, p99} {
-			against(true, 1.5, string(f)+" through Envoy, "+chain+", at half the load : with the canned answer", through(chain, "redis"), through(chain, "canned"), f)
+			against(true, 1.5, fmt.Sprintf("%s through Envoy, %s, %s : with the canned answer", f, chain, halfBusy), through(chain, "redis", halfBusy), through(chain, "canned", halfBusy), f)
 		}
 	}
 	return all
@@ -165,9 +166,34 @@ func (r results) many() []line {
 func (r results) fronts() []line {
 	var names []string
 	for _, chain := range chains() {
-		names = append(names, through(chain, "canned"), through(chain, "redis"))
+		for _, l := range []level{halfBusy, halfRate} {
+			names = append(names, through(chain, "canned", l), through(chain, "redis", l))
+		}
 	}
-	return r.lines(names, []column{r.column(perSecond, 0), r.column(p50, 2), r.column(p99, 2)})
+	against := func(f figure) column {
+		return column{2, func(name string) (float64, bool) {
+			canned := strings.Replace(name, ", redis, ", ", canned, ", 1)
+			v, ok := r.ratio(name, canned, f)
+			return v, ok && canned != name
+		}}
+	}
+	return r.lines(names, []column{
+		r.column(perSecond, 0), r.column(busy, 0), r.column(p50, 2), against(p50), r.column(p99, 2), against(p99),
+	})
+}
+
+// notHalf are the results at the level halfBusy in which TierGate had the processors far
+// less or far more than half busy.
+func (r results) notHalf() []string {
+	const far = 10 // %
+	var all []string
+	for _, chain := range chains() {
+		name := through(chain, "redis", halfBusy)
+		if have, ok := r.median(name, busy); ok && math.Abs(have-100*half) > far {
+			all = append(all, fmt.Sprintf("%s (%.0f %%)", name, have))
+		}
+	}
+	return all
 }
 
 // A flushCost is what a flush of usage costs for a key that had requests, and what that
@@ -220,7 +246,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
 		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
-		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Slow": r.slow(), "Fronts": r.fronts(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
+		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Slow": r.slow(), "Fronts": r.fronts(), "NotHalf": r.notHalf(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
 	})
 	if err != nil {
 		return "", fmt.Errorf("write the report: %w", err)

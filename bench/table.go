@@ -78,7 +78,7 @@ func (t *table) names() []string {
 	all = append(all, flushName, manyName)
 	if t.envoy {
 		for _, chain := range chains() {
-			all = append(all, through(chain, "redis"))
+			all = append(all, chainName(chain))
 		}
 	}
 	return all
@@ -86,7 +86,7 @@ func (t *table) names() []string {
 
 // chains are those to measure.
 func (t *table) chains() []string {
-	return slices.DeleteFunc(chains(), func(chain string) bool { return !t.envoy || !t.only.MatchString(through(chain, "redis")) })
+	return slices.DeleteFunc(chains(), func(chain string) bool { return !t.envoy || !t.only.MatchString(chainName(chain)) })
 }
 
 func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A level is how many requests are sent to an Envoy a second.
+type level string
+
+const (
+	// halfBusy is the rate at which the processors of the machine are busy half of the time
+	// with all that TierGate needs, and with the load and the upstream.
+	halfBusy level = "half busy"
+	// halfRate is half the rate that passes with TierGate. It takes more than half of the
+	// machine: the fewer come at a time, the more each costs.
+	halfRate level = "half the rate"
+)
+
+// through names the results of a chain at a level, with TierGate or the canned answer
+// behind it.
+func through(chain, target string, l level) string {
+	return fmt.Sprintf("Envoy, %s, %s, %s", chain, target, l)
+}
+
+// busy is which part of the time the processors did something, in a run.
+const busy figure = "busy"
+
+// half is how busy they are to be.
+const half = 0.5
+
+// searches are the tries to find the rate that makes them so.
+const searches = 3
+
+// searchHalfBusy returns the rate at which the processors are half busy, beginning with a
+// quarter of the capacity.
+func (t *table) searchHalfBusy(ctx context.Context, f *front, capacity float64) (float64, error) {
+	rate := capacity / 4
+	for range searches {
+		_, p, err := f.watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, t.spread.duration)
+		if err != nil {
+			return 0, fmt.Errorf("search the rate that keeps the processors half busy: %w", err)
+		}
+		rate = nearer(rate, p.share(), capacity)
+	}
+	return rate, nil
+}
+
+// nearer returns a rate at which the processors are busy nearer to half of the time. It is
+// not below a tenth of the capacity, where a machine does something else.
+func nearer(rate, share, capacity float64) float64 {
+	return min(max(rate*half/max(share, half/2), capacity/10), capacity)
+}
+
+// atATime is how many requests are sent at a time: so many that none waits for another.
+func atATime(s spread) int { return 4 * s.inFlight }
+
+// watch runs a load, and tells what the processors did meanwhile.
+func (f *front) watch(ctx context.Context, l load, duration time.Duration) (*outcome, processors, error) {
+	before, err := readProcessors()
+	if err != nil {
+		return nil, before, err
+	}
+	o, err := f.run(ctx, l, duration)
+	if err != nil {
+		return nil, before, err
+	}
+	after, err := readProcessors()
+	return o, after.since(before), err
+}
+
+// A passage is all that was sent through an Envoy at a level.
+type passage struct {
+	*outcome
+
+	processors processors
+}
+
+// levels measures the latency at all levels. Quantiles are those of the requests of all
+// rounds together: a round has too few for the 99th of a hundred.
+func (t *table) levels(ctx context.Context, r results, chain string, fronts map[string]*front, rates map[level]float64, progress io.Writer) error {
+	all := map[string]passage{}
+	for round := range t.rounds {
+		for _, l := range []struct {
+			level    level
+			duration time.Duration
+		}{{halfBusy, 2 * t.spread.duration}, {halfRate, t.spread.duration}} {
+			for _, target := range behind() {
+				name, rate := through(chain, target, l.level), rates[l.level]
+				o, p, err := fronts[target].watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, l.duration)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				of, ok := all[name]
+				if !ok {
+					of.outcome = newOutcome()
+				}
+				of.add(o)
+				of.processors = of.processors.and(p)
+				all[name] = of
+				f := figures{}
+				f.add(of.outcome)
+				f[perSecond], f[busy] = rate, 100*of.processors.share()
+				r[name] = []figures{f}
+				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name,
+					ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), 100*p.share())
+			}
+		}
+	}
+	return nil
+}
+
+// processors are what those of the machine have done together, in ticks.
+type processors struct{ busy, all int64 }
+
+func (p processors) since(before processors) processors {
+	return processors{p.busy - before.busy, p.all - before.all}
+}
+
+func (p processors) and(other processors) processors {
+	return processors{p.busy + other.busy, p.all + other.all}
+}
+
+// share returns which part of the time they did something.
+func (p processors) share() float64 { return float64(p.busy) / float64(max(p.all, 1)) }
+
+func readProcessors() (processors, error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return processors{}, fmt.Errorf("read what the processors do: %w", err)
+	}
+	return parseProcessors(string(stat))
+}
+
+// parseProcessors reads /proc/stat. Time that a virtual machine had to wait for a processor
+// is busy: a request waits as well.
+func parseProcessors(stat string) (processors, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	const guest = 9 // is part of user, as is what follows
+	if len(fields) < guest || fields[0] != "cpu" {
+		return processors{}, errors.New("read what the processors do: /proc/stat does not begin with all of them")
+	}
+	var p processors
+	for i, field := range fields[1:guest] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return processors{}, fmt.Errorf("read what the processors do: %w", err)
+		}
+		p.all += n
+		if i != 3 && i != 4 { // idle, and idle while a disk works
+			p.busy += n
+		}
+	}
+	return p, nil
+}
