@@ -19,6 +19,8 @@ import (
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/tiergate/tiergate/internal/devstack"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/tiergate/tiergate/bench/pace"
 )
 
 // generatorGC is GOGC of the generator, which shares the machine with what it measures.
@@ -216,7 +218,7 @@ func schedule(ctx context.Context, rate float64, duration time.Duration) func() 
 			return now, now.Sub(start) < duration && ctx.Err() == nil
 		}
 	}
-	due := pace(ctx, start, rate, duration)
+	due := pace.Calls(ctx, start, rate, duration)
 	return func() (time.Time, bool) {
 		at, ok := <-due
 		return at, ok

@@ -18,7 +18,8 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
-	"golang.org/x/sys/unix"
+
+	"github.com/tiergate/tiergate/bench/pace"
 )
 
 // measure prints what things cost a redis-server of this machine, by the program's own
@@ -295,16 +296,13 @@ type played struct {
 func (m *measurement) play(ctx context.Context, stores []*store.Redis, rate float64, n, keys int) (played, error) {
 	orders, took, errs := m.orders(n, keys, false), make([]time.Duration, n), make([]error, n)
 	s, err := m.spend(ctx, n, func() error {
-		runtime.LockOSThread() // timers of Go are late by more than a call takes
+		runtime.LockOSThread() // for pace
 		defer runtime.UnlockOSThread()
 		var group sync.WaitGroup
 		begun, at := time.Now(), time.Duration(0)
 		for i := range orders {
 			at += time.Duration(m.random.ExpFloat64() / rate * float64(time.Second))
-			if wait := at - time.Since(begun); wait > 0 {
-				sleep := unix.NsecToTimespec(int64(wait))
-				_ = unix.Nanosleep(&sleep, nil) // woken early, it is early
-			}
+			pace.Until(begun.Add(at))
 			due, by := at, stores[m.random.IntN(len(stores))]
 			group.Go(func() {
 				_, errs[i] = by.Take(ctx, orders[i])
