@@ -26,23 +26,23 @@ var reportText string
 type goal struct {
 	Text     string
 	Bound    string
-	Measured string // empty: it was not
+	Measured string
 	Met      string
 }
 
-// goals compares what was measured with what is wanted.
+// goals compares what was measured with what is wanted of it.
 func (r results) goals() []goal {
 	var all []goal
 	at := func(most bool, bound float64, text string, measured float64, ok bool) {
-		g := goal{Text: text, Bound: fmt.Sprintf("at least %.3g", bound), Met: "not measured"}
+		if !ok {
+			return
+		}
+		g := goal{Text: text, Bound: fmt.Sprintf("at least %.3g", bound), Measured: fmt.Sprintf("%.2f", measured), Met: "**not met**"}
 		if most {
 			g.Bound = fmt.Sprintf("at most %.3g", bound)
 		}
-		if ok {
-			g.Measured, g.Met = fmt.Sprintf("%.2f", measured), "**not met**"
-			if most == (measured <= bound) || measured == bound {
-				g.Met = "met"
-			}
+		if most == (measured <= bound) || measured == bound {
+			g.Met = "met"
 		}
 		all = append(all, g)
 	}
