@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,15 +79,7 @@ type bedOptions struct {
 	manyKeys  int    // where many are used
 }
 
-// newBed starts everything. If something fails, what was started is stopped.
-func newBed(ctx context.Context, o bedOptions) (*bed, error) {
-	b := &bed{dir: o.dir, program: o.program, targets: map[string]target{}}
-	if err := b.start(ctx, o); err != nil {
-		return nil, errors.Join(err, b.stop())
-	}
-	return b, nil
-}
-
+// stop stops all that was started.
 func (b *bed) stop() error {
 	var errs []error
 	for _, stop := range b.stops {
@@ -95,6 +88,7 @@ func (b *bed) stop() error {
 	return errors.Join(errs...)
 }
 
+// start starts everything. What it has started is to be stopped also where it fails.
 func (b *bed) start(ctx context.Context, o bedOptions) error {
 	config, keys, err := configure(o.root, b.dir, o.keys, tierNames()...)
 	if err != nil {
@@ -192,28 +186,56 @@ func (b *bed) startCanned(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := devstack.Start("canned", []string{b.program, "canned", "-listen", address}, nil, os.Stderr)
+	return b.startServer(ctx, "canned", []string{b.program, "canned", "-listen", address}, nil, target{address: address})
+}
+
+// startServer starts a program that is compared with TierGate, and waits until it serves.
+func (b *bed) startServer(ctx context.Context, name string, words, environment []string, t target) error {
+	log, err := os.Create(filepath.Join(b.dir, name+".log"))
+	if err != nil {
+		return fmt.Errorf("open a log: %w", err)
+	}
+	b.stops = append(b.stops, log.Close)
+	p, err := devstack.Start(name, words, environment, log)
 	if err != nil {
 		return err
 	}
 	b.stops = append(b.stops, func() error { return p.Stop(5 * time.Second) })
-	b.targets["canned"] = target{address: address, pid: p.PID()}
-	return awaitHealthy(ctx, address)
+	t.pid = p.PID()
+	b.targets[name] = t
+	if err := awaitHealthy(ctx, t.address, p.Done()); err != nil {
+		printed, _ := os.ReadFile(log.Name()) // all there is to say of it, if there is any
+		return fmt.Errorf("start %s: %w: %s", name, err, bytes.TrimSpace(printed))
+	}
+	return nil
 }
 
-// awaitHealthy waits until a gRPC server serves.
-func awaitHealthy(ctx context.Context, address string) error {
+// awaitHealthy waits until a gRPC server serves, as long as its process runs.
+func awaitHealthy(ctx context.Context, address string, ended <-chan struct{}) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	go func() {
+		select {
+		case <-ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", address, err)
 	}
 	defer conn.Close()
-	if _, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-ended:
+		return errors.New("it ended before it served")
+	default:
 		return fmt.Errorf("ask %s for its health: %w", address, err)
 	}
-	return nil
 }
 
 // settled returns how many settlements TierGate has made since its start.

@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestTable runs the whole table for a moment, with the built programs: each case is
-// measured, and the report has them all.
+// TestTable runs the table with the built programs.
 func TestTable(t *testing.T) {
 	dir := t.TempDir()
 	for _, program := range []struct{ name, module, pkg string }{
@@ -34,6 +35,13 @@ func TestTable(t *testing.T) {
 			t.Fatalf("build %s: %v: %s", program.name, err, out)
 		}
 	}
+	t.Run("whole", func(t *testing.T) { testWhole(t, dir) })
+	t.Run("stops", func(t *testing.T) { testStops(t, dir) })
+}
+
+// testWhole runs the whole table for a moment: each case is measured, and the report has them
+// all.
+func testWhole(t *testing.T, dir string) {
 	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table",
 		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"),
 		"-dir", filepath.Join(dir, "new", "files"), "-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-many", "2000", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
@@ -68,6 +76,90 @@ func TestTable(t *testing.T) {
 	const goals = 2*(2+2+1+4+1) + 3 + 2*2
 	if have := strings.Count(report, "| met |") + strings.Count(report, "| **not met** |"); have != goals || t.Failed() {
 		t.Errorf("%d goals were measured, want %d:\n%s", have, goals, report)
+	}
+}
+
+// A watcher is where a run says how far it is: it does something when a case was measured.
+type watcher struct{ do func() }
+
+func (w watcher) Write(text []byte) (int, error) {
+	if bytes.HasPrefix(text, []byte("round 1 of 3: ")) {
+		w.do()
+	}
+	return len(text), nil
+}
+
+// testStops: no server outlives a run that is interrupted, or fails in a way that nobody
+// has thought of.
+func testStops(t *testing.T, dir string) {
+	interruption := errors.New("interrupted")
+	measure := func(ctx context.Context, w watcher) error {
+		return (&table{
+			bedOptions: bedOptions{
+				root: "..", tiergate: filepath.Join(dir, "tiergate"), ratelimit: filepath.Join(dir, "ratelimit"), program: filepath.Join(dir, "bench"),
+				keys: 5, manyKeys: 5,
+			},
+			spread: spread{inFlight: 2, connections: 1, duration: 50 * time.Millisecond},
+			rounds: 3, only: regexp.MustCompile("requests, redis, RLS"),
+		}).run(ctx, &bytes.Buffer{}, w)
+	}
+	for name, do := range map[string]func(t *testing.T){
+		"interrupted": func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			if err := measure(ctx, watcher{func() { cancel(interruption) }}); !errors.Is(err, interruption) {
+				t.Errorf("have %v, want what has interrupted it", err)
+			}
+		},
+		"panic": func(t *testing.T) {
+			defer func() {
+				if have := recover(); fmt.Sprint(have) != interruption.Error() {
+					t.Errorf("have a panic with %v", have)
+				}
+			}()
+			t.Error(measure(t.Context(), watcher{func() { panic(interruption) }}), "without a panic")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			do(t)
+			if left := children(t); len(left) > 0 {
+				t.Errorf("these still run: %q", left)
+			}
+		})
+	}
+}
+
+// children returns the programs that this process has started and that run.
+func children(t *testing.T) []string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		name, rest, _ := strings.Cut(string(stat), ") ")
+		if fields := strings.Fields(rest); fields[1] == strconv.Itoa(os.Getpid()) {
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
+// TestEnded: a server that ends before it serves is no mystery, and nobody waits for it.
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	b := &bed{dir: t.TempDir(), targets: map[string]target{}}
+	begun := time.Now()
+	err := b.startServer(t.Context(), "broken", []string{"sh", "-c", "echo no such luck; exit 3"}, nil, target{address: "127.0.0.1:1"})
+	if err == nil || err.Error() != "start broken: it ended before it served: no such luck" || time.Since(begun) > 5*time.Second {
+		t.Errorf("after %s: have %v", time.Since(begun), err)
+	}
+	if err := b.stop(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
@@ -55,13 +54,7 @@ func (b *bed) startRateLimit(ctx context.Context, program string) error {
 		}
 		environment = append(environment, name+"HOST="+host, name+"PORT="+port)
 	}
-	p, err := devstack.Start("envoyproxy/ratelimit", []string{program}, environment, os.Stderr)
-	if err != nil {
-		return err
-	}
-	b.stops = append(b.stops, func() error { return p.Stop(5 * time.Second) })
-	b.targets["ratelimit"] = target{address: address, pid: p.PID(), redis: b.redisAt(server.Address)}
-	return awaitHealthy(ctx, address)
+	return b.startServer(ctx, "ratelimit", []string{program}, environment, target{address: address, redis: b.redisAt(server.Address)})
 }
 
 // threeLimits is a request for envoyproxy/ratelimit, of one descriptor for each limit.

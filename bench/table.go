@@ -118,18 +118,8 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		}
 	}
 	debug.SetGCPercent(generatorGC)
-	b, err := newBed(ctx, t.bedOptions)
+	r, err := t.all(ctx, progress)
 	if err != nil {
-		return err
-	}
-	r, err := t.measure(ctx, b, progress)
-	if err == nil && t.only.MatchString(manyName) {
-		err = t.many(ctx, b, r, progress)
-	}
-	if err == nil {
-		err = t.envoys(ctx, b, r, progress)
-	}
-	if err := errors.Join(err, b.stop()); err != nil {
 		return err
 	}
 	text, err := t.report(ctx, r)
@@ -144,6 +134,30 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+// all starts what is measured, measures all that is wanted, and stops what it has started,
+// however it ends. Where ctx is done before, the error is why.
+func (t *table) all(ctx context.Context, progress io.Writer) (r results, err error) {
+	b := &bed{dir: t.dir, program: t.program, targets: map[string]target{}}
+	defer func() { err = errors.Join(err, b.stop()) }()
+	defer func() {
+		if err != nil && ctx.Err() != nil { // what fails then fails for that
+			err = context.Cause(ctx)
+		}
+	}()
+	if err := b.start(ctx, t.bedOptions); err != nil {
+		return nil, err
+	}
+	if r, err = t.measure(ctx, b, progress); err != nil {
+		return nil, err
+	}
+	if t.only.MatchString(manyName) {
+		if err := t.many(ctx, b, r, progress); err != nil {
+			return nil, err
+		}
+	}
+	return r, t.envoys(ctx, b, r, progress)
 }
 
 // measure runs all cases, round by round. Before those of a target and a protocol comes
