@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,10 +64,35 @@ type bounds struct {
 
 	connections        *prometheus.GaugeVec
 	connectionsRefused *prometheus.CounterVec
-	calls, checks      atomic.Int64 // under way
-	logs, watches      atomic.Int64 // streams
-	refused            *prometheus.CounterVec
+	calls, checks      bound
+	logs, watches      bound // streams
 }
+
+// A bound is how many calls of some kind are being handled, and how many may be.
+type bound struct {
+	atomic.Int64 // under way
+
+	most    int64
+	refused prometheus.Counter
+	err     error // the answer to calls that are one too many
+}
+
+func (b *bound) limit(most int, refused prometheus.Counter, err error) {
+	b.most, b.refused, b.err = int64(most), refused, err
+}
+
+// enter takes a place, which the caller is to leave. It returns false where there is none.
+func (b *bound) enter() bool {
+	if b.Add(1) <= b.most {
+		return true
+	}
+	b.leave()
+	b.refused.Inc()
+	return false
+}
+
+// leave gives the place back.
+func (b *bound) leave() { b.Add(-1) }
 
 func newBounds(c config.Listener, m *metrics) *bounds {
 	b := &bounds{
@@ -77,14 +103,16 @@ func newBounds(c config.Listener, m *metrics) *bounds {
 		connectionsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_connections_refused_total", Help: "Connections closed at once because there were too many, by listener (grpc, operator, customer).",
 		}, []string{"listener"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tiergate_overload_refused_total", Help: "gRPC calls refused because too many were under way, by kind (call, stream).",
-		}, []string{"kind"}),
 	}
-	for _, kind := range []string{"call", "stream"} {
-		b.refused.WithLabelValues(kind)
-	}
-	m.registry.MustRegister(b.connections, b.connectionsRefused, b.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tiergate_overload_refused_total", Help: "gRPC calls refused because too many were under way, by kind (call, stream).",
+	}, []string{"kind"})
+	call, stream := refused.WithLabelValues("call"), refused.WithLabelValues("stream")
+	b.calls.limit(c.MaxCalls, call, errCalls)
+	b.checks.limit(max(c.MaxCalls, spareCalls), call, errCalls)
+	b.logs.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
+	b.watches.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
+	m.registry.MustRegister(b.connections, b.connectionsRefused, refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tiergate_calls", Help: "gRPC calls under way; health checks and streams are not counted.",
 	}, func() float64 { return float64(b.calls.Load()) }))
 	return b
@@ -116,7 +144,7 @@ func (b *bounds) options() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: deadAfter, Timeout: signOfLife}),
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.InTapHandle(b.admit),
+		grpc.InTapHandle(hurry),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.NumStreamWorkers(streamWorkers),
@@ -129,99 +157,79 @@ var (
 	errStreams = status.Error(codes.Unavailable, "too many streams are open: see grpc.max_connections")
 )
 
-// admit is asked before anything is spent on a call. Streams have bounds of their own, so
-// that those of access logs take no decision's place, and nobody's watches take theirs.
-// Health checks are not counted with the calls, so that a busy instance is not taken for a
-// dead one; those that are never sent whole end as calls do.
-func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
-	switch method := info.FullMethodName; {
-	case method == healthpb.Health_Check_FullMethodName:
-		return b.call(ctx, &b.checks, max(b.listener.MaxCalls, spareCalls))
-	case method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName:
-		return b.stream(ctx, &b.logs)
-	case method == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(method, "/grpc.reflection."):
-		return b.stream(ctx, &b.watches)
+// ofMethod returns the bound of a method. Streams have bounds of their own, so that those of access
+// logs take no decision's place, and nobody's watches take theirs. Health checks are not
+// counted with the calls, so that a busy instance is not taken for a dead one; those that are
+// never sent whole end as calls do.
+func (b *bounds) ofMethod(name string) *bound {
+	switch {
+	case name == healthpb.Health_Check_FullMethodName:
+		return &b.checks
+	case name == alsv3.AccessLogService_StreamAccessLogs_FullMethodName:
+		return &b.logs
+	case watch(name):
+		return &b.watches
 	default:
-		return b.call(ctx, &b.calls, b.listener.MaxCalls)
+		return &b.calls
 	}
 }
 
-// call counts a call that is to end soon, or refuses it.
-func (b *bounds) call(ctx context.Context, under *atomic.Int64, most int) (context.Context, error) {
-	if !b.room(under, most, "call") {
-		return nil, errCalls
-	}
-	p := &place{Context: ctx, under: under}
-	p.hurry()
-	p.entered = context.AfterFunc(ctx, p.leave) // the context ends with the call
-	return p, nil
+// watch reports whether a method is a stream that lasts as long as the client likes, but for
+// that of access logs.
+func watch(method string) bool {
+	return method == healthpb.Health_Watch_FullMethodName || strings.HasPrefix(method, "/grpc.reflection.")
 }
 
-// stream counts a stream, or refuses it.
-func (b *bounds) stream(ctx context.Context, under *atomic.Int64) (context.Context, error) {
-	if !b.room(under, streamsOfConnection*b.listener.MaxConnections, "stream") {
-		return nil, errStreams
-	}
-	p := &place{Context: ctx, under: under}
-	p.entered = context.AfterFunc(ctx, p.leave)
-	return p, nil
+// A boundedServer is a gRPC server that handles no more calls of its services at a time than
+// the bounds allow. A call counts from before its message is read until its handler has
+// ended, whether its caller waits for it or not.
+type boundedServer struct {
+	*grpc.Server
+
+	bounds *bounds
 }
 
-// room takes one of so many places, if there is one.
-func (b *bounds) room(under *atomic.Int64, most int, kind string) bool {
-	if under.Add(1) <= int64(most) {
-		return true
+// RegisterService implements grpc.ServiceRegistrar.
+func (s boundedServer) RegisterService(d *grpc.ServiceDesc, service any) {
+	own := *d
+	own.Methods, own.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
+	for i := range own.Methods {
+		m := &own.Methods[i]
+		b, handle := s.bounds.ofMethod("/"+d.ServiceName+"/"+m.MethodName), m.Handler
+		m.Handler = func(service any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+			if !b.enter() {
+				return nil, b.err
+			}
+			defer b.leave()
+			return handle(service, ctx, decode, intercept)
+		}
 	}
-	under.Add(-1)
-	b.refused.WithLabelValues(kind).Inc()
-	return false
-}
-
-// A place is what a call takes of a bound: until its handler has ended, or the call, where
-// it never got to a handler. It is the call's context.
-type place struct {
-	context.Context //nolint:containedctx // it is one
-
-	under   *atomic.Int64
-	entered func() bool        // keeps the end of the call from giving the place back
-	cancel  context.CancelFunc // nil: the caller's deadline holds
-}
-
-type placeKey struct{}
-
-// Value implements context.Context.
-func (p *place) Value(key any) any {
-	if key == (placeKey{}) {
-		return p
+	for i := range own.Streams {
+		m := &own.Streams[i]
+		b, handle := s.bounds.ofMethod("/"+d.ServiceName+"/"+m.StreamName), m.Handler
+		m.Handler = func(service any, stream grpc.ServerStream) error {
+			if !b.enter() {
+				return b.err
+			}
+			defer b.leave()
+			return handle(service, stream)
+		}
 	}
-	return p.Context.Value(key)
+	s.Server.RegisterService(&own, service)
 }
 
 // hurry gives a call an end where the caller gives it none, or a late one: else calls
 // that say nothing more would take the places of others for ever.
-func (p *place) hurry() {
-	if end, ok := p.Deadline(); ok && time.Until(end) <= callTimeout {
-		return
+func hurry(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if end, ends := ctx.Deadline(); ends && time.Until(end) <= callTimeout {
+		return ctx, nil
 	}
-	p.Context, p.cancel = context.WithTimeout(p.Context, callTimeout)
-}
-
-// enter keeps the place of a call, which its handler is to leave; nil: it needs none. It
-// is false where the call has ended, and its place may be another's.
-func enter(ctx context.Context) (*place, bool) {
-	p, ok := ctx.Value(placeKey{}).(*place)
-	return p, !ok || p.entered()
-}
-
-// leave gives the place back.
-func (p *place) leave() {
-	if p == nil {
-		return
+	if method := info.FullMethodName; method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName || watch(method) {
+		return ctx, nil
 	}
-	p.under.Add(-1)
-	if p.cancel != nil {
-		p.cancel()
-	}
+	soon, cancel := context.WithTimeout(ctx, callTimeout)
+	context.AfterFunc(ctx, cancel) // the context ends with the call
+	return soon, nil
 }
 
 // A boundedListener closes connections that are too many. They do not wait for others to

@@ -186,6 +186,7 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	if err := checkOnce(t.Context(), conn, long(2049)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a long message: %v", err)
 	}
+	eventually(t, "it has no place", func() bool { return s.metric(t, "tiergate_calls", "") == 0 })
 	header := func(n int) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", n))
 	}
@@ -221,7 +222,7 @@ func quiet(t *testing.T, test func(t *testing.T, b *bounds, l *bufconn.Listener)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
 		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
-		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
+		authv3.RegisterAuthorizationServer(boundedServer{server, b}, authv3.UnimplementedAuthorizationServer{})
 		go func() { _ = server.Serve(l) }()
 		test(t, b, l)
 		server.Stop()
@@ -281,9 +282,9 @@ func TestPlacesAreHeldToTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 1, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
-		server, l := grpc.NewServer(append(b.options(), grpc.UnaryInterceptor((&server{}).survive))...), bufconn.Listen(1<<20)
+		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
 		service := lingering{ended: make(chan struct{}, 2), release: make(chan struct{})}
-		authv3.RegisterAuthorizationServer(server, service)
+		authv3.RegisterAuthorizationServer(boundedServer{server, b}, service)
 		go func() { _ = server.Serve(l) }()
 		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -381,8 +382,8 @@ func TestUnreadLogsHoldUpNoCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
 		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
-		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
-		alsv3.RegisterAccessLogServiceServer(server, unread{})
+		authv3.RegisterAuthorizationServer(boundedServer{server, b}, authv3.UnimplementedAuthorizationServer{})
+		alsv3.RegisterAccessLogServiceServer(boundedServer{server, b}, unread{})
 		go func() { _ = server.Serve(l) }()
 		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -502,8 +503,7 @@ func TestWatchesTakeNoAccessLogsStream(t *testing.T) {
 // TestHealthChecksAreBounded: those that are never sent whole are as few as calls may be.
 func TestHealthChecksAreBounded(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "", "grpc.max_connections=10")
-	s.bounds.listener.MaxCalls = 1
+	s := startServer(t, "", "grpc.max_connections=10", "grpc.max_calls=1")
 	conn := dial(t, s.start.GRPC.Address)
 	for range spareCalls {
 		if _, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, healthpb.Health_Check_FullMethodName); err != nil {

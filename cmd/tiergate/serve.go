@@ -184,39 +184,26 @@ func (s *server) addGRPC() {
 		options = append(options, grpc.Creds(s.tls.credentials()))
 	}
 	s.grpc = grpc.NewServer(options...)
-	envoyapi.NewAuthz(s.gate).Register(s.grpc)
-	envoyapi.NewRateLimit(s.gate).Register(s.grpc)
+	services := boundedServer{s.grpc, s.bounds}
+	envoyapi.NewAuthz(s.gate).Register(services)
+	envoyapi.NewRateLimit(s.gate).Register(services)
 	s.accessLog = envoyapi.NewAccessLog(s.gate)
-	alsv3.RegisterAccessLogServiceServer(s.grpc, s.accessLog)
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
+	alsv3.RegisterAccessLogServiceServer(services, s.accessLog)
+	healthpb.RegisterHealthServer(services, s.health)
+	reflection.Register(services)
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}
 }
 
-// errEnded answers calls that have ended before they were begun; nobody hears it.
-var errEnded = status.Error(codes.Canceled, "the call has ended")
-
-// survive turns a panic in a call into an error of that call, and gives back its place
-// among those under way when the call has been handled.
+// survive turns a panic in a call into an error of that call.
 func (s *server) survive(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
-	place, ok := enter(ctx)
-	if !ok {
-		return nil, errEnded
-	}
-	defer place.leave()
 	defer s.recovered(ctx, info.FullMethod, &err)
 	return handle(ctx, r)
 }
 
 // surviveStream does the same for a stream.
 func (s *server) surviveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
-	place, ok := enter(stream.Context())
-	if !ok {
-		return errEnded
-	}
-	defer place.leave()
 	defer s.recovered(stream.Context(), info.FullMethod, &err)
 	return handle(srv, stream)
 }
