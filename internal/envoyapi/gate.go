@@ -242,7 +242,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	if q.credit {
 		return r, t
 	}
-	r.ID, r.Secret = requestID(q.id), rand.Text()
+	r.ID, r.Secret = requestID(q.id), rand.Text
 	// A request without a body makes no tokens. What its answer says of usage is that
 	// of another one, as where a stored answer is fetched.
 	if s.Tokens.settled() && (t.source != quota.ByNothing || r.Refundable) {

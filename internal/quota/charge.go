@@ -48,7 +48,8 @@ type Request struct {
 	Cost, Estimate Cost
 	Credit         bool // gives Cost back instead of taking it
 
-	ID, Secret string        // see Order; without an ID it has no repeats
+	ID         string        // see Order; without one it has no repeats
+	Secret     func() string // makes that of the Order, where anything is to be kept; nil: nothing is
 	Keep       time.Duration // see Order; where there is anything to settle
 	Refundable bool          // requests too may be given back, when it is settled
 	Firm       bool          // see Order

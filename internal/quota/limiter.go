@@ -73,12 +73,15 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
 		return l.tooLarge(ctx, r, now, charges[i])
 	}
-	o := Order{Account: r.Account, Charges: charges, Request: r.ID, Secret: r.Secret, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
+	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
 	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
+	if r.Secret != nil && (r.ID != "" || o.Keep > 0) {
+		o.Secret = r.Secret()
+	}
 	if r.ID == "" && o.Keep > 0 {
-		o.Request = r.Secret // as good a name as any for what nobody repeats
+		o.Request = o.Secret // as good a name as any for what nobody repeats
 	}
 	taken, err := l.take(ctx, o)
 	if err != nil {

@@ -143,3 +143,36 @@ func TestStates(t *testing.T) {
 		}
 	}
 }
+
+// TestSecretsAreMadeForWhatIsKept, and for nothing else.
+func TestSecretsAreMadeForWhatIsKept(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		id                 string
+		keep               time.Duration
+		refundable, tokens bool
+		want               int
+	}{
+		{want: 0},
+		{keep: time.Minute, want: 0},
+		{keep: time.Minute, refundable: true, want: 1},
+		{keep: time.Minute, tokens: true, want: 1},
+		{tokens: true, want: 0},
+		{id: "r", want: 1},
+	} {
+		limiter, r := newLimiter()
+		if !c.tokens {
+			r.Tier = quota.NewPlan(quota.Tier{Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 10}}}, quota.ByKey, nil)
+		}
+		made := 0
+		r.ID, r.Keep, r.Refundable = c.id, c.keep, c.refundable
+		r.Secret = func() string {
+			made++
+			return "s"
+		}
+		d := decide(t, limiter, r)
+		if made != c.want || (d.Secret == "s") != (c.want == 1) || (d.Reservation != "") != (c.keep > 0 && c.want == 1) {
+			t.Errorf("%+v: %d made; %+v", c, made, d)
+		}
+	}
+}
