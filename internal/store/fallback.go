@@ -108,7 +108,7 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	if taken, open, err := f.takeOpen(p, o); open {
 		return taken, err
 	}
-	owed, first := p.ledger.before(o, f.now())
+	owed, first := p.ledger.before(o, f.now)
 	if first != nil {
 		return *first, nil
 	}
@@ -152,11 +152,12 @@ func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Ta
 func (f *Fallback) ask(ctx context.Context, p *part, o quota.Order) (quota.Taken, error) {
 	began := f.options.Elapsed()
 	taken, err := f.redis.Take(ctx, o)
-	f.options.Notices.called(CallTake, f.options.Elapsed()-began, err)
+	now := f.options.Elapsed()
+	f.options.Notices.called(CallTake, now-began, err)
 	if err != nil {
 		f.failed(p, err)
 	} else {
-		f.fine(p)
+		p.fine(now)
 	}
 	return taken, err
 }
@@ -239,7 +240,7 @@ func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quo
 		f.failed(p, err)
 		return 0, err
 	}
-	f.fine(p)
+	p.fine(now)
 	return outcome, nil
 }
 

@@ -40,9 +40,9 @@ type part struct {
 	queue   sync.Mutex
 }
 
-// fine notes that a call succeeded.
-func (f *Fallback) fine(p *part) {
-	p.heard.Store(int64(f.options.Elapsed()))
+// fine notes that a call succeeded, by a moment of Elapsed.
+func (p *part) fine(now time.Duration) {
+	p.heard.Store(int64(now))
 	if p.failures.Load() != 0 {
 		p.failures.Store(0)
 	}

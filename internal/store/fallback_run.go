@@ -158,7 +158,7 @@ func (f *Fallback) beat(ctx context.Context, leaves bool) {
 		f.failed(p, fmt.Errorf("count the instances in Redis: %w", err))
 		return
 	}
-	f.fine(p)
+	p.fine(f.options.Elapsed())
 	f.tell(time.UnixMilli(now))
 	f.fleet.counted(live)
 }

@@ -118,7 +118,7 @@ func (r *reservation) record() string {
 // before says what an order meets in the ledger of a part that can be reached: what is yet
 // to be given back of each charge's counter, nil where that is nothing, and the answer to
 // an order that it repeats and that Redis does not know yet.
-func (l *ledger) before(o quota.Order, at time.Time) (owed []int64, first *quota.Taken) {
+func (l *ledger) before(o quota.Order, clock func() time.Time) (owed []int64, first *quota.Taken) {
 	if l.owing.Load() == 0 {
 		return nil, nil
 	}
@@ -129,7 +129,7 @@ func (l *ledger) before(o quota.Order, at time.Time) (owed []int64, first *quota
 	if h == nil || !s.owing[o.Account] {
 		return nil, nil
 	}
-	now := s.clock(at)
+	now := s.clock(clock())
 	owed = make([]int64, len(o.Charges))
 	used := make([]int64, len(o.Charges))
 	for i, c := range o.Charges {

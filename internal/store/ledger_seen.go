@@ -27,9 +27,16 @@ func (l *ledger) seeAll(h *holding, o quota.Order, t quota.Taken) {
 	if at < h.at && !later {
 		return // another answer was faster
 	}
-	for i, c := range o.Charges {
-		start, end := c.Limit.Window.Bounds(t.Now)
-		l.see(h, given{c.Counter, start.UnixMilli(), end.UnixMilli(), 0}, t.Used[i], later)
+	for i := range o.Charges {
+		c := &o.Charges[i]
+		g := given{name: c.Counter}
+		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end { // as a rule: to work it out costs more
+			g.start, g.end = k.start, k.end
+		} else {
+			start, end := c.Limit.Window.Bounds(t.Now)
+			g.start, g.end = start.UnixMilli(), end.UnixMilli()
+		}
+		l.see(h, g, t.Used[i], later)
 	}
 	h.at = at
 }

@@ -79,3 +79,24 @@ func TestAnOldAnswerTellsOfNoLess(t *testing.T) {
 		t.Errorf("used %d after 500", old.Used[0])
 	}
 }
+
+// TestWindowsMoveOn: what Redis says in a window is not taken for what was used in the one
+// before or after.
+func TestWindowsMoveOn(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 59, 0, time.UTC)
+	l := newLedger(10)
+	o := of("a", charge(quota.Minute, 10, 1), charge(quota.Day, 100, 1))
+	for _, c := range []struct {
+		after     time.Duration
+		day, used int64 // of the minute
+	}{{0, 9, 9}, {time.Second, 12, 3}, {30 * time.Second, 16, 7}, {61 * time.Second, 17, 1}} {
+		at := now.Add(c.after)
+		l.note(o, &quota.Taken{Now: at, Admitted: true, Used: []int64{c.used, c.day}})
+		look := of("a", charge(quota.Minute, 10, 0), charge(quota.Day, 100, 0))
+		taken, err := l.take(look, manner{quota.Local, 1, false}, at)
+		if err != nil || taken.Used[0] != c.used || taken.Used[1] != c.day {
+			t.Errorf("after %s: %+v, %v: want %d and %d", c.after, taken.Used, err, c.used, c.day)
+		}
+	}
+}

@@ -50,8 +50,11 @@ type Redis struct {
 	keepApart atomic.Bool // whether a call may not touch the keys of two accounts, though it is no Cluster
 	mu        sync.RWMutex
 	lanes     map[string]*lane // to the servers of a Cluster, by address
-	prefix    string
-	checked   []*checkedPart // by part
+	// Orders are put into operations that are used again: each is three pieces of memory, with
+	// its order and its channel.
+	operations sync.Pool // of *operation
+	prefix     string
+	checked    []*checkedPart // by part
 }
 
 // NewRedis returns a store on a Redis. It does not connect yet, so that TierGate
@@ -59,7 +62,8 @@ type Redis struct {
 func NewRedis(o RedisOptions) *Redis {
 	r := &Redis{
 		options: o, prefix: o.KeyPrefix,
-		batch: newScript(commonSource + batchSource),
+		batch:      newScript(commonSource + batchSource),
+		operations: sync.Pool{New: func() any { return new(operation) }},
 	}
 	r.lane, r.lanes = r.newLane(r.sendTogether), map[string]*lane{}
 	r.UseAccess(o.Access)
@@ -77,9 +81,14 @@ func NewRedis(o RedisOptions) *Redis {
 // the script yet. A caller who goes away does not end it. After an error it may be unknown
 // whether the charges were taken.
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
-	op := operation{order: &o}
-	r.carryOut(ctx, &op)
-	return op.taken, op.err
+	op := r.operations.Get().(*operation) //nolint:forcetypeassert // see New
+	op.own = o
+	op.order = &op.own
+	r.carryOut(ctx, op)
+	taken, err := op.taken, op.err
+	*op = operation{done: op.done}
+	r.operations.Put(op)
+	return taken, err
 }
 
 // Settle implements quota.Counts, as Take does.
@@ -89,13 +98,19 @@ func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, 
 	return op.outcome, op.err
 }
 
-// countsKey names an account's counters. The braces make the account the part
-// that a Cluster chooses the slot by.
-func countsKey(prefix, account string) string { return prefix + ":{" + account + "}:counts" }
+// What the keys of an account are, after its name. The braces make the account the part that
+// a Cluster chooses the slot by.
+const (
+	countsKind      = "}:counts"   // its counters
+	reservationKind = "}:request:" // what is kept of one request, which follows
+)
+
+// countsKey names an account's counters.
+func countsKey(prefix, account string) string { return prefix + ":{" + account + countsKind }
 
 // reservationKey names what is kept of one request, in the same slot.
 func reservationKey(prefix, account, request string) string {
-	return prefix + ":{" + account + "}:request:" + request
+	return prefix + ":{" + account + reservationKind + request
 }
 
 // Close ends the connections.

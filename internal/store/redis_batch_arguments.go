@@ -1,10 +1,6 @@
 package store
 
-import (
-	"slices"
-
-	"github.com/tiergate/tiergate/internal/quota"
-)
+import "github.com/tiergate/tiergate/internal/quota"
 
 // settlementKind stands where the number of an order's plan would.
 const settlementKind = 0
@@ -28,16 +24,40 @@ func batchArguments(prefix string, together []*operation) (keys []string, args [
 			kinds[i] = byte(plans.number(o.order)) //nolint:gosec // not above mostTogether
 		}
 	}
-	keys = make([]string, 0, 2*len(together))
+	names := keyNames{prefix: prefix, ends: make([]int, 0, 2*len(together))}
 	args = plans.appendTo(append(make([]any, 0, 2+16*len(plans.orders)+5*len(together)), kinds))
 	for _, o := range together {
 		if o.order == nil {
-			keys, args = appendSettlement(keys, args, prefix, o.settlement)
+			args = appendSettlement(args, &names, o.settlement)
 		} else {
-			keys, args = appendOrder(keys, args, prefix, o.order)
+			args = appendOrder(args, &names, o.order)
 		}
 	}
-	return keys, args
+	return names.keys(), args
+}
+
+// keyNames are the names of a batch's keys in one piece.
+type keyNames struct {
+	prefix string
+	text   []byte
+	ends   []int // of each
+}
+
+// add adds a key of an account: all of it but the prefix and the account.
+func (n *keyNames) add(account, kind, name string) {
+	n.text = append(append(append(n.text, n.prefix...), ":{"...), account...)
+	n.text = append(append(n.text, kind...), name...)
+	n.ends = append(n.ends, len(n.text))
+}
+
+// keys returns them, one by one.
+func (n *keyNames) keys() []string {
+	text, from := string(n.text), 0
+	all := make([]string, len(n.ends))
+	for i, end := range n.ends {
+		all[i], from = text[from:end], end
+	}
+	return all
 }
 
 // plans are the plans of a batch's orders: what is the same for most of them. Each is told
@@ -59,16 +79,29 @@ func (p *plans) number(o *quota.Order) int {
 }
 
 func samePlan(a, b *quota.Order) bool {
-	return a.Kept() == b.Kept() && a.Keep == b.Keep && slices.EqualFunc(a.Charges, b.Charges, samePlanned)
+	return a.Kept() == b.Kept() && a.Keep == b.Keep && sameCharges(a.Charges, b.Charges)
 }
 
-func samePlanned(a, b quota.Charge) bool {
+// sameCharges compares charges where they are: to copy them costs more.
+func sameCharges(a, b []quota.Charge) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !samePlanned(&a[i], &b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func samePlanned(a, b *quota.Charge) bool {
 	return a.Limit.Window == b.Limit.Window && a.Limit.Max == b.Limit.Max && a.Limit.Metric == b.Limit.Metric &&
 		(a.Cost == b.Cost || costsItsOwn(a)) && a.Counter == b.Counter
 }
 
 // costsItsOwn reports whether the cost of a charge differs from order to order: that in tokens.
-func costsItsOwn(c quota.Charge) bool { return c.Limit.Metric != quota.Requests }
+func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests }
 
 func (p *plans) appendTo(args []any) []any {
 	args = append(args, len(p.orders))
@@ -78,7 +111,8 @@ func (p *plans) appendTo(args []any) []any {
 			keep = o.Keep.Milliseconds()
 		}
 		args = append(args, keep, len(o.Charges))
-		for _, c := range o.Charges {
+		for i := range o.Charges {
+			c := &o.Charges[i]
 			args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max)
 			if costsItsOwn(c) {
 				args = append(args, ownCost)
@@ -90,25 +124,28 @@ func (p *plans) appendTo(args []any) []any {
 	return args
 }
 
-func appendOrder(keys []string, args []any, prefix string, o *quota.Order) ([]string, []any) {
-	keys = append(keys, countsKey(prefix, o.Account))
+// appendOrder adds what an order has besides its plan: pointers, for a text or a number in
+// an interface is copied to the heap.
+func appendOrder(args []any, names *keyNames, o *quota.Order) []any {
+	names.add(o.Account, countsKind, "")
 	if o.Kept() {
-		keys = append(keys, reservationKey(prefix, o.Account, o.Request))
-		args = append(args, o.Secret)
+		names.add(o.Account, reservationKind, o.Request)
+		args = append(args, &o.Secret)
 	}
-	for _, c := range o.Charges {
-		if costsItsOwn(c) {
-			args = append(args, c.Cost)
+	for i := range o.Charges {
+		if c := &o.Charges[i]; costsItsOwn(c) {
+			args = append(args, &c.Cost)
 		}
 	}
-	return keys, args
+	return args
 }
 
-func appendSettlement(keys []string, args []any, prefix string, s *quota.Settlement) ([]string, []any) {
+func appendSettlement(args []any, names *keyNames, s *quota.Settlement) []any {
 	share := s.RefundShare
 	if share == 0 && s.OnlyRaise {
 		share = onlyRaise
 	}
-	return append(keys, countsKey(prefix, s.Account), reservationKey(prefix, s.Account, s.Request)),
-		append(args, s.Secret, share, s.Used.Tokens, s.Used.InputTokens, s.Used.OutputTokens)
+	names.add(s.Account, countsKind, "")
+	names.add(s.Account, reservationKind, s.Request)
+	return append(args, &s.Secret, share, &s.Used.Tokens, &s.Used.InputTokens, &s.Used.OutputTokens)
 }

@@ -302,3 +302,49 @@ func TestBrokenPipeline(t *testing.T) {
 		}
 	}
 }
+
+// TestBatchesAreFewPieces: what a batch is sent as does not take more pieces of memory the
+// more orders and settlements there are in it.
+func TestBatchesAreFewPieces(t *testing.T) { //nolint:paralleltest // others would be counted too
+	pieces := func(n int) float64 {
+		together := operations(n, func(i int) *operation {
+			o := benchOrder(i, true, true)
+			if i%2 == 1 {
+				return &operation{settlement: &quota.Settlement{Account: o.Account, Request: o.Request, Secret: o.Secret, Used: quota.Cost{Tokens: 7000}}}
+			}
+			return &operation{order: o}
+		})
+		return testing.AllocsPerRun(20, func() {
+			keys, args := batchArguments("tiergate", together)
+			newScriptCall(t.Context(), "evalsha", "", keys, args)
+		})
+	}
+	if few, many := pieces(4), pieces(mostTogether); many > few+16 { // a text that grows
+		t.Errorf("%v allocations for %d operations, %v for 4", many, mostTogether, few)
+	}
+}
+
+// TestOrdersKnowNothingOfOthers: one that comes after one that failed, was refused or repeated
+// another has an answer of its own.
+func TestOrdersKnowNothingOfOthers(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	r := openRedis(t, at(server.Address))
+	do(t, server, "SET", countsKey("test", "bad"), "text")
+	kept := one("kept")
+	kept.Request, kept.Secret = "r", "s"
+	for range 10 {
+		if taken, err := r.Take(t.Context(), of("bad", charge(quota.Minute, 10, 1))); err == nil {
+			t.Fatalf("%+v", taken)
+		}
+		if taken, err := r.Take(t.Context(), of("full", charge(quota.Minute, 0, 1))); err != nil || taken.Admitted || taken.Secret != "" {
+			t.Fatalf("%+v, %v", taken, err)
+		}
+		if taken, err := r.Take(t.Context(), kept); err != nil || !taken.Admitted || taken.Secret != "s" || taken.Used[0] != 1 {
+			t.Fatalf("%+v, %v", taken, err)
+		}
+		if taken, err := r.Take(t.Context(), of("good", charge(quota.Minute, 100, 1))); err != nil || !taken.Admitted || taken.Secret != "" {
+			t.Fatalf("%+v, %v", taken, err)
+		}
+	}
+}

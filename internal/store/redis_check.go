@@ -29,7 +29,12 @@ func (r *Redis) parts() int { return len(r.checked) }
 // part returns the part that has an account's counters, from 0.
 func (r *Redis) part(account string) int { return partOf(account, r.parts()) }
 
-func partOf(account string, parts int) int { return slotOf(account) * parts / clusterSlots }
+func partOf(account string, parts int) int {
+	if parts == 1 {
+		return 0
+	}
+	return slotOf(account) * parts / clusterSlots
+}
 
 // slotOf returns the slot of a Cluster that has the keys of a hash tag.
 func slotOf(tag string) int {

@@ -34,9 +34,20 @@ type operation struct {
 	outcome quota.Outcome
 	err     error
 
-	done  chan struct{} // closed when another caller has sent it; nil: its own caller does
+	waits bool          // another caller sends it, and done has one when that is done
+	done  chan struct{} // nil: it has not waited yet
 	alone bool          // it was not carried out, and its own caller is to send it
 	until time.Time     // then, the end of its time
+
+	own quota.Order // that order points to, of one that is used again
+}
+
+// wait notes that another caller sends it.
+func (o *operation) wait() {
+	o.waits = true
+	if o.done == nil {
+		o.done = make(chan struct{}, 1)
+	}
 }
 
 // account returns whose counters it is about.
@@ -102,7 +113,7 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 		l.lead(ctx, o)
 		return
 	}
-	o.done = make(chan struct{})
+	o.wait()
 	if g.operations = append(g.operations, o); len(g.operations) == mostTogether {
 		l.release()
 	}
@@ -135,7 +146,7 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 // keepCompany has a settlement go with the next call, or sends those that wait. The caller
 // holds the lock, which it gives up.
 func (l *lane) keepCompany(ctx context.Context, o *operation) {
-	o.done = make(chan struct{})
+	o.wait()
 	l.settlements = append(l.settlements, o)
 	if len(l.settlements) < mostTogether {
 		l.mu.Unlock()
@@ -178,8 +189,8 @@ func (l *lane) sendAll(ctx context.Context, together []*operation) {
 		l.returned()
 		for _, o := range together {
 			o.err = cmp.Or(err, o.err)
-			if o.done != nil {
-				close(o.done)
+			if o.waits { // and may be used again as soon as it is woken
+				o.done <- struct{}{}
 			}
 		}
 	}()

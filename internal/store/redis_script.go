@@ -46,8 +46,8 @@ func newScriptCall(ctx context.Context, command, text string, keys []string, arg
 	c := &scriptCall{}
 	words := make([]any, 0, 3+len(keys)+len(args))
 	words = append(words, command, sentMark{&c.sent, text}, len(keys))
-	for _, key := range keys {
-		words = append(words, key)
+	for i := range keys {
+		words = append(words, &keys[i]) // the text itself would be copied to the heap
 	}
 	c.Cmd = redis.NewCmd(ctx, append(words, args...)...)
 	return c
