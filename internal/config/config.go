@@ -250,7 +250,7 @@ func (l *loader) load() error {
 	}
 	written := written()
 	doc := decode(l.options.File, content, &written)
-	if !doc.readable() {
+	if !doc.readable {
 		return doc.faults
 	}
 	c := &checker{document: doc, loader: l, sets: l.options.Sets}

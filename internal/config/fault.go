@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -44,22 +45,33 @@ func (fs Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// A document is one YAML source with the place of everything in it.
+// A document is one YAML source.
 type document struct {
-	source string
-	root   *yaml.Node // zero where the source is no YAML
-	faults Faults
+	source  string
+	content []byte
+	faults  Faults
+
+	// readable says that the source is YAML, so that its values can be checked in spite
+	// of other faults.
+	readable bool
+	tree     *yaml.Node // of the source; nil: see root
 }
 
-// readable reports whether the source is YAML, so that its values can be
-// checked in spite of other faults.
-func (d *document) readable() bool { return !d.root.IsZero() }
+// root returns the place of everything in a readable source. Only where there are faults
+// is it of use, so it is read when it is first asked for.
+func (d *document) root() *yaml.Node {
+	if d.tree == nil {
+		d.tree = &yaml.Node{}
+		_ = yaml.Unmarshal(d.content, d.tree) // fails nowhere that decode did not
+	}
+	return d.tree
+}
 
 // decode reads a source strictly into a struct. Unknown fields, values of a
 // wrong type, keys given twice and a second document are faults.
 func decode(source string, content []byte, into any) *document {
-	d := &document{source: source, root: &yaml.Node{}}
-	decoder := yaml.NewDecoder(strings.NewReader(string(content)))
+	d := &document{source: source, content: content}
+	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	decoder.KnownFields(true)
 	err := decoder.Decode(into)
 	if errors.Is(err, io.EOF) {
@@ -78,9 +90,7 @@ func decode(source string, content []byte, into any) *document {
 	if err == nil && !errors.Is(decoder.Decode(&second), io.EOF) {
 		d.add(second.Line, "", "a second YAML document: keep one")
 	}
-	if err := yaml.Unmarshal(content, d.root); err != nil {
-		d.addYAML(strings.TrimPrefix(err.Error(), "yaml: "))
-	}
+	d.readable = true
 	return d
 }
 
@@ -137,7 +147,7 @@ func had(tag, value string) string {
 // unread reports whether a section may be missing only because the source could
 // not be read in full: it stands there, or nothing can.
 func (d *document) unread(section string) bool {
-	top := d.root.Content[0]
+	top := d.root().Content[0]
 	node, _ := child(top, section)
 	return len(d.faults) > 0 && (node != nil || top.Kind != yaml.MappingNode)
 }
@@ -154,7 +164,7 @@ func (d *document) sorted() Faults {
 
 // line finds where a path stands, or the nearest part of it that is there.
 func (d *document) line(path string) int {
-	node := d.root
+	node := d.root()
 	if node.Kind == yaml.DocumentNode && len(node.Content) > 0 {
 		node = node.Content[0]
 	}

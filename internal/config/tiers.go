@@ -110,7 +110,7 @@ func (c *checker) keys(file string) *apikey.Directory {
 	}
 	var written keysFile
 	k := &keyChecker{document: decode(file, content, &written), reload: &c.loader.config.Reload}
-	if k.readable() {
+	if k.readable {
 		k.check(written.Keys)
 	}
 	c.below = append(c.below, k.sorted()...)
@@ -145,7 +145,7 @@ func (k *keyChecker) check(sections []keySection) {
 }
 
 func (k *keyChecker) record(at string, s keySection) apikey.Record {
-	r := apikey.Record{ID: s.ID, Name: s.Name, Tier: s.Tier, Revoked: s.Revoked, Demo: s.Demo, Resources: s.Resources}
+	r := apikey.Record{ID: s.ID, Name: s.Name, Revoked: s.Revoked, Demo: s.Demo, Resources: s.Resources}
 	if !apikey.ValidID(s.ID) {
 		k.fault(at+".id", "%q: want 1 to 64 letters, digits, - and _", s.ID)
 	}
@@ -153,7 +153,9 @@ func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	if r.Hash, err = apikey.ParseHash(s.Hash); err != nil {
 		k.fault(at+".hash", "%v", err)
 	}
-	if _, ok := k.reload.Plans[s.Tier]; !ok {
+	if plan, ok := k.reload.Plans[s.Tier]; ok {
+		r.Tier = plan.Tier.Name // one text for all keys of a tier
+	} else {
 		k.fault(at+".tier", "unknown tier %q: want one of the configuration's tiers", s.Tier)
 	}
 	if s.Priority != "" {

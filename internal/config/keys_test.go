@@ -1,0 +1,51 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+// TestManyKeys: a file of keys without faults is read once, and its keys have the text of
+// their tier in common.
+func TestManyKeys(t *testing.T) { // alone: it counts what the process allocates
+	const keys, most = 2000, 55
+	dir := t.TempDir()
+	entries := strings.Builder{}
+	entries.WriteString("keys:\n")
+	for i := range keys {
+		fmt.Fprintf(&entries, "  - {id: key_%d, hash: %q, tier: free}\n", i, apikey.New().Hash())
+	}
+	file := filepath.Join(dir, "tiergate.yaml")
+	for name, content := range map[string]string{
+		file:                            "tiers: {free: {priority: low, limits: [{metric: requests, per: minute, max: 10}]}}\n",
+		filepath.Join(dir, "keys.yaml"): entries.String(),
+	} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var c *Config
+	allocations := testing.AllocsPerRun(1, func() {
+		var err error
+		if c, _, err = Load(Options{File: file}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("%.0f allocations for a key", allocations/keys)
+	if allocations > most*keys {
+		t.Errorf("%.0f allocations for a key: want %d at most", allocations/keys, most)
+	}
+	texts := map[*byte]bool{}
+	for r := range c.Reload.Directory.All {
+		texts[unsafe.StringData(r.Tier)] = true
+	}
+	if len(texts) != 1 || c.Reload.Directory.Len() != keys {
+		t.Errorf("%d keys have the tier in %d texts: want %d in one", c.Reload.Directory.Len(), len(texts), keys)
+	}
+}
