@@ -149,6 +149,66 @@ func TestDirectoryFindsEveryScheme(t *testing.T) {
 	}
 }
 
+// TestDirectoryTwins: of two IDs with the same hash each has its own record, which changes by
+// itself, and a directory from before a change stays as it was.
+func TestDirectoryTwins(t *testing.T) {
+	t.Parallel()
+	seen := map[uint32]string{}
+	var ids []string // in pairs of the same hash
+	for i := 0; len(ids) < 4; i++ {
+		id := fmt.Sprint("key_", i)
+		if other, twin := seen[hashOf(id)]; twin {
+			ids = append(ids, other, id)
+		}
+		seen[hashOf(id)] = id
+	}
+	records := func(ids []string, tier string) (all []Record) {
+		for _, id := range ids {
+			all = append(all, Record{ID: id, Tier: tier, Hash: New().Hash()})
+		}
+		return all
+	}
+	want := func(name string, d *Directory, tiers ...string) {
+		found := map[string]string{}
+		for r := range d.All {
+			found[r.ID] = r.Tier
+		}
+		if len(found) != len(tiers) || d.Len() != len(tiers) {
+			t.Errorf("%s: %d records and %v: want %d", name, d.Len(), found, len(tiers))
+		}
+		for i, tier := range tiers {
+			if r := d.ByID(ids[i]); r == nil || r.ID != ids[i] || r.Tier != tier || found[ids[i]] != tier {
+				t.Errorf("%s: %s is %v: want tier %s", name, ids[i], r, tier)
+			}
+		}
+		if r := d.ByID("another"); r != nil {
+			t.Errorf("%s: another is %v", name, r)
+		}
+	}
+	first, _ := NewDirectory(records(ids[:2], "a"), nil)
+	second, _ := first.With(records(ids[1:], "b"), nil)
+	third, _ := second.With(records(ids[:1], "c"), nil)
+	want("first", first, "a", "a")
+	want("second", second, "a", "b", "b", "b")
+	want("third", third, "c", "b", "b", "b")
+	if first.ByID(ids[3]) != nil {
+		t.Error("the first knows what came later")
+	}
+}
+
+func TestValidID(t *testing.T) {
+	t.Parallel()
+	for id, want := range map[string]bool{
+		"a": true, "Z": true, "0": true, "key_live-1": true, "a-": true, "a_": true, strings.Repeat("k", 64): true,
+		"": false, "-a": false, "_a": false, strings.Repeat("k", 65): false, "a b": false, "a{b}": false, "a:b": false, "a.b": false,
+		"é": false, "aé": false, "a\x00": false, "a\n": false, "a/": false, "a@": false, "a{": false, "a[": false, "a`": false,
+	} {
+		if ValidID(id) != want {
+			t.Errorf("%q: %v", id, !want)
+		}
+	}
+}
+
 func TestDirectoryFaults(t *testing.T) {
 	t.Parallel()
 	pepper, _ := NewPepper("p1", "0123456789abcdef")

@@ -5,37 +5,48 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// validID is what keys may be called in public. It becomes part of the names of
-// Redis keys, so braces have no place in it.
-var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+// maxIDLen is the longest ID, in bytes.
+const maxIDLen = 64
 
 // ValidID reports whether a text can be the ID of a key: 1 to 64 letters, digits,
-// - and _, the first of them a letter or a digit.
-func ValidID(id string) bool { return validID.MatchString(id) }
+// - and _, the first of them a letter or a digit. It becomes part of the names of Redis
+// keys, so braces have no place in it.
+func ValidID(id string) bool {
+	for i := range len(id) {
+		switch c := id[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case (c == '-' || c == '_') && i > 0:
+		default:
+			return false
+		}
+	}
+	return 0 < len(id) && len(id) <= maxIDLen
+}
 
-// A Record is what is known of a key besides its secret.
+// A Record is what is known of a key besides its secret. What each request asks for stands
+// first: of many keys it is in no cache of the processor.
 type Record struct {
-	ID        string // public; the counts belong to it
-	Name      string // for people
-	Owner     string // for people
 	Hash      Hash
 	Former    *Former // nil: the key has not been rotated
+	ID        string  // public; the counts belong to it
 	Tier      string
 	Priority  quota.Priority // 0: the tier's
-	Resources []string       // empty: every resource
-	Overrides []quota.Override
-	Labels    map[string]string // of the operators; nothing depends on them
-	Created   time.Time         // zero: not known
-	Expires   time.Time         // zero: never
 	Revoked   bool
-	Demo      bool // refused unless demo keys are allowed
+	Demo      bool      // refused unless demo keys are allowed
+	Expires   time.Time // zero: never
+	Resources []string  // empty: every resource
+	Overrides []quota.Override
+
+	Name    string            // for people
+	Owner   string            // for people
+	Labels  map[string]string // of the operators; nothing depends on them
+	Created time.Time         // zero: not known
 
 	// Revision counts the changes of a record in the store, from 1. It is 0 for one
 	// from the file of keys.
@@ -104,18 +115,19 @@ type Directory struct {
 	plain   bool     // some hashes have no pepper
 	peppers []Pepper // those that some hash names
 	byHash  [shardCount]map[sum]*Record
-	byID    [shardCount]map[string]*Record
+	byID    [shardCount]map[uint32]*Record // by its hash, which has no pointer that the garbage collector would follow
+	twins   map[string]*Record             // by ID: those whose ID has the hash of another's
 }
 
 // shardCount is in how many parts the maps of a Directory are cut, so that a change of
 // one record copies little.
 const shardCount = 256
 
-// shardOf finds the part for an ID.
-func shardOf(id string) int {
+// hashOf returns the hash of an ID, by which it is found. The last byte says in which part.
+func hashOf(id string) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(id)) // never fails, see hash.Hash
-	return int(h.Sum32() % shardCount)
+	return h.Sum32()
 }
 
 // A RecordError is a fault of one record.
@@ -151,6 +163,7 @@ type copying struct {
 
 	given       map[string]bool  // IDs among the records
 	hashes, ids [shardCount]bool // whether a part is a copy already
+	copied      bool             // whether twins is one
 	faults      []RecordError
 }
 
@@ -182,19 +195,23 @@ func (c *copying) put(i int, r *Record, peppers []Pepper) {
 	}
 	if !again {
 		c.given[r.ID] = true
-		c.idShard(r.ID)[r.ID] = r
+		c.putByID(r)
 	}
+}
+
+func (c *copying) putByID(r *Record) {
+	hash := hashOf(r.ID)
+	shard := own(&c.byID[hash%shardCount], &c.ids[hash%shardCount])
+	if other := shard[hash]; other != nil && other.ID != r.ID {
+		own(&c.twins, &c.copied)[r.ID] = r
+		return
+	}
+	shard[hash] = r
 }
 
 // hashShard returns the part for a hash, to be changed.
 func (c *copying) hashShard(h Hash) map[sum]*Record {
 	return own(&c.byHash[h.sum[0]], &c.hashes[h.sum[0]])
-}
-
-// idShard returns the part for an ID, to be changed.
-func (c *copying) idShard(id string) map[string]*Record {
-	i := shardOf(id)
-	return own(&c.byID[i], &c.ids[i])
 }
 
 // own copies a part that is still another directory's.
@@ -265,7 +282,13 @@ func (d *Directory) lookup(k Key, plain Hash) (*Record, Hash) {
 }
 
 // ByID finds the record of a key ID, or nil.
-func (d *Directory) ByID(id string) *Record { return d.byID[shardOf(id)][id] }
+func (d *Directory) ByID(id string) *Record {
+	hash := hashOf(id)
+	if r := d.byID[hash%shardCount][hash]; r == nil || r.ID == id {
+		return r
+	}
+	return d.twins[id]
+}
 
 // Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
 func (d *Directory) Twin(h Hash) *Record { return d.byHash[h.sum[0]][h.sum] }
@@ -275,7 +298,7 @@ func (d *Directory) ByHash(h Hash) *Record { return d.find(h) }
 
 // Len returns how many keys are on record.
 func (d *Directory) Len() int {
-	n := 0
+	n := len(d.twins)
 	for _, shard := range d.byID {
 		n += len(shard)
 	}
@@ -289,6 +312,11 @@ func (d *Directory) All(yield func(*Record) bool) {
 			if !yield(r) {
 				return
 			}
+		}
+	}
+	for _, r := range d.twins {
+		if !yield(r) {
+			return
 		}
 	}
 }
