@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
-	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +51,7 @@ type Memory struct {
 
 type shard struct {
 	mu           sync.Mutex
-	accounts     map[string][]counter
+	accounts     accounts
 	reservations map[uint64]record // by reservationID
 	soonest      int64             // Unix ms: no counted window ends before
 	allYoung     time.Time         // until then no reservation is old enough to make room
@@ -86,7 +85,7 @@ type counter struct {
 func NewMemory(now func() time.Time, maxAccounts int) *Memory {
 	m := &Memory{now: now, seed: maphash.MakeSeed(), names: newNames(), shards: make([]shard, max(shardCount, maxAccounts/shardAccounts))}
 	for i := range m.shards {
-		m.shards[i].accounts = map[string][]counter{}
+		m.shards[i].accounts = newAccounts()
 		m.shards[i].reservations = map[uint64]record{}
 	}
 	reservations := max(maxAccounts, shardCount*minReservations)
@@ -118,7 +117,7 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := m.now() // under the lock, so that one account's requests see one order of time
-	before := s.accounts[o.Account]
+	before := s.accounts.of(hash, o.Account)
 	taken := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges))}
 	var few [8]target
 	targets := few[:0]
@@ -156,7 +155,7 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 		s.changed = true
 	}
 	if len(counters) != len(before) {
-		s.accounts[o.Account] = counters
+		s.accounts.put(hash, o.Account, counters)
 	}
 	if o.Kept() && m.keep(s, id, o, before, targets, taken) {
 		taken.Secret = o.Secret
@@ -165,11 +164,10 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 }
 
 // put keeps the counters of an account, for which there is room or not.
-func (m *Memory) put(s *shard, account string, counters []counter) {
-	if _, known := s.accounts[account]; !known {
-		m.accounts.give(-1)
-	}
-	s.accounts[account] = counters
+func (m *Memory) put(s *shard, hash uint64, account string, counters []counter) {
+	before := s.accounts.len()
+	s.accounts.put(hash, account, counters)
+	m.accounts.give(before - s.accounts.len())
 }
 
 func clamp(used int64) int64 { return min(max(used, 0), quota.MaxUsed) }
@@ -256,32 +254,13 @@ func (m *Memory) sweepShard(s *shard, now int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.soonest <= now {
-		m.sweepAccounts(s, now)
+		before := s.accounts.len()
+		s.soonest = s.accounts.sweep(now)
+		m.accounts.give(before - s.accounts.len())
 	}
 	for id, r := range s.reservations {
 		if r.expires <= now {
 			m.forget(s, id)
-		}
-	}
-}
-
-func (m *Memory) sweepAccounts(s *shard, now int64) {
-	s.soonest = math.MaxInt64
-	for account, counters := range s.accounts {
-		open := counters[:0]
-		for _, c := range counters {
-			if c.end > now {
-				open = append(open, c)
-				s.soonest = min(s.soonest, c.end)
-			}
-		}
-		switch len(open) {
-		case len(counters):
-		case 0:
-			delete(s.accounts, account)
-			m.accounts.give(1)
-		default:
-			s.accounts[account] = open
 		}
 	}
 }
@@ -292,7 +271,7 @@ func (m *Memory) Len() int {
 	for i := range m.shards {
 		s := &m.shards[i]
 		s.mu.Lock()
-		n += len(s.accounts)
+		n += s.accounts.len()
 		s.mu.Unlock()
 	}
 	return n

@@ -78,6 +78,19 @@ func BenchmarkMemorySweep(b *testing.B) {
 	b.ReportMetric(float64(locked[len(locked)/2].Nanoseconds())/1000, "median-lock-us")
 }
 
+// BenchmarkMemoryCollected collects garbage while 1,000,000 keys are active, and says what CPU
+// that takes.
+func BenchmarkMemoryCollected(b *testing.B) {
+	m := NewMemory(time.Now, 1_000_000)
+	fill(b, m, accountsOf(1_000_000), false)
+	cpu := cpuTime(b)
+	for b.Loop() {
+		runtime.GC()
+	}
+	b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+	runtime.KeepAlive(m)
+}
+
 // tierOrder charges what most tiers limit.
 func tierOrder() quota.Order {
 	const most = quota.MaxMax

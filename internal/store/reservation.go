@@ -182,13 +182,13 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	if r.settled {
 		return quota.Duplicate, nil
 	}
-	before := s.accounts[st.Account]
+	before := s.accounts.of(hash, st.Account)
 	counters := before
 	for rest := first.charges; rest != ""; {
 		counters = m.settle(s, counters, rest.charge(m.names.all()), st, now)
 	}
 	if len(counters) != len(before) {
-		m.put(s, st.Account, counters)
+		m.put(s, hash, st.Account, counters)
 	}
 	r.settled, r.expires = true, now.Add(settledKept).UnixMilli()
 	s.reservations[id], s.changed = r, true

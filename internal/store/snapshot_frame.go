@@ -72,7 +72,7 @@ type accountCopy struct {
 // the same instant, so that a settlement after a restart corrects what was charged.
 func (s *shard) copyTo(c *shardCopy, names *names, clock func() time.Time) {
 	s.mu.Lock()
-	accounts, reservations := len(s.accounts), len(s.reservations)
+	accounts, reservations := s.accounts.len(), len(s.reservations)
 	s.mu.Unlock()
 	c.reset(accounts, reservations) // not while nobody else may count
 	s.mu.Lock()
@@ -80,7 +80,7 @@ func (s *shard) copyTo(c *shardCopy, names *names, clock func() time.Time) {
 	s.changed = false
 	c.names = names.all()
 	now := clock().UnixMilli()
-	for id, counters := range s.accounts {
+	for id, counters := range s.accounts.all {
 		before := len(c.counters)
 		for i := range counters {
 			if counters[i].end > now {
@@ -125,8 +125,8 @@ func (m *Memory) clear() {
 	for i := range m.shards {
 		s := &m.shards[i]
 		s.mu.Lock()
-		m.accounts.give(len(s.accounts))
-		clear(s.accounts)
+		m.accounts.give(s.accounts.len())
+		s.accounts = newAccounts()
 		for id := range s.reservations {
 			m.forget(s, id)
 		}

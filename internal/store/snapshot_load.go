@@ -88,7 +88,8 @@ func (l *loader) loadAccounts(a *accountColumns) error {
 			counters = append(counters, counter{a.Starts[k], a.Ends[k], used[j], numbers[k]})
 		}
 		if counters != nil {
-			l.memory.put(l.memory.shard(l.memory.hash(id)), id, counters)
+			hash := l.memory.hash(id)
+			l.memory.put(l.memory.shard(hash), hash, id, counters)
 		}
 	}
 	return nil

@@ -1,0 +1,181 @@
+package store
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// accounts are the counters of some accounts. There is no pointer in them but to a few
+// large pieces of memory, so the garbage collector has nothing to follow, however many
+// accounts there are; and a request, whose account is in no cache of the processor, has few
+// pieces of memory to wait for. They are not safe for concurrent use.
+type accounts struct {
+	locations map[uint64]location // by the account's hash
+	twins     map[string]location // by account: those whose hash is another's, of which there are hardly ever any
+	counters  []counter
+	texts     []byte // the accounts, each after its length as a varint
+
+	unused, unusedTexts int // counters and bytes of texts that no account has any more
+}
+
+// A location says where the counters of an account are.
+type location struct {
+	first, n, room uint32 // counters, and how many there is room for
+	text           uint32 // where the account is in texts
+}
+
+func newAccounts() accounts { return accounts{locations: map[uint64]location{}} }
+
+func (a *accounts) len() int { return len(a.locations) + len(a.twins) }
+
+// of returns the counters of an account, as long as nothing else is done here. They can be
+// changed. With others, which append may add in their memory, put keeps them.
+func (a *accounts) of(hash uint64, account string) []counter {
+	if p, _, known := a.find(hash, account); known {
+		return a.at(p)
+	}
+	return nil
+}
+
+func (a *accounts) at(p location) []counter { return a.counters[p.first:][:p.n:p.room] }
+
+// find returns where an account is, and whether that stands among the twins.
+func (a *accounts) find(hash uint64, account string) (p location, twin, known bool) {
+	p, known = a.locations[hash]
+	if known && string(textAt(a.texts, p.text)) == account {
+		return p, false, true
+	}
+	twin = known // it has the hash of another
+	if len(a.twins) > 0 {
+		if q, known := a.twins[account]; known {
+			return q, true, true
+		}
+	}
+	return location{}, twin, false
+}
+
+// textAt returns the text that begins there.
+func textAt(texts []byte, at uint32) []byte {
+	size, n := binary.Uvarint(texts[at:])
+	return texts[int(at)+n:][:size]
+}
+
+// put keeps the counters of an account.
+func (a *accounts) put(hash uint64, account string, counters []counter) {
+	p, twin, known := a.find(hash, account)
+	if !known {
+		p.text = uint32(len(a.texts)) //nolint:gosec // see shardAccounts
+		a.texts = append(binary.AppendUvarint(a.texts, uint64(len(account))), account...)
+	}
+	p.n = uint32(len(counters)) //nolint:gosec // as many as an account has limits
+	if p.n > p.room {
+		a.unused += int(p.room)
+		p.first, p.room = uint32(len(a.counters)), uint32(cap(counters)) //nolint:gosec // as above
+		a.counters = append(a.counters, counters[:cap(counters)]...)
+	} else {
+		copy(a.counters[p.first:], counters)
+	}
+	a.set(hash, account, p, twin)
+}
+
+func (a *accounts) set(hash uint64, account string, p location, twin bool) {
+	switch {
+	case !twin:
+		a.locations[hash] = p
+	case a.twins == nil:
+		a.twins = map[string]location{account: p}
+	default:
+		a.twins[account] = p
+	}
+}
+
+// all yields every account, in no order.
+func (a *accounts) all(yield func(account string, counters []counter) bool) {
+	texts := string(a.texts) // one piece of memory for all of them
+	for _, p := range a.locations {
+		size, n := binary.Uvarint(a.texts[p.text:])
+		if !yield(texts[int(p.text)+n:][:size], a.at(p)) {
+			return
+		}
+	}
+	for account, p := range a.twins {
+		if !yield(account, a.at(p)) {
+			return
+		}
+	}
+}
+
+// sweep removes the counters that have ended, in Unix ms, and the accounts that have no
+// others. It returns when the first of the rest ends.
+func (a *accounts) sweep(now int64) (soonest int64) {
+	soonest = math.MaxInt64
+	for hash, p := range a.locations {
+		switch n := a.trim(p, now, &soonest); n {
+		case p.n:
+		case 0:
+			delete(a.locations, hash)
+			a.leave(p)
+		default:
+			p.n = n
+			a.locations[hash] = p
+		}
+	}
+	for account, p := range a.twins {
+		switch n := a.trim(p, now, &soonest); n {
+		case p.n:
+		case 0:
+			delete(a.twins, account)
+			a.leave(p)
+		default:
+			p.n = n
+			a.twins[account] = p
+		}
+	}
+	if a.unused > len(a.counters)/4 {
+		a.pack()
+	}
+	return soonest
+}
+
+// leave notes that a location is no account's any more.
+func (a *accounts) leave(p location) {
+	size, n := binary.Uvarint(a.texts[p.text:])
+	a.unused += int(p.room)
+	a.unusedTexts += n + int(size) //nolint:gosec // as long as texts at the most
+}
+
+// trim removes the counters that have ended from an account, and returns how many it has
+// left. It notes when the first of these ends.
+func (a *accounts) trim(p location, now int64, soonest *int64) uint32 {
+	counters := a.at(p)
+	open := counters[:0]
+	for _, c := range counters {
+		if c.end > now {
+			open = append(open, c)
+			*soonest = min(*soonest, c.end)
+		}
+	}
+	return uint32(len(open)) //nolint:gosec // not more than before
+}
+
+// pack moves everything to memory in which nothing is unused.
+func (a *accounts) pack() {
+	b := accounts{
+		locations: make(map[uint64]location, len(a.locations)), twins: a.twins,
+		counters: make([]counter, 0, len(a.counters)-a.unused), texts: make([]byte, 0, len(a.texts)-a.unusedTexts),
+	}
+	move := func(p location) location {
+		text := textAt(a.texts, p.text)
+		q := location{uint32(len(b.counters)), p.n, p.room, uint32(len(b.texts))} //nolint:gosec // less than it was
+		b.counters = append(b.counters, a.counters[p.first:][:p.room]...)
+		b.texts = append(binary.AppendUvarint(b.texts, uint64(len(text))), text...)
+		return q
+	}
+	for hash, p := range a.locations {
+		b.locations[hash] = move(p)
+	}
+	for account, p := range a.twins {
+		b.twins[account] = move(p)
+	}
+	*a = b
+}
