@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"regexp"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,10 @@ const (
 	decisionsName    = "tiergate_decisions_total"
 	decisionTimeName = "tiergate_decision_duration_seconds"
 )
+
+// pauses are those of Go's metrics that say how long the garbage collector stopped all: from
+// the moment that it wanted to, and of that until all had stopped.
+var pauses = regexp.MustCompile(`^/sched/pauses/(total|stopping)/gc:seconds$`)
 
 func newMetrics() *metrics {
 	fast := []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1}
@@ -98,7 +103,7 @@ func newMetrics() *metrics {
 	m.registry.MustRegister(
 		m.decisions, m.decisionTime, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
 		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.GoRuntimeMetricsRule{Matcher: pauses})), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
 	return m

@@ -4,7 +4,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -61,4 +66,42 @@ func TestAnotherStoreWaitsWithItsPassword(t *testing.T) {
 		}
 		eventually(t, name+": new connections are let in", func() bool { return s.stores.counts.Ping(t.Context()) == nil })
 	}
+}
+
+// TestWhatWasReadIsCollected: once a configuration is in use, garbage is collected.
+func TestWhatWasReadIsCollected(t *testing.T) { //nolint:paralleltest // it counts the collections of the process
+	collections := func() uint32 {
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.NumForcedGC
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"tiergate.yaml", "keys.yaml"} {
+		content, err := os.ReadFile("../../config/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := collections()
+	s := startServer(t, filepath.Join(dir, "tiergate.yaml"))
+	started := collections()
+	if started == before {
+		t.Error("nothing was collected at the start")
+	}
+	families, err := s.metrics.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"go_sched_pauses_total_gc_seconds", "go_sched_pauses_stopping_gc_seconds"} {
+		if !slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == name }) {
+			t.Errorf("no metric %s", name)
+		}
+	}
+	if err := os.Chtimes(filepath.Join(dir, "keys.yaml"), time.Time{}, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a reload collects", func() bool { return collections() > started })
 }
