@@ -167,29 +167,31 @@ func TestEnded(t *testing.T) {
 // another each time.
 func TestRequests(t *testing.T) {
 	t.Parallel()
-	p, err := newPrepared(check.request("Bearer a-key"))
+	p, err := newPrepared(check.request, "a-key")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var r authv3.CheckRequest
-	if err := proto.Unmarshal(p.fill(nil, 123_456_789_012), &r); err != nil {
+	if err := proto.Unmarshal(p.fill(nil, "b-key", 123_456_789_012), &r); err != nil {
 		t.Fatal(err)
 	}
-	want := checkRequest("Bearer a-key")
+	want := checkRequest("Bearer b-key")
 	want.Attributes.Request.Http.Id = "1684767123456789012"
 	want.Attributes.Request.Http.Headers["x-request-id"] = "86811ad6-e2b1-4075-ad36-123456789012"
 	if !proto.Equal(&r, want) {
 		t.Errorf("have %v\nwant %v", &r, want)
 	}
-	if p, err = newPrepared(rls.request("Bearer a-key")); err != nil {
-		t.Fatal(err)
-	}
-	var l rlsv3.RateLimitRequest
-	if err := proto.Unmarshal(p.fill(nil, 1), &l); err != nil {
-		t.Fatal(err)
-	}
-	if !proto.Equal(&l, rateLimitRequest("Bearer a-key")) {
-		t.Errorf("have %v", &l)
+	for _, request := range []func(string) proto.Message{rls.request, threeLimits} {
+		if p, err = newPrepared(request, "a-key"); err != nil {
+			t.Fatal(err)
+		}
+		var l rlsv3.RateLimitRequest
+		if err := proto.Unmarshal(p.fill(nil, "b-key", 1), &l); err != nil {
+			t.Fatal(err)
+		}
+		if !proto.Equal(&l, request("Bearer b-key")) {
+			t.Errorf("have %v", &l)
+		}
 	}
 }
 

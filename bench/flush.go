@@ -76,7 +76,7 @@ func (f flushes) askAll(ctx context.Context, g *generator) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%d requests do not pass between two flushes", len(g.requests))
+	return fmt.Errorf("%d requests do not pass between two flushes", len(g.load.keys))
 }
 
 // measureFlush measures what a flush costs for each key that had a request since the one

@@ -90,25 +90,27 @@ func (o *outcome) fail(err error) { o.failed, o.err = o.failed+1, err }
 type generator struct {
 	load     load
 	conns    []*connection
-	logs     []*stream // the access log of each connection
-	requests []prepared
-	number   atomic.Uint64 // of the last request
+	logs     []*stream         // the access log of each connection
+	requests map[int]*prepared // by the length of the key
+	number   atomic.Uint64     // of the last request
 }
 
 // newGenerator connects to a server. The context ends the connections.
 func newGenerator(ctx context.Context, address string, l load) (*generator, error) {
-	g := &generator{load: l}
+	g := &generator{load: l, requests: map[int]*prepared{}}
 	g.number.Store(uint64(time.Now().UnixMilli()) % 100_000_000 * 1000)
 	request := l.request
 	if request == nil {
 		request = l.protocol.request
 	}
 	for _, key := range l.keys {
-		t, err := newPrepared(request("Bearer " + key))
-		if err != nil {
+		if g.requests[len(key)] != nil {
+			continue
+		}
+		var err error
+		if g.requests[len(key)], err = newPrepared(request, key); err != nil {
 			return nil, err
 		}
-		g.requests = append(g.requests, t)
 	}
 	for range l.connections {
 		c, err := connect(ctx, address, longest)
@@ -153,7 +155,7 @@ func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
 func (g *generator) each(ctx context.Context, inFlight int) error {
 	var begun, asked atomic.Int64
 	next := func() (time.Time, bool) {
-		return time.Now(), begun.Add(1) <= int64(len(g.requests)) && ctx.Err() == nil
+		return time.Now(), begun.Add(1) <= int64(len(g.load.keys)) && ctx.Err() == nil
 	}
 	o := drive(ctx, inFlight, next, func(i int, o *outcome) call {
 		w := newWorker(g, i, o)
@@ -238,7 +240,7 @@ type worker struct {
 
 func newWorker(g *generator, i int, o *outcome) *worker {
 	w := &worker{g: g, conn: i % len(g.conns), stream: newStream(), entry: newLogEntry(g.load.protocol), outcome: o}
-	w.next = chooser(rand.New(rand.NewPCG(uint64(i), g.number.Load())), len(g.requests), g.load.zipf)
+	w.next = chooser(rand.New(rand.NewPCG(uint64(i), g.number.Load())), len(g.load.keys), g.load.zipf)
 	return w
 }
 
@@ -253,7 +255,8 @@ func chooser(chance *rand.Rand, n int, zipf float64) func() int {
 
 func (w *worker) call(_ context.Context, due time.Time) {
 	o, p := w.outcome, w.g.load.protocol
-	w.request = w.g.requests[w.next()].fill(w.request, w.g.number.Add(1))
+	key := w.g.load.keys[w.next()]
+	w.request = w.g.requests[len(key)].fill(w.request, key, w.g.number.Add(1))
 	answer, err := w.g.conns[w.conn].call(w.stream, p.method(), w.request)
 	o.requests++
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,17 +18,30 @@ const (
 )
 
 const (
-	loadTime figure = "time to start"  // seconds
-	perKey   figure = "bytes of a key" // of memory, that it takes once it has had a request
-	gcMedian figure = "GC, median"     // ms that all wait in a run of the collector, both its pauses together
-	gcMost   figure = "GC, longest"    // ms
+	loadTime figure = "time to start"      // seconds
+	perKey   figure = "bytes of a key"     // of memory, that it takes once it has had a request
+	gcMedian figure = "GC, median"         // ms that all wait in a run of the collector, both its pauses together
+	gcMost   figure = "GC, longest"        // ms
+	gcShort  figure = "GC pauses below"    // percent of the pauses that are shorter than shortPause, at half the load
+	gcStop   figure = "GC pauses stopping" // the same, of the time until all had stopped alone
+	gcPauses figure = "GC pauses"          // how many these are
 )
+
+// shortPause is the bound of a bucket of Go's metrics of pauses, in seconds: the longest below 1 ms.
+const shortPause = "0.0009175039999999999"
+
+// slice is how long one of the TierGates that are compared is asked before it is the other's
+// turn: what disturbs the machine for longer than that disturbs both.
+const slice = 100 * time.Millisecond
 
 // An instance is a TierGate whose keys are all in use, and what asks it.
 type instance struct {
+	name      string
 	target    target
 	generator *generator
-	facts     figures
+	facts     figures // of the whole
+	outcome   *outcome
+	meter     meter // of the outcome
 }
 
 // newInstance starts a TierGate with so many keys and has each make a request. Usage is
@@ -45,25 +59,25 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 	if err := b.startTierGate(ctx, t.bedOptions, started{name: name, store: "memory", config: config, flush: quietInterval, sets: []string{"usage.max_series=1"}}); err != nil {
 		return nil, err
 	}
-	c := &instance{target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
+	c := &instance{name: name, target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
 	l := load{protocol: rls, keys: secrets["requests"], inFlight: t.spread.inFlight, connections: t.spread.connections}
 	if c.generator, err = newGenerator(ctx, c.target.address, l); err != nil {
 		return nil, err
 	}
-	var live [2]float64
-	for i, use := range []func() error{func() error { return nil }, func() error { return c.generator.each(ctx, l.inFlight) }} {
-		if err := use(); err != nil {
-			return nil, err
-		}
-		if err := c.target.collect(ctx); err != nil {
-			return nil, err
-		}
-		if live[i], err = c.target.live(ctx); err != nil {
-			return nil, err
-		}
+	// TierGate has collected garbage when it serves.
+	before, err := c.target.live(ctx)
+	if err != nil {
+		return nil, err
 	}
-	c.facts[perKey] = (live[1] - live[0]) / float64(keys)
-	return c, nil
+	if err := c.generator.each(ctx, l.inFlight); err != nil {
+		return nil, err
+	}
+	if err := c.target.collect(ctx); err != nil {
+		return nil, err
+	}
+	after, err := c.target.live(ctx)
+	c.facts[perKey] = (after - before) / float64(keys)
+	return c, err
 }
 
 // collect has the collector of garbage run twice, the second time from its beginning: what
@@ -90,47 +104,75 @@ func (t target) live(ctx context.Context) (float64, error) {
 
 // many measures what a request costs where many keys are in use, beside one of few.
 func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer) error {
-	instances := map[string]*instance{}
-	for name, keys := range map[string]int{fewName: t.keys, manyName: t.manyKeys} {
-		c, err := t.newInstance(ctx, b, name, keys)
+	var both []*instance
+	for _, of := range []struct {
+		name string
+		keys int
+	}{{fewName, t.keys}, {manyName, t.manyKeys}} {
+		c, err := t.newInstance(ctx, b, of.name, of.keys)
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", of.name, err)
 		}
 		defer c.generator.close()
-		instances[name] = c
+		both = append(both, c)
 	}
 	for round := range t.rounds {
-		for _, name := range []string{fewName, manyName} {
-			c := instances[name]
-			f, err := c.measure(ctx, t.spread.duration)
+		if err := inTurn(ctx, both, t.spread.duration); err != nil {
+			return err
+		}
+		for _, c := range both {
+			f, err := c.figures(ctx)
 			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
-			r[name] = append(r[name], f)
-			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, name, f[perSecond], f[serverCPU])
+			r[c.name] = append(r[c.name], f)
+			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.name, f[perSecond], f[serverCPU])
+		}
+	}
+	for _, c := range both {
+		if err := c.atHalf(ctx, r[c.name], time.Duration(2*t.rounds)*t.spread.duration); err != nil {
+			return fmt.Errorf("%s, at half the load: %w", c.name, err)
 		}
 	}
 	return nil
 }
 
-// measure runs the load, in which keys are asked for as often as others.
-func (c *instance) measure(ctx context.Context, duration time.Duration) (figures, error) {
-	if err := await(ctx, c.target.flushes.free(time.Now(), duration)); err != nil {
-		return nil, err
+// inTurn has each of them asked for so long, in slices.
+func inTurn(ctx context.Context, all []*instance, duration time.Duration) error {
+	for _, c := range all {
+		c.outcome, c.meter = newOutcome(), meter{target: c.target}
+		if err := c.meter.start(ctx); err != nil {
+			return err
+		}
 	}
-	m := meter{target: c.target}
-	if err := m.start(ctx); err != nil {
-		return nil, err
+	for range max(1, duration/slice) {
+		for _, c := range all {
+			o := c.generator.run(ctx, min(slice, duration))
+			if err := o.allAdmitted(); err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			c.outcome.add(o)
+			c.outcome.elapsed += o.elapsed
+		}
 	}
-	o := c.generator.run(ctx, duration)
+	return nil
+}
+
+// allAdmitted is the error of an outcome in which not all were.
+func (o *outcome) allAdmitted() error {
 	if o.failed > 0 || o.requests == 0 || o.admitted != o.requests {
-		return nil, fmt.Errorf("%d of %d requests were admitted: %w", o.admitted, o.requests, o.err)
+		return fmt.Errorf("%d of %d requests were admitted: %w", o.admitted, o.requests, o.err)
 	}
-	f, err := m.stop(ctx, o.requests)
+	return nil
+}
+
+// figures are those of what it was asked inTurn.
+func (c *instance) figures(ctx context.Context) (figures, error) {
+	f, err := c.meter.stop(ctx, c.outcome.requests)
 	if err != nil {
 		return nil, err
 	}
-	f.add(o)
+	f.add(c.outcome)
 	for name, quantile := range map[figure]string{gcMedian: "0.5", gcMost: "1"} {
 		seconds, err := c.target.metric(ctx, "go_gc_duration_seconds{", `quantile="`+quantile+`"`)
 		if err != nil {
@@ -138,6 +180,50 @@ func (c *instance) measure(ctx context.Context, duration time.Duration) (figures
 		}
 		f[name] = 1000 * seconds
 	}
-	f[loadTime], f[perKey] = c.facts[loadTime], c.facts[perKey]
+	maps.Copy(f, c.facts)
 	return f, nil
+}
+
+// atHalf measures the collector's pauses at half the rate that it had in these rounds, whether
+// it answers in time or not, for so long and until there was one, and adds them to the last.
+func (c *instance) atHalf(ctx context.Context, rounds []figures, duration time.Duration) error {
+	rate, _ := results{c.name: rounds}.median(c.name, perSecond)
+	c.generator.load.rate = rate / 2
+	before, err := c.target.pauses(ctx)
+	if err != nil {
+		return err
+	}
+	after := before
+	for after.all == before.all {
+		if err := c.generator.run(ctx, duration).allAdmitted(); err != nil {
+			return err
+		}
+		if after, err = c.target.pauses(ctx); err != nil {
+			return err
+		}
+	}
+	all := after.all - before.all
+	last := rounds[len(rounds)-1]
+	last[gcPauses], last[gcShort], last[gcStop] = all, 100*(after.short-before.short)/all, 100*(after.stopped-before.stopped)/all
+	return nil
+}
+
+// pauses are how many the collector has made, how many were short, and in how many all had
+// stopped in a short time.
+type pauses struct{ all, short, stopped float64 }
+
+func (t target) pauses(ctx context.Context) (p pauses, err error) {
+	for _, of := range []struct {
+		to     *float64
+		metric string
+	}{
+		{&p.all, "go_sched_pauses_total_gc_seconds_count "},
+		{&p.short, `go_sched_pauses_total_gc_seconds_bucket{le="` + shortPause + `"}`},
+		{&p.stopped, `go_sched_pauses_stopping_gc_seconds_bucket{le="` + shortPause + `"}`},
+	} {
+		if *of.to, err = t.metric(ctx, of.metric, ""); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
 }

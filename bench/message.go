@@ -175,23 +175,32 @@ func (e *logEntry) fill(ticket []byte) ([]byte, error) {
 	return e.encoded, nil
 }
 
-// A prepared is an encoded request and where its IDs stand: at the end of each is a
-// number that fill replaces.
+// A prepared is an encoded request of a key, and where in it stands what is another each
+// time: the key, and the IDs, at the end of each of which is a number.
 type prepared struct {
 	encoded []byte
+	keys    []int // where it begins
 	ends    []int
 }
 
 // digits is how long that number is.
 const digits = 12
 
-// newPrepared returns a request.
-func newPrepared(m proto.Message) (prepared, error) {
-	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+// newPrepared returns the request of a key, which is that of all keys as long.
+func newPrepared(request func(authorization string) proto.Message, key string) (*prepared, error) {
+	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(request(bearer + key))
 	if err != nil {
-		return prepared{}, fmt.Errorf("encode a request: %w", err)
+		return nil, fmt.Errorf("encode a request: %w", err)
 	}
-	t := prepared{encoded: encoded}
+	t := &prepared{encoded: encoded}
+	for at, with := 0, []byte(bearer+key); ; at += len(key) {
+		i := bytes.Index(encoded[at:], with)
+		if i < 0 {
+			break
+		}
+		at += i + len(bearer)
+		t.keys = append(t.keys, at)
+	}
 	for _, id := range []string{httpID, requestID} {
 		if i := bytes.Index(encoded, []byte(id)); i >= 0 {
 			t.ends = append(t.ends, i+len(id))
@@ -200,9 +209,15 @@ func newPrepared(m proto.Message) (prepared, error) {
 	return t, nil
 }
 
-// fill returns the request with a number of its own, in buffer.
-func (t *prepared) fill(buffer []byte, number uint64) []byte {
+// bearer is before a key.
+const bearer = "Bearer "
+
+// fill returns the request of a key with a number of its own, in buffer.
+func (t *prepared) fill(buffer []byte, key string, number uint64) []byte {
 	buffer = append(buffer[:0], t.encoded...)
+	for _, at := range t.keys {
+		copy(buffer[at:], key)
+	}
 	for _, end := range t.ends {
 		for i, n := end-1, number; i >= end-digits; i-- {
 			buffer[i] = byte('0' + n%10)
