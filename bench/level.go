@@ -29,6 +29,9 @@ func through(chain, target string, l level) string {
 	return fmt.Sprintf("Envoy, %s, %s, %s", chain, target, l)
 }
 
+// halfRateRounds are the first ones, in which it is measured too.
+const halfRateRounds = 3
+
 // busy is which part of the time the processors did something, in a run.
 const busy figure = "busy"
 
@@ -90,7 +93,10 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 		for _, l := range []struct {
 			level    level
 			duration time.Duration
-		}{{halfBusy, 2 * t.spread.duration}, {halfRate, t.spread.duration}} {
+		}{{halfBusy, 3 * t.spread.duration}, {halfRate, t.spread.duration}} {
+			if l.level == halfRate && round >= halfRateRounds {
+				continue
+			}
 			for _, target := range behind() {
 				name, rate := through(chain, target, l.level), rates[l.level]
 				o, p, err := fronts[target].watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, l.duration)

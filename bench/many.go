@@ -7,7 +7,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The results of two TierGates that count in memory: all keys of both are in use, of one
@@ -18,13 +21,10 @@ const (
 )
 
 const (
-	loadTime figure = "time to start"      // seconds
-	perKey   figure = "bytes of a key"     // of memory, that it takes once it has had a request
-	gcMedian figure = "GC, median"         // ms that all wait in a run of the collector, both its pauses together
-	gcMost   figure = "GC, longest"        // ms
-	gcShort  figure = "GC pauses below"    // percent of the pauses that are shorter than shortPause, at half the load
-	gcStop   figure = "GC pauses stopping" // the same, of the time until all had stopped alone
-	gcPauses figure = "GC pauses"          // how many these are
+	loadTime figure = "time to start"   // seconds
+	perKey   figure = "bytes of a key"  // of memory, that it takes once it has had a request
+	gcPauses figure = "GC pauses"       // how many, of two in a run of the collector
+	gcShort  figure = "GC pauses below" // percent of these that are shorter than shortPause
 )
 
 // shortPause is the bound of a bucket of Go's metrics of pauses, in seconds: the longest below 1 ms.
@@ -40,6 +40,7 @@ type instance struct {
 	target    target
 	generator *generator
 	facts     figures // of the whole
+	before    pauses  // when no key was in use yet
 	outcome   *outcome
 	meter     meter // of the outcome
 }
@@ -60,23 +61,29 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 		return nil, err
 	}
 	c := &instance{name: name, target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
+	if err := dontPreempt(c.target.pid); err != nil {
+		return nil, err
+	}
 	l := load{protocol: rls, keys: secrets["requests"], inFlight: t.spread.inFlight, connections: t.spread.connections}
 	if c.generator, err = newGenerator(ctx, c.target.address, l); err != nil {
 		return nil, err
 	}
 	// TierGate has collected garbage when it serves.
-	before, err := c.target.live(ctx)
+	unused, err := c.target.live(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.generator.each(ctx, l.inFlight); err != nil {
+	if c.before, err = c.target.pauses(ctx); err != nil {
 		return nil, err
+	}
+	if err := c.generator.each(ctx, l.inFlight); err != nil || keys <= t.keys { // of few, connections take more than keys
+		return c, err
 	}
 	if err := c.target.collect(ctx); err != nil {
 		return nil, err
 	}
-	after, err := c.target.live(ctx)
-	c.facts[perKey] = (after - before) / float64(keys)
+	used, err := c.target.live(ctx)
+	c.facts[perKey] = (used - unused) / float64(keys)
 	return c, err
 }
 
@@ -130,8 +137,13 @@ func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer)
 		}
 	}
 	for _, c := range both {
-		if err := c.atHalf(ctx, r[c.name], time.Duration(2*t.rounds)*t.spread.duration); err != nil {
-			return fmt.Errorf("%s, at half the load: %w", c.name, err)
+		after, err := c.target.pauses(ctx)
+		if err != nil {
+			return err
+		}
+		if n := after.all - c.before.all; n > 0 {
+			last := r[c.name][t.rounds-1] // has those of all rounds: one has few
+			last[gcPauses], last[gcShort] = n, 100*(after.short-c.before.short)/n
 		}
 	}
 	return nil
@@ -173,57 +185,39 @@ func (c *instance) figures(ctx context.Context) (figures, error) {
 		return nil, err
 	}
 	f.add(c.outcome)
-	for name, quantile := range map[figure]string{gcMedian: "0.5", gcMost: "1"} {
-		seconds, err := c.target.metric(ctx, "go_gc_duration_seconds{", `quantile="`+quantile+`"`)
-		if err != nil {
-			return nil, err
-		}
-		f[name] = 1000 * seconds
-	}
 	maps.Copy(f, c.facts)
 	return f, nil
 }
 
-// atHalf measures the collector's pauses at half the rate that it had in these rounds, whether
-// it answers in time or not, for so long and until there was one, and adds them to the last.
-func (c *instance) atHalf(ctx context.Context, rounds []figures, duration time.Duration) error {
-	rate, _ := results{c.name: rounds}.median(c.name, perSecond)
-	c.generator.load.rate = rate / 2
-	before, err := c.target.pauses(ctx)
-	if err != nil {
-		return err
-	}
-	after := before
-	for after.all == before.all {
-		if err := c.generator.run(ctx, duration).allAdmitted(); err != nil {
-			return err
-		}
-		if after, err = c.target.pauses(ctx); err != nil {
-			return err
-		}
-	}
-	all := after.all - before.all
-	last := rounds[len(rounds)-1]
-	last[gcPauses], last[gcShort], last[gcStop] = all, 100*(after.short-before.short)/all, 100*(after.stopped-before.stopped)/all
-	return nil
-}
-
-// pauses are how many the collector has made, how many were short, and in how many all had
-// stopped in a short time.
-type pauses struct{ all, short, stopped float64 }
+// pauses are how many the collector has made since the start, and how many were short.
+type pauses struct{ all, short float64 }
 
 func (t target) pauses(ctx context.Context) (p pauses, err error) {
-	for _, of := range []struct {
-		to     *float64
-		metric string
-	}{
-		{&p.all, "go_sched_pauses_total_gc_seconds_count "},
-		{&p.short, `go_sched_pauses_total_gc_seconds_bucket{le="` + shortPause + `"}`},
-		{&p.stopped, `go_sched_pauses_stopping_gc_seconds_bucket{le="` + shortPause + `"}`},
-	} {
-		if *of.to, err = t.metric(ctx, of.metric, ""); err != nil {
-			return p, err
+	const name = "go_sched_pauses_total_gc_seconds_"
+	if p.all, err = t.metric(ctx, name+"count ", ""); err != nil {
+		return p, err
+	}
+	p.short, err = t.metric(ctx, name+`bucket{le="`+shortPause+`"}`, "")
+	return p, err
+}
+
+// dontPreempt has the threads of a process that wake up wait until a processor is free, or
+// their turn comes (SCHED_BATCH). Go looks how long it had stopped all for the collector when it has woken
+// them again: where they take the processor of the thread that has, it finds a pause of
+// milliseconds, in which all others ran.
+func dontPreempt(pid int) error {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return fmt.Errorf("find the threads of a process: %w", err)
+	}
+	for _, thread := range threads {
+		id, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			return fmt.Errorf("find the threads of a process: %w", err)
+		}
+		if err := unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH}, 0); err != nil {
+			return fmt.Errorf("schedule a thread as SCHED_BATCH: %w", err)
 		}
 	}
-	return p, nil
+	return nil
 }

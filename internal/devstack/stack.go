@@ -49,8 +49,9 @@ type Options struct {
 	EditEnvoy func([]byte) []byte
 }
 
-// startTimeout is how long a program may take until it answers.
-const startTimeout = 20 * time.Second
+// startTimeout is how long a program may take until it answers: TierGate reads a million
+// keys before.
+const startTimeout = time.Minute
 
 // stopGrace is how long a program may take to stop.
 const stopGrace = 15 * time.Second
