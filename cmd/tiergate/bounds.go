@@ -94,6 +94,15 @@ func (b *bound) enter() bool {
 // leave gives the place back.
 func (b *bound) leave() { b.Add(-1) }
 
+// full reports whether there is no place, and counts the call that finds none.
+func (b *bound) full() bool {
+	if b.Load() < b.most {
+		return false
+	}
+	b.refused.Inc()
+	return true
+}
+
 func newBounds(c config.Listener, m *metrics) *bounds {
 	b := &bounds{
 		listener: c,
@@ -144,7 +153,7 @@ func (b *bounds) options() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: deadAfter, Timeout: signOfLife}),
 		// Envoy's keepalive pings are no abuse, on idle connections either.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.InTapHandle(hurry),
+		grpc.InTapHandle(b.admit),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.NumStreamWorkers(streamWorkers),
@@ -218,17 +227,22 @@ func (s boundedServer) RegisterService(d *grpc.ServiceDesc, service any) {
 	s.Server.RegisterService(&own, service)
 }
 
-// hurry gives a call an end where the caller gives it none, or a late one: else calls
-// that say nothing more would take the places of others for ever.
-func hurry(ctx context.Context, info *tap.Info) (context.Context, error) {
+// admit is asked before anything is spent on a call. It refuses one for which there is no
+// place now; else the call takes its place later, in its handler. It gives a call an end where
+// the caller gives it none, or a late one: else calls that say nothing more would take the
+// places of others for ever.
+func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if bound := b.ofMethod(info.FullMethodName); bound.full() {
+		return nil, bound.err
+	}
 	if end, ends := ctx.Deadline(); ends && time.Until(end) <= callTimeout {
 		return ctx, nil
 	}
 	if method := info.FullMethodName; method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName || watch(method) {
 		return ctx, nil
 	}
-	soon, cancel := context.WithTimeout(ctx, callTimeout)
-	context.AfterFunc(ctx, cancel) // the context ends with the call
+	soon, cancel := context.WithTimeout(ctx, callTimeout) //nolint:gosec // ended with ctx, which ends with the call
+	_ = cancel
 	return soon, nil
 }
 

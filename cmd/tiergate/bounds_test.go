@@ -20,6 +20,7 @@ import (
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -514,5 +515,81 @@ func TestHealthChecksAreBounded(t *testing.T) {
 	_, err := healthpb.NewHealthClient(dial(t, s.start.GRPC.Address)).Check(t.Context(), &healthpb.HealthCheckRequest{})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("one more: %v", err)
+	}
+}
+
+// An endedCounter counts the calls that had ended when they were handled.
+type endedCounter struct {
+	authv3.UnimplementedAuthorizationServer
+
+	ended atomic.Int64
+}
+
+func (c *endedCounter) Check(ctx context.Context, _ *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	if ctx.Err() != nil {
+		c.ended.Add(1)
+	}
+	return &authv3.CheckResponse{}, nil
+}
+
+// TestEndedCallsAreNotHandled: a call that its caller has given up before it is handled is not
+// decided, though all of its message has come.
+func TestEndedCallsAreNotHandled(t *testing.T) {
+	t.Parallel()
+	const calls = 2000
+	b := newBounds(config.Listener{MaxCalls: calls, MaxConnections: 1, MaxMessageBytes: 1 << 20}, newMetrics())
+	g := grpc.NewServer(append(b.options(), grpc.UnaryInterceptor((&server{}).survive), grpc.WaitForHandlers(true))...)
+	counter := &endedCounter{}
+	authv3.RegisterAuthorizationServer(boundedServer{g, b}, counter)
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, block bytes.Buffer
+	out.WriteString(http2.ClientPreface)
+	headers := hpack.NewEncoder(&block)
+	frames := http2.NewFramer(&out, nil)
+	err = frames.WriteSettings()
+	for i := range uint32(calls) {
+		block.Reset()
+		for _, h := range [][2]string{
+			{":method", "POST"},
+			{":scheme", "http"},
+			{":path", authv3.Authorization_Check_FullMethodName},
+			{":authority", "x"},
+			{"content-type", "application/grpc"},
+			{"te", "trailers"},
+			{"grpc-timeout", "1S"},
+		} {
+			err = errors.Join(err, headers.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}))
+		}
+		err = errors.Join(err,
+			frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: block.Bytes(), EndHeaders: true}),
+			frames.WriteData(2*i+1, true, make([]byte, 5)), // an empty message
+			frames.WriteRSTStream(2*i+1, http2.ErrCodeCancel))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, conn) }() // until it is closed
+	if _, err := conn.Write(out.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	g.GracefulStop() // when all that was sent is read, and all handlers have ended
+	if err := errors.Join(<-served, conn.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if ended := counter.ended.Load(); ended > calls/100 { // some may end at that moment
+		t.Errorf("%d of %d calls were handled after they had ended", ended, calls)
 	}
 }

@@ -196,9 +196,13 @@ func (s *server) addGRPC() {
 	}
 }
 
-// survive turns a panic in a call into an error of that call.
+// survive turns a panic in a call into an error of that call. A call that has ended while it
+// was read is not handled: nobody would hear what is charged for it.
 func (s *server) survive(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
 	defer s.recovered(ctx, info.FullMethod, &err)
+	if err := ctx.Err(); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
 	return handle(ctx, r)
 }
 

@@ -243,6 +243,11 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"go_sched_pauses_total_gc_seconds", "go_sched_pauses_stopping_gc_seconds"} {
+		if !strings.Contains(text, "# TYPE "+name+" ") || !strings.Contains(string(guide), "`"+name+"`") {
+			t.Errorf("no metric %s, or docs/metrics.md does not mention it", name)
+		}
+	}
 	promised := 0
 	for line := range strings.Lines(string(guide)) {
 		if cells := strings.Split(line, "`"); strings.HasPrefix(line, "| `tiergate_") {

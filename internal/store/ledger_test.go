@@ -90,7 +90,7 @@ func TestWindowsMoveOn(t *testing.T) {
 	for _, c := range []struct {
 		after     time.Duration
 		day, used int64 // of the minute
-	}{{0, 9, 9}, {time.Second, 12, 3}, {30 * time.Second, 16, 7}, {61 * time.Second, 17, 1}} {
+	}{{0, 9, 9}, {time.Second, 12, 3}, {30 * time.Second, 16, 7}, {61 * time.Second, 17, 1}, {-time.Hour, 18, 1}} { // the last: Redis' clock was put back
 		at := now.Add(c.after)
 		l.note(o, &quota.Taken{Now: at, Admitted: true, Used: []int64{c.used, c.day}})
 		look := of("a", charge(quota.Minute, 10, 0), charge(quota.Day, 100, 0))
