@@ -65,7 +65,7 @@ const (
 	redisCPU  figure = "CPU of Redis"              // µs for a request
 	commands  figure = "commands"                  // of Redis, for a request
 	batchSize figure = "batch"                     // requests and settlements for each call that TierGate makes for them
-	calls     figure = "calls/s"                   // of these
+	callRate  figure = "calls/s"                   // of these
 	floorIn32 figure = "script floor, batch of 32" // µs for a request
 	floorHere figure = "script floor, same batch"  // µs for a request, in batches as large as TierGate's
 	floorKept figure = "rate of the script floor"  // as a share of the rate of TierGate, the less of the two
@@ -217,7 +217,7 @@ func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
 	made, entries, err := m.target.sent(ctx)
 	if made > m.calls {
 		f[batchSize] = (entries - m.entries) / (made - m.calls)
-		f[calls] = (made - m.calls) / took.Seconds()
+		f[callRate] = (made - m.calls) / took.Seconds()
 	}
 	return f, err
 }

@@ -18,8 +18,8 @@ const (
 	// halfBusy is the rate at which the processors of the machine are busy half of the time
 	// with all that TierGate needs, and with the load and the upstream.
 	halfBusy level = "half busy"
-	// halfRate is half the rate that passes with TierGate. It takes more than half of the
-	// machine: the fewer come at a time, the more each costs.
+	// halfRate is half the rate that passes with TierGate. It takes more than half of a
+	// machine of two cores: the fewer come at a time, the more each costs.
 	halfRate level = "half the rate"
 )
 
@@ -32,7 +32,7 @@ func through(chain, target string, l level) string {
 // halfRateRounds are the first ones, in which it is measured too.
 const halfRateRounds = 3
 
-// busy is which part of the time the processors did something, in a run.
+// busy is how many percent of the time the processors did something, in all rounds.
 const busy figure = "busy"
 
 // half is how busy they are to be.
@@ -83,6 +83,7 @@ type passage struct {
 	*outcome
 
 	processors processors
+	rate       float64 // requests per second
 }
 
 // levels measures the latency at all levels. Quantiles are those of the requests of all
@@ -108,16 +109,18 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 					of.outcome = newOutcome()
 				}
 				of.add(o)
-				of.processors = of.processors.and(p)
+				of.processors, of.rate = of.processors.and(p), rate
 				all[name] = of
-				f := figures{}
-				f.add(of.outcome)
-				f[perSecond], f[busy] = rate, 100*of.processors.share()
-				r[name] = []figures{f}
 				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name,
 					ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), 100*p.share())
 			}
 		}
+	}
+	for name, of := range all {
+		r[name] = []figures{{
+			perSecond: of.rate, busy: 100 * of.processors.share(),
+			p50: ms(of.latency.ValueAtQuantile(50)), p99: ms(of.latency.ValueAtQuantile(99)),
+		}}
 	}
 	return nil
 }

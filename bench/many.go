@@ -47,7 +47,7 @@ type instance struct {
 
 // newInstance starts a TierGate with so many keys and has each make a request. Usage is
 // counted for all keys together, so that what a key takes is that of its counters.
-func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) (*instance, error) {
+func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) (c *instance, err error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory: %w", err)
@@ -60,14 +60,21 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 	if err := b.startTierGate(ctx, t.bedOptions, started{name: name, store: "memory", config: config, flush: quietInterval, sets: []string{"usage.max_series=1"}}); err != nil {
 		return nil, err
 	}
-	c := &instance{name: name, target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
+	c = &instance{name: name, target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
 	if err := dontPreempt(c.target.pid); err != nil {
 		return nil, err
 	}
 	l := load{protocol: rls, keys: secrets["requests"], inFlight: t.spread.inFlight, connections: t.spread.connections}
-	if c.generator, err = newGenerator(ctx, c.target.address, l); err != nil {
+	g, err := newGenerator(ctx, c.target.address, l)
+	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	c.generator = g
 	// TierGate has collected garbage when it serves.
 	unused, err := c.target.live(ctx)
 	if err != nil {
@@ -198,13 +205,16 @@ func (t target) pauses(ctx context.Context) (p pauses, err error) {
 		return p, err
 	}
 	p.short, err = t.metric(ctx, name+`bucket{le="`+shortPause+`"}`, "")
+	if err == nil && p.all > 0 && p.short == 0 {
+		err = fmt.Errorf("of %.0f pauses of the collector none is below %s s: has the metric %sbucket other bounds?", p.all, shortPause, name)
+	}
 	return p, err
 }
 
 // dontPreempt has the threads of a process that wake up wait until a processor is free, or
-// their turn comes (SCHED_BATCH). Go looks how long it had stopped all for the collector when it has woken
-// them again: where they take the processor of the thread that has, it finds a pause of
-// milliseconds, in which all others ran.
+// their turn comes (SCHED_BATCH). Go looks how long it had stopped all for the collector when
+// it has woken them again: where they take the processor of the thread that has, it finds a
+// pause of milliseconds, in which all others ran.
 func dontPreempt(pid int) error {
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
@@ -215,7 +225,12 @@ func dontPreempt(pid int) error {
 		if err != nil {
 			return fmt.Errorf("find the threads of a process: %w", err)
 		}
-		if err := unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH}, 0); err != nil {
+		a, err := unix.SchedGetAttr(id, 0)
+		if err == nil {
+			a.Policy = unix.SCHED_BATCH
+			err = unix.SchedSetAttr(id, a, 0)
+		}
+		if err != nil {
 			return fmt.Errorf("schedule a thread as SCHED_BATCH: %w", err)
 		}
 	}

@@ -179,14 +179,14 @@ func (e *logEntry) fill(ticket []byte) ([]byte, error) {
 // time: the key, and the IDs, at the end of each of which is a number.
 type prepared struct {
 	encoded []byte
-	keys    []int // where it begins
+	keys    []int // where the key begins, in bytes
 	ends    []int
 }
 
 // digits is how long that number is.
 const digits = 12
 
-// newPrepared returns the request of a key, which is that of all keys as long.
+// newPrepared returns the request of a key: a template for all keys of this length.
 func newPrepared(request func(authorization string) proto.Message, key string) (*prepared, error) {
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(request(bearer + key))
 	if err != nil {

@@ -68,7 +68,7 @@ func (b *bed) floors(ctx context.Context, c benchCase, s spread, of figures) err
 	if err := redis.NewScript(counters).Load(ctx, client).Err(); err != nil {
 		return fmt.Errorf("load the script: %w", err)
 	}
-	requests, kept := of[calls]*of[batchSize], 1.0 // a second; which part of them the driver sent
+	requests, kept := of[callRate]*of[batchSize], 1.0 // a second; which part of them the driver sent
 	for _, floor := range []struct {
 		figure figure
 		batch  int

@@ -35,7 +35,7 @@ func TestScriptFloor(t *testing.T) {
 		keys:    map[string][]string{"requests": {"a", "b", "c"}},
 		targets: map[string]target{"canned": {address: address}, "ratelimit": {redis: client}},
 	}
-	f := figures{calls: 400, batchSize: 7.8}
+	f := figures{callRate: 400, batchSize: 7.8}
 	if err := b.floors(t.Context(), benchCase{protocol: check, tier: "requests"}, spread{inFlight: 2, connections: 1, duration: 400 * time.Millisecond}, f); err != nil {
 		t.Fatal(err)
 	}

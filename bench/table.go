@@ -209,7 +209,7 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 // one runs a case, and after it what its Redis is compared with.
 func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
 	f, err := b.measure(ctx, c, t.spread)
-	compared := c.target == "redis" && !c.refused && (c.tier == "requests" || c.settle == atOnce) // for that has a goal
+	compared := c.target == "redis" && (c.tier == "requests" || c.settle == atOnce) // for that has a goal
 	if err != nil || !compared || f[batchSize] == 0 {
 		return f, err
 	}
