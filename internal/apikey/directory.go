@@ -112,11 +112,11 @@ func (r *Record) MayUse(resource string) bool {
 // A Directory finds the record of a key. It never changes: With returns another,
 // which shares with the first what is the same.
 type Directory struct {
-	plain   bool     // some hashes have no pepper
-	peppers []Pepper // those that some hash names
-	byHash  [shardCount]map[sum]*Record
-	byID    [shardCount]map[uint32]*Record // by its hash, which has no pointer that the garbage collector would follow
-	twins   map[string]*Record             // by ID: those whose ID has the hash of another's
+	plain     bool     // some hashes have no pepper
+	peppers   []Pepper // those that some hash names
+	byHash    [shardCount]map[sum]*Record
+	byID      [shardCount]map[uint32]*Record // by its hash, which has no pointer that the garbage collector would follow
+	colliding map[string]*Record             // by ID: those whose ID has the hash of another's
 }
 
 // shardCount is in how many parts the maps of a Directory are cut, so that a change of
@@ -163,7 +163,7 @@ type copying struct {
 
 	given       map[string]bool  // IDs among the records
 	hashes, ids [shardCount]bool // whether a part is a copy already
-	copied      bool             // whether twins is one
+	copied      bool             // whether colliding is one
 	faults      []RecordError
 }
 
@@ -203,7 +203,7 @@ func (c *copying) putByID(r *Record) {
 	hash := hashOf(r.ID)
 	shard := own(&c.byID[hash%shardCount], &c.ids[hash%shardCount])
 	if other := shard[hash]; other != nil && other.ID != r.ID {
-		own(&c.twins, &c.copied)[r.ID] = r
+		own(&c.colliding, &c.copied)[r.ID] = r
 		return
 	}
 	shard[hash] = r
@@ -287,7 +287,7 @@ func (d *Directory) ByID(id string) *Record {
 	if r := d.byID[hash%shardCount][hash]; r == nil || r.ID == id {
 		return r
 	}
-	return d.twins[id]
+	return d.colliding[id]
 }
 
 // Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
@@ -298,7 +298,7 @@ func (d *Directory) ByHash(h Hash) *Record { return d.find(h) }
 
 // Len returns how many keys are on record.
 func (d *Directory) Len() int {
-	n := len(d.twins)
+	n := len(d.colliding)
 	for _, shard := range d.byID {
 		n += len(shard)
 	}
@@ -314,7 +314,7 @@ func (d *Directory) All(yield func(*Record) bool) {
 			}
 		}
 	}
-	for _, r := range d.twins {
+	for _, r := range d.colliding {
 		if !yield(r) {
 			return
 		}

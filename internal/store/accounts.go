@@ -11,7 +11,7 @@ import (
 // pieces of memory to wait for. They are not safe for concurrent use.
 type accounts struct {
 	locations map[uint64]location // by the account's hash
-	twins     map[string]location // by account: those whose hash is another's, of which there are hardly ever any
+	colliding map[string]location // by account: those whose hash is another's, of which there are hardly ever any
 	counters  []counter
 	texts     []byte // the accounts, each after its length as a varint
 
@@ -26,10 +26,10 @@ type location struct {
 
 func newAccounts() accounts { return accounts{locations: map[uint64]location{}} }
 
-func (a *accounts) len() int { return len(a.locations) + len(a.twins) }
+func (a *accounts) len() int { return len(a.locations) + len(a.colliding) }
 
-// of returns the counters of an account, as long as nothing else is done here. They can be
-// changed. With others, which append may add in their memory, put keeps them.
+// of returns the counters of an account, until the next put or sweep. They can be changed.
+// With others, which append may add in their memory, put keeps them.
 func (a *accounts) of(hash uint64, account string) []counter {
 	if p, _, known := a.find(hash, account); known {
 		return a.at(p)
@@ -39,19 +39,19 @@ func (a *accounts) of(hash uint64, account string) []counter {
 
 func (a *accounts) at(p location) []counter { return a.counters[p.first:][:p.n:p.room] }
 
-// find returns where an account is, and whether that stands among the twins.
-func (a *accounts) find(hash uint64, account string) (p location, twin, known bool) {
+// find returns where an account is, and whether that stands among those that collide.
+func (a *accounts) find(hash uint64, account string) (p location, collides, known bool) {
 	p, known = a.locations[hash]
 	if known && string(textAt(a.texts, p.text)) == account {
 		return p, false, true
 	}
-	twin = known // it has the hash of another
-	if len(a.twins) > 0 {
-		if q, known := a.twins[account]; known {
+	collides = known // it has the hash of another
+	if len(a.colliding) > 0 {
+		if q, known := a.colliding[account]; known {
 			return q, true, true
 		}
 	}
-	return location{}, twin, false
+	return location{}, collides, false
 }
 
 // textAt returns the text that begins there.
@@ -62,9 +62,9 @@ func textAt(texts []byte, at uint32) []byte {
 
 // put keeps the counters of an account.
 func (a *accounts) put(hash uint64, account string, counters []counter) {
-	p, twin, known := a.find(hash, account)
+	p, collides, known := a.find(hash, account)
 	if !known {
-		p.text = uint32(len(a.texts)) //nolint:gosec // see shardAccounts
+		p.text = uint32(len(a.texts)) //nolint:gosec // a shard has thousands of accounts, each of tens of bytes
 		a.texts = append(binary.AppendUvarint(a.texts, uint64(len(account))), account...)
 	}
 	p.n = uint32(len(counters)) //nolint:gosec // as many as an account has limits
@@ -75,17 +75,17 @@ func (a *accounts) put(hash uint64, account string, counters []counter) {
 	} else {
 		copy(a.counters[p.first:], counters)
 	}
-	a.set(hash, account, p, twin)
+	a.set(hash, account, p, collides)
 }
 
-func (a *accounts) set(hash uint64, account string, p location, twin bool) {
+func (a *accounts) set(hash uint64, account string, p location, collides bool) {
 	switch {
-	case !twin:
+	case !collides:
 		a.locations[hash] = p
-	case a.twins == nil:
-		a.twins = map[string]location{account: p}
+	case a.colliding == nil:
+		a.colliding = map[string]location{account: p}
 	default:
-		a.twins[account] = p
+		a.colliding[account] = p
 	}
 }
 
@@ -98,7 +98,7 @@ func (a *accounts) all(yield func(account string, counters []counter) bool) {
 			return
 		}
 	}
-	for account, p := range a.twins {
+	for account, p := range a.colliding {
 		if !yield(account, a.at(p)) {
 			return
 		}
@@ -109,32 +109,26 @@ func (a *accounts) all(yield func(account string, counters []counter) bool) {
 // others. It returns when the first of the rest ends.
 func (a *accounts) sweep(now int64) (soonest int64) {
 	soonest = math.MaxInt64
-	for hash, p := range a.locations {
-		switch n := a.trim(p, now, &soonest); n {
-		case p.n:
-		case 0:
-			delete(a.locations, hash)
-			a.leave(p)
-		default:
-			p.n = n
-			a.locations[hash] = p
-		}
-	}
-	for account, p := range a.twins {
-		switch n := a.trim(p, now, &soonest); n {
-		case p.n:
-		case 0:
-			delete(a.twins, account)
-			a.leave(p)
-		default:
-			p.n = n
-			a.twins[account] = p
-		}
-	}
+	sweepLocations(a, a.locations, now, &soonest)
+	sweepLocations(a, a.colliding, now, &soonest)
 	if a.unused > len(a.counters)/4 {
 		a.pack()
 	}
 	return soonest
+}
+
+func sweepLocations[K comparable](a *accounts, locations map[K]location, now int64, soonest *int64) {
+	for key, p := range locations {
+		switch n := a.trim(p, now, soonest); n {
+		case p.n:
+		case 0:
+			delete(locations, key)
+			a.leave(p)
+		default:
+			p.n = n
+			locations[key] = p
+		}
+	}
 }
 
 // leave notes that a location is no account's any more.
@@ -161,7 +155,7 @@ func (a *accounts) trim(p location, now int64, soonest *int64) uint32 {
 // pack moves everything to memory in which nothing is unused.
 func (a *accounts) pack() {
 	b := accounts{
-		locations: make(map[uint64]location, len(a.locations)), twins: a.twins,
+		locations: make(map[uint64]location, len(a.locations)), colliding: a.colliding,
 		counters: make([]counter, 0, len(a.counters)-a.unused), texts: make([]byte, 0, len(a.texts)-a.unusedTexts),
 	}
 	move := func(p location) location {
@@ -174,8 +168,8 @@ func (a *accounts) pack() {
 	for hash, p := range a.locations {
 		b.locations[hash] = move(p)
 	}
-	for account, p := range a.twins {
-		b.twins[account] = move(p)
+	for account, p := range a.colliding {
+		b.colliding[account] = move(p)
 	}
 	*a = b
 }

@@ -38,7 +38,7 @@ func TestAccounts(t *testing.T) {
 			sweepBoth(t, &a, want, now)
 		}
 	}
-	if len(a.twins) == 0 {
+	if len(a.colliding) == 0 {
 		t.Error("no two accounts had the same hash")
 	}
 	sweepBoth(t, &a, want, now+100)
@@ -68,7 +68,7 @@ func sweepBoth(t *testing.T, a *accounts, want map[string][]counter, now int64) 
 		t.Fatalf("after a sweep: have %v\nwant %v", have, want)
 	}
 	used, texts := a.unused, a.unusedTexts
-	for _, p := range slices.Concat(slices.Collect(maps.Values(a.locations)), slices.Collect(maps.Values(a.twins))) {
+	for _, p := range slices.Concat(slices.Collect(maps.Values(a.locations)), slices.Collect(maps.Values(a.colliding))) {
 		text := len(textAt(a.texts, p.text))
 		used, texts = used+int(p.room), texts+text+1+text>>7
 	}

@@ -50,8 +50,8 @@ type Redis struct {
 	keepApart atomic.Bool // whether a call may not touch the keys of two accounts, though it is no Cluster
 	mu        sync.RWMutex
 	lanes     map[string]*lane // to the servers of a Cluster, by address
-	// Orders are put into operations that are used again: each is three pieces of memory, with
-	// its order and its channel.
+	// Orders are put into operations that are used again, with the channel of one that has
+	// waited.
 	operations sync.Pool // of *operation
 	prefix     string
 	checked    []*checkedPart // by part
