@@ -117,10 +117,10 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 		}
 	}
 	for name, of := range all {
-		r[name] = []figures{{
-			perSecond: of.rate, busy: 100 * of.processors.share(),
-			p50: ms(of.latency.ValueAtQuantile(50)), p99: ms(of.latency.ValueAtQuantile(99)),
-		}}
+		f := figures{}
+		f.add(of.outcome)
+		f[perSecond], f[busy] = of.rate, 100*of.processors.share()
+		r[name] = []figures{f}
 	}
 	return nil
 }

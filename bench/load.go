@@ -66,6 +66,7 @@ func (o *outcome) add(other *outcome) {
 	o.degraded += other.degraded
 	o.failed += other.failed
 	o.settlements += other.settlements
+	o.elapsed += other.elapsed // of runs one after the other; a worker has none
 	o.latency.Merge(other.latency)
 	o.err = cmp.Or(o.err, other.err)
 	o.tickets = append(o.tickets, other.tickets...)

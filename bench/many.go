@@ -171,7 +171,6 @@ func inTurn(ctx context.Context, all []*instance, duration time.Duration) error 
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			c.outcome.add(o)
-			c.outcome.elapsed += o.elapsed
 		}
 	}
 	return nil

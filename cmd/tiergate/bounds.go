@@ -73,6 +73,7 @@ type bound struct {
 	atomic.Int64 // under way
 
 	most    int64
+	lasts   bool // such a call lasts as long as the client likes: it is a stream
 	refused prometheus.Counter
 	err     error // the answer to calls that are one too many
 }
@@ -119,8 +120,10 @@ func newBounds(c config.Listener, m *metrics) *bounds {
 	call, stream := refused.WithLabelValues("call"), refused.WithLabelValues("stream")
 	b.calls.limit(c.MaxCalls, call, errCalls)
 	b.checks.limit(max(c.MaxCalls, spareCalls), call, errCalls)
-	b.logs.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
-	b.watches.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
+	for _, streams := range []*bound{&b.logs, &b.watches} {
+		streams.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
+		streams.lasts = true
+	}
 	m.registry.MustRegister(b.connections, b.connectionsRefused, refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tiergate_calls", Help: "gRPC calls under way; health checks and streams are not counted.",
 	}, func() float64 { return float64(b.calls.Load()) }))
@@ -176,17 +179,11 @@ func (b *bounds) ofMethod(name string) *bound {
 		return &b.checks
 	case name == alsv3.AccessLogService_StreamAccessLogs_FullMethodName:
 		return &b.logs
-	case watch(name):
+	case name == healthpb.Health_Watch_FullMethodName, strings.HasPrefix(name, "/grpc.reflection."):
 		return &b.watches
 	default:
 		return &b.calls
 	}
-}
-
-// watch reports whether a method is a stream that lasts as long as the client likes, but for
-// that of access logs.
-func watch(method string) bool {
-	return method == healthpb.Health_Watch_FullMethodName || strings.HasPrefix(method, "/grpc.reflection.")
 }
 
 // A boundedServer is a gRPC server that handles no more calls of its services at a time than
@@ -232,13 +229,11 @@ func (s boundedServer) RegisterService(d *grpc.ServiceDesc, service any) {
 // the caller gives it none, or a late one: else calls that say nothing more would take the
 // places of others for ever.
 func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
-	if bound := b.ofMethod(info.FullMethodName); bound.full() {
+	bound := b.ofMethod(info.FullMethodName)
+	if bound.full() {
 		return nil, bound.err
 	}
-	if end, ends := ctx.Deadline(); ends && time.Until(end) <= callTimeout {
-		return ctx, nil
-	}
-	if method := info.FullMethodName; method == alsv3.AccessLogService_StreamAccessLogs_FullMethodName || watch(method) {
+	if end, ends := ctx.Deadline(); bound.lasts || ends && time.Until(end) <= callTimeout {
 		return ctx, nil
 	}
 	soon, cancel := context.WithTimeout(ctx, callTimeout) //nolint:gosec // ended with ctx, which ends with the call

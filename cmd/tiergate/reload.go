@@ -74,7 +74,6 @@ func (r *reloader) reload(ctx context.Context) {
 	r.use(c.Reload)
 	r.metrics.reloads.WithLabelValues("success").Inc()
 	r.loaded(c, sources)
-	runtime.GC() // what was read, and what was in use, else counts as living when the next collection is due
 	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
 	if !c.Start.Equal(r.start) {
 		r.metrics.needsRestart.Set(1)
@@ -82,7 +81,8 @@ func (r *reloader) reload(ctx context.Context) {
 	}
 }
 
-// loaded notes that a configuration is in use.
+// loaded notes that a configuration is in use, and has garbage collected: what was read, and
+// what was in use before, else counts as living when the next collection is due.
 func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	r.sources, r.sum, r.redis = sources, c.Sum, c.Reload.Redis
 	r.metrics.reloadOK.Set(1)
@@ -93,6 +93,7 @@ func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	if c.Reload.AllowDemoKeys {
 		r.metrics.demoKeysInUse.Set(1)
 	}
+	runtime.GC()
 }
 
 func (r *reloader) logFaults(ctx context.Context, err error) {

@@ -245,7 +245,6 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	operator := s.httpServer(s.operator, 30*time.Second)
 	customer := s.httpServer(s.customers.Handler(), 10*time.Second)
 	r.loaded(c, sources)
-	runtime.GC() // see reloader.reload
 
 	group, ctx := errgroup.WithContext(ctx)
 	// Changes of keys are taken up, and usage is written, until the last request has

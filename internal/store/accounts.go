@@ -42,8 +42,10 @@ func (a *accounts) at(p location) []counter { return a.counters[p.first:][:p.n:p
 // find returns where an account is, and whether that stands among those that collide.
 func (a *accounts) find(hash uint64, account string) (p location, collides, known bool) {
 	p, known = a.locations[hash]
-	if known && string(textAt(a.texts, p.text)) == account {
-		return p, false, true
+	if known {
+		if from, to := a.span(p); string(a.texts[from:to]) == account {
+			return p, false, true
+		}
 	}
 	collides = known // it has the hash of another
 	if len(a.colliding) > 0 {
@@ -54,10 +56,11 @@ func (a *accounts) find(hash uint64, account string) (p location, collides, know
 	return location{}, collides, false
 }
 
-// textAt returns the text that begins there.
-func textAt(texts []byte, at uint32) []byte {
-	size, n := binary.Uvarint(texts[at:])
-	return texts[int(at)+n:][:size]
+// span returns where the account of a location begins and ends in texts.
+func (a *accounts) span(p location) (from, to int) {
+	size, n := binary.Uvarint(a.texts[p.text:])
+	from = int(p.text) + n
+	return from, from + int(size) //nolint:gosec // within texts
 }
 
 // put keeps the counters of an account.
@@ -93,8 +96,8 @@ func (a *accounts) set(hash uint64, account string, p location, collides bool) {
 func (a *accounts) all(yield func(account string, counters []counter) bool) {
 	texts := string(a.texts) // one piece of memory for all of them
 	for _, p := range a.locations {
-		size, n := binary.Uvarint(a.texts[p.text:])
-		if !yield(texts[int(p.text)+n:][:size], a.at(p)) {
+		from, to := a.span(p)
+		if !yield(texts[from:to], a.at(p)) {
 			return
 		}
 	}
@@ -133,9 +136,9 @@ func sweepLocations[K comparable](a *accounts, locations map[K]location, now int
 
 // leave notes that a location is no account's any more.
 func (a *accounts) leave(p location) {
-	size, n := binary.Uvarint(a.texts[p.text:])
+	_, to := a.span(p)
 	a.unused += int(p.room)
-	a.unusedTexts += n + int(size) //nolint:gosec // as long as texts at the most
+	a.unusedTexts += to - int(p.text)
 }
 
 // trim removes the counters that have ended from an account, and returns how many it has
@@ -159,10 +162,10 @@ func (a *accounts) pack() {
 		counters: make([]counter, 0, len(a.counters)-a.unused), texts: make([]byte, 0, len(a.texts)-a.unusedTexts),
 	}
 	move := func(p location) location {
-		text := textAt(a.texts, p.text)
+		_, to := a.span(p)
 		q := location{uint32(len(b.counters)), p.n, p.room, uint32(len(b.texts))} //nolint:gosec // less than it was
 		b.counters = append(b.counters, a.counters[p.first:][:p.room]...)
-		b.texts = append(binary.AppendUvarint(b.texts, uint64(len(text))), text...)
+		b.texts = append(b.texts, a.texts[p.text:to]...)
 		return q
 	}
 	for hash, p := range a.locations {

@@ -69,7 +69,8 @@ func sweepBoth(t *testing.T, a *accounts, want map[string][]counter, now int64) 
 	}
 	used, texts := a.unused, a.unusedTexts
 	for _, p := range slices.Concat(slices.Collect(maps.Values(a.locations)), slices.Collect(maps.Values(a.colliding))) {
-		text := len(textAt(a.texts, p.text))
+		from, to := a.span(p)
+		text := to - from
 		used, texts = used+int(p.room), texts+text+1+text>>7
 	}
 	if used != len(a.counters) || texts != len(a.texts) || 4*a.unused > len(a.counters) {
