@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -188,7 +187,7 @@ func (s *server) addGRPC() {
 	envoyapi.NewAuthz(s.gate).Register(services)
 	envoyapi.NewRateLimit(s.gate).Register(services)
 	s.accessLog = envoyapi.NewAccessLog(s.gate)
-	alsv3.RegisterAccessLogServiceServer(services, s.accessLog)
+	s.accessLog.Register(services)
 	healthpb.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
 	for name := range s.grpc.GetServiceInfo() {

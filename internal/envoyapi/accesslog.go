@@ -1,6 +1,7 @@
 package envoyapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -9,9 +10,9 @@ import (
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
-	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -52,9 +53,8 @@ const (
 	drainTime = time.Second
 )
 
-// StreamAccessLogs receives entries until Envoy closes the stream or the service
-// drains.
-func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
+// stream receives entries until Envoy closes the stream or the service drains.
+func (a *AccessLog) stream(stream grpc.ServerStream) error {
 	if !a.gate.settings.Load().Tokens.SettleByAccessLog {
 		return errNotByAccessLog
 	}
@@ -62,29 +62,27 @@ func (a *AccessLog) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	ctx := context.WithoutCancel(stream.Context())
 	var group errgroup.Group
 	group.SetLimit(atOnce)
-	err := a.receive(stream, func(e *accesslogv3.HTTPAccessLogEntry) {
-		if report, ok := reported(e); ok {
-			a.slots <- struct{}{} // it gets free: no settlement takes longer than a call of the store
-			group.Go(func() error {
-				defer func() { <-a.slots }()
-				a.settle(ctx, report)
-				return nil
-			})
-		}
+	err := a.receive(stream, func(report answered) {
+		a.slots <- struct{}{} // it gets free: no settlement takes longer than a call of the store
+		group.Go(func() error {
+			defer func() { <-a.slots }()
+			a.settle(ctx, report)
+			return nil
+		})
 	})
 	_ = group.Wait() // nothing returns an error
 	if err != nil {
 		return err
 	}
-	return stream.SendAndClose(&alsv3.StreamAccessLogsResponse{})
+	return stream.SendMsg(&alsv3.StreamAccessLogsResponse{}) //nolint:wrapcheck // a status
 }
 
 // errNotByAccessLog ends a stream that nobody asked for.
 var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
 
-// receive hands on entries until the stream ends, settling by access log is switched
-// off, or the service drains and nothing comes any more.
-func (a *AccessLog) receive(stream alsv3.AccessLogService_StreamAccessLogsServer, handle func(*accesslogv3.HTTPAccessLogEntry)) error {
+// receive hands on what entries report until the stream ends, settling by access log is
+// switched off, or the service drains and nothing comes any more.
+func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) error {
 	messages, ended := incoming(stream)
 	draining := a.draining
 	idle, end := time.NewTimer(quiet), time.NewTimer(drainTime)
@@ -93,12 +91,12 @@ func (a *AccessLog) receive(stream alsv3.AccessLogService_StreamAccessLogsServer
 	var over, late <-chan time.Time // not before draining
 	for {
 		select {
-		case m := <-messages:
+		case reports := <-messages:
 			if !a.gate.settings.Load().Tokens.SettleByAccessLog {
 				return errNotByAccessLog
 			}
-			for _, e := range m.GetHttpLogs().GetLogEntry() {
-				handle(e)
+			for _, r := range reports {
+				handle(r)
 			}
 			idle.Reset(quiet)
 		case err := <-ended:
@@ -118,20 +116,20 @@ func (a *AccessLog) receive(stream alsv3.AccessLogService_StreamAccessLogsServer
 	}
 }
 
-// incoming receives a stream's messages until it ends, at the latest when the call
-// returns.
-func incoming(stream alsv3.AccessLogService_StreamAccessLogsServer) (<-chan *alsv3.StreamAccessLogsMessage, <-chan error) {
-	messages := make(chan *alsv3.StreamAccessLogsMessage)
+// incoming receives what a stream's messages report until it ends, at the latest when the
+// call returns.
+func incoming(stream grpc.ServerStream) (<-chan []answered, <-chan error) {
+	messages := make(chan []answered)
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			m, err := stream.Recv()
+			reports, err := receiveLog(stream)
 			if err != nil {
 				ended <- err
 				return
 			}
 			select {
-			case messages <- m:
+			case messages <- reports:
 			case <-stream.Context().Done():
 				ended <- stream.Context().Err()
 				return
@@ -153,20 +151,23 @@ func (a *AccessLog) settle(ctx context.Context, report answered) {
 
 var errPanicked = errors.New("settling panicked: please report this")
 
+// The filters that decide, under whose names Envoy hands back tickets.
+const (
+	authzFilter     = "envoy.filters.http.ext_authz"
+	rateLimitFilter = "envoy.filters.http.ratelimit"
+)
+
 // reported reads what an entry says of a request that has a reservation.
 func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 	common := e.GetCommonProperties()
 	metadata := common.GetMetadata().GetFilterMetadata()
+	ticket := func(filter string) string { return text(metadata[filter].GetFields()[reservationField]) }
 	response := e.GetResponse()
 	r := answered{
-		by: byAccessLog, status: int(response.GetResponseCode().GetValue()), details: response.GetResponseCodeDetails(),
+		ticket: cmp.Or(ticket(rateLimitFilter), ticket(authzFilter)),
+		by:     byAccessLog, status: int(response.GetResponseCode().GetValue()), details: response.GetResponseCodeDetails(),
 		bytes: int64(min(response.GetResponseBodyBytes(), math.MaxInt64)), //nolint:gosec // not above MaxInt64
 		media: response.GetResponseHeaders()["content-type"],
-	}
-	for _, filter := range []string{"envoy.filters.http.ext_authz", "envoy.filters.http.ratelimit"} {
-		if t := metadata[filter].GetFields()[reservationField].GetStringValue(); t != "" {
-			r.ticket = t
-		}
 	}
 	if r.ticket == "" {
 		return r, false
@@ -174,12 +175,10 @@ func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 	flags := common.GetResponseFlags()
 	r.cached = flags.GetResponseFromCacheFilter()
 	r.faulty = flags != nil && !proto.Equal(flags, &accesslogv3.ResponseFlags{ResponseFromCacheFilter: r.cached})
-	r.usage = readUsage(metadataCounts(metadata[UsageNamespace].GetFields()))
+	counted := metadataCounts(metadata[UsageNamespace].GetFields())
+	r.usage = counted.usage()
 	if typed := common.GetMetadata().GetTypedFilterMetadata()[tokenUsageNamespace]; typed != nil && r.usage == quota.NoUsage() {
-		var u aiv3.TokenUsage
-		if typed.UnmarshalTo(&u) == nil {
-			r.usage = typedUsage(&u)
-		}
+		r.usage = unpackUsage(typed)
 	}
 	return r, true
 }

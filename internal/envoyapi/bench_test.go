@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/protobuf/proto"
@@ -110,6 +111,33 @@ func BenchmarkMessage(b *testing.B) {
 	}
 }
 
+// BenchmarkLog reads an entry of the access log, by the protobuf types and by the codec.
+func BenchmarkLog(b *testing.B) {
+	m := &message{string(wire(b, logOf(fullEntry())))}
+	for name, read := range map[string]func() []answered{
+		"codec=types": func() []answered {
+			var log alsv3.StreamAccessLogsMessage
+			if err := m.unmarshal(&log); err != nil {
+				b.Fatal(err)
+			}
+			return reports(&log)
+		},
+		"codec=own": func() []answered {
+			all, _ := readLog(m.text)
+			return all
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(read()) != 1 {
+					b.Fatal("no report")
+				}
+			}
+		})
+	}
+}
+
 // TestAllocations bounds what it allocates to decide a request, from message to message. Those
 // of unlimited keys, whose tickets are sealed, are 15 and 10; under the race detector a pool
 // loses some of what it is given, and they are up to four more.
@@ -146,6 +174,11 @@ func TestAllocations(t *testing.T) { //nolint:paralleltest // others would be co
 		if n > c.most+1 { // the race detector adds one
 			t.Errorf("%s: %v allocations, want at most %v", name, n, c.most)
 		}
+	}
+	// A report, its ticket, a text for each count that is a number, and one that is no whole one.
+	log := string(wire(t, logOf(fullEntry())))
+	if n := testing.AllocsPerRun(40, func() { readLog(log) }); n > 6 {
+		t.Errorf("an entry of the access log: %v allocations, want at most 6", n)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
@@ -71,6 +72,16 @@ func (a *Authz) Register(r grpc.ServiceRegistrar) {
 // Register adds the service to a server that has the Codec.
 func (l *RateLimit) Register(r grpc.ServiceRegistrar) {
 	register(r, rlsv3.RateLimitService_ServiceDesc, "ShouldRateLimit", l, l.answer)
+}
+
+// Register adds the service to a server that has the Codec.
+func (a *AccessLog) Register(r grpc.ServiceRegistrar) {
+	d := alsv3.AccessLogService_ServiceDesc
+	d.Streams = []grpc.StreamDesc{{
+		StreamName: "StreamAccessLogs", ClientStreams: true,
+		Handler: func(_ any, stream grpc.ServerStream) error { return a.stream(stream) },
+	}}
+	r.RegisterService(&d, a)
 }
 
 // register adds a service whose one method answers messages as they came.
@@ -149,4 +160,31 @@ func (l *RateLimit) answer(ctx context.Context, m *message) (any, error) {
 		return &encoded{encodeAnswer(&v, s, c.descriptors)}, nil
 	}
 	return answer(&v, s, c.descriptors), nil
+}
+
+// receiveLog receives a message of access logs, and returns what it reports.
+func receiveLog(stream grpc.ServerStream) ([]answered, error) {
+	var m message
+	if err := stream.RecvMsg(&m); err != nil {
+		return nil, err //nolint:wrapcheck // a status, or io.EOF
+	}
+	all, usual := readLog(m.text)
+	if usual {
+		return all, nil
+	}
+	var log alsv3.StreamAccessLogsMessage
+	if err := m.unmarshal(&log); err != nil {
+		return nil, err
+	}
+	return reports(&log), nil
+}
+
+// reports returns what a message of access logs reports of requests that have a reservation.
+func reports(log *alsv3.StreamAccessLogsMessage) (all []answered) {
+	for _, e := range log.GetHttpLogs().GetLogEntry() {
+		if r, ok := reported(e); ok {
+			all = append(all, r)
+		}
+	}
+	return all
 }

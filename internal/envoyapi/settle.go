@@ -208,7 +208,7 @@ const (
 // UNAVAILABLE, so that Envoy tries again.
 func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
 	report := answered{by: byRateLimit}
-	hits := map[string]int64{}
+	counted := noCounts()
 	for _, d := range r.GetDescriptors() {
 		for _, e := range d.GetEntries() {
 			switch e.GetKey() {
@@ -216,7 +216,7 @@ func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitR
 				report.ticket = e.GetValue()
 			case settleEntry:
 				if d.GetHitsAddend() != nil {
-					hits[e.GetValue()] = int64(min(d.GetHitsAddend().GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
+					counted.set(e.GetValue(), int64(min(d.GetHitsAddend().GetValue(), uint64(quota.MaxCost)))) //nolint:gosec // not above MaxCost
 				}
 			case codeEntry:
 				report.status, _ = strconv.Atoi(e.GetValue()) // what is none lists no refund
@@ -230,12 +230,7 @@ func (l *RateLimit) settle(ctx context.Context, s *Settings, r *rlsv3.RateLimitR
 		}
 	}
 	report.cached = report.details == "cache.response_from_cache_filter"
-	report.usage = readUsage(func(name string) int64 {
-		if n, ok := hits[name]; ok {
-			return n
-		}
-		return quota.Unknown
-	})
+	report.usage = counted.usage()
 	if err := l.gate.settle(ctx, s, &report); err != nil {
 		return nil, status.Error(codes.Unavailable, "the settlement is of unknown outcome: try again")
 	}

@@ -92,9 +92,9 @@ func usageOf(input, output float64) map[string]*structpb.Value {
 func accessLog(t *testing.T, g *Gate) (*AccessLog, alsv3.AccessLogServiceClient) {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
+	server := grpc.NewServer(Codec())
 	service := NewAccessLog(g)
-	alsv3.RegisterAccessLogServiceServer(server, service)
+	service.Register(server)
 	go func() { _ = server.Serve(listener) }()
 	dial := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
 	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()))

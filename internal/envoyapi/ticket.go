@@ -115,8 +115,15 @@ func parseTicket(text string, key *TicketKey) (ticket, error) {
 	if len(text) > maxTicket {
 		return ticket{}, errTicket
 	}
-	f := strings.Split(text, ":")
-	if len(f) != ticketFields || f[0] != "1" {
+	var f [ticketFields]string
+	n := 0
+	for field := range strings.SplitSeq(text, ":") {
+		if n < len(f) {
+			f[n] = field
+		}
+		n++
+	}
+	if n != len(f) || f[0] != "1" {
 		return ticket{}, errTicket
 	}
 	t := ticket{account: f[1], request: f[2], secret: f[3], resource: f[4], source: quota.Source(f[5])}

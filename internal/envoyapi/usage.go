@@ -2,6 +2,7 @@ package envoyapi
 
 import (
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -16,43 +17,64 @@ const UsageNamespace = "tiergate.usage"
 // envoy.data.ai.v3.TokenUsage.
 const tokenUsageNamespace = "envoy.ai.token_usage" //nolint:gosec // the name of a namespace, no credential
 
-// counts are what a response says of its usage, by name; quota.Unknown is missing.
-type counts func(name string) int64
+// counts are what a response says of its usage; quota.Unknown is missing. OpenAI's chat and
+// embeddings APIs say prompt and completion, its other APIs input and output, with cached as
+// a part of the input. Anthropic's says input, with cache_read and cache_write beside it.
+type counts struct {
+	input, cached, cacheRead, cacheWrite, output, total int64
+}
 
-// The names of counts. OpenAI's chat and embeddings APIs say prompt and
-// completion, its other APIs input and output, with cached as a part of the
-// input. Anthropic's says input, with cache_read and cache_write beside it.
-const (
-	inputCount      = "input"
-	cachedCount     = "cached"
-	cacheReadCount  = "cache_read"
-	cacheWriteCount = "cache_write"
-	outputCount     = "output"
-	totalCount      = "total"
-)
+// noCounts are those of a response that says nothing.
+func noCounts() counts {
+	return counts{quota.Unknown, quota.Unknown, quota.Unknown, quota.Unknown, quota.Unknown, quota.Unknown}
+}
 
-// readUsage puts the counts in order.
-func readUsage(c counts) quota.Usage {
-	u := quota.Usage{Input: c(inputCount), CachedInput: c(cachedCount), Output: c(outputCount), Total: c(totalCount)}
-	read, write := c(cacheReadCount), c(cacheWriteCount)
-	if u.Input != quota.Unknown {
-		u.Input += max(read, 0) + max(write, 0)
+// set notes a count; one with another name is none.
+func (c *counts) set(name string, n int64) {
+	switch name {
+	case "input":
+		c.input = n
+	case "cached":
+		c.cached = n
+	case "cache_read":
+		c.cacheRead = n
+	case "cache_write":
+		c.cacheWrite = n
+	case "output":
+		c.output = n
+	case "total":
+		c.total = n
 	}
-	if read != quota.Unknown {
-		u.CachedInput = max(u.CachedInput, 0) + read
+}
+
+// usage puts the counts in order.
+func (c *counts) usage() quota.Usage {
+	u := quota.Usage{Input: c.input, CachedInput: c.cached, Output: c.output, Total: c.total}
+	if u.Input != quota.Unknown {
+		u.Input += max(c.cacheRead, 0) + max(c.cacheWrite, 0)
+	}
+	if c.cacheRead != quota.Unknown {
+		u.CachedInput = max(u.CachedInput, 0) + c.cacheRead
 	}
 	return u
 }
 
 // metadataCounts are those of the usage namespace.
 func metadataCounts(fields map[string]*structpb.Value) counts {
-	return func(name string) int64 {
-		v, ok := fields[name]
-		if !ok {
-			return quota.Unknown
-		}
-		return tokens(text(v))
+	c := noCounts()
+	for name, v := range fields {
+		c.set(name, tokens(text(v)))
 	}
+	return c
+}
+
+// unpackUsage returns the usage in a typed metadata value, quota.NoUsage where it holds none.
+func unpackUsage(typed *anypb.Any) quota.Usage {
+	var u aiv3.TokenUsage
+	if typed.UnmarshalTo(&u) != nil {
+		return quota.NoUsage()
+	}
+	return typedUsage(&u)
 }
 
 // typedUsage reads the usage that the ai_protocol_manager filter found. Its counts

@@ -92,6 +92,12 @@ func (f *fields) string() string {
 	return f.text
 }
 
+// uint64 returns the field as a number.
+func (f *fields) uint64() uint64 {
+	f.odd = f.odd || f.kind != protowire.VarintType
+	return f.value
+}
+
 // entry returns the field as an entry of a map with texts.
 func (f *fields) entry() (key, value string) {
 	e := f.message()
@@ -306,10 +312,9 @@ func (c *limitCall) read(text string, s *RateLimitSettings) bool {
 				return false
 			}
 		case 3:
-			if request.kind != protowire.VarintType || request.value>>32 != 0 {
+			if c.hits = request.uint64(); c.hits>>32 != 0 {
 				return false
 			}
-			c.hits = request.value
 		}
 	}
 	return !request.odd && c.domain == s.Domain && c.descriptors <= s.MaxDescriptors && entries <= entriesOfDescriptor*s.MaxDescriptors
