@@ -110,18 +110,30 @@ func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Char
 // Look says what Decide would and takes nothing.
 func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision, error) {
 	asked := r.charges(now)
+	taken, err := l.look(ctx, r, asked)
+	if err != nil {
+		return Decision{}, err
+	}
+	return decide(asked, taken), nil
+}
+
+// look says what taking the charges of a request would, and what is used before that.
+func (l *Limiter) look(ctx context.Context, r Request, asked []Charge) (Taken, error) {
 	looking := slices.Clone(asked)
 	for i := range looking {
 		looking[i].Cost = 0
 	}
 	taken, err := l.take(ctx, Order{Account: r.Account, Charges: looking, OnFailure: r.Tier.Tier.OnFailure})
 	if err != nil {
-		return Decision{}, err
+		return Taken{}, err
+	}
+	if taken.Degraded && r.Tier.Tier.OnFailure == Allow {
+		return taken, nil // whatever is used
 	}
 	for i, c := range asked {
 		taken.Admitted = taken.Admitted && !c.Exceeds(taken.Used[i])
 	}
-	return decide(asked, taken), nil
+	return taken, nil
 }
 
 func (l *Limiter) take(ctx context.Context, o Order) (Taken, error) {

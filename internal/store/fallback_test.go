@@ -279,3 +279,20 @@ func TestOneLostAnswer(t *testing.T) {
 	wantOutcome(t, settle(t, f, quota.Settlement{Account: "a", Request: o.Request, Secret: o.Secret, Used: quota.Cost{Tokens: 20}}), quota.Settled)
 	wantTaken(t, take(t, f, of("a", tokens(quota.Tokens, quota.Day, 10_000, 0))), true, used.Used[0]-80)
 }
+
+// TestLookWhereAllPass: without Redis a look says of requests that all pass that they do,
+// whatever is used.
+func TestLookWhereAllPass(t *testing.T) {
+	t.Parallel()
+	limiter := quota.NewLimiter(fallbackOn(noRedis(t), nil))
+	tier := quota.Tier{Name: "any", OnFailure: quota.Allow, Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: 1}}}
+	r := quota.Request{Account: "a", Tier: quota.NewPlan(tier, quota.ByKey, nil), Resource: quota.DefaultResource, Priority: quota.Low, Cost: quota.Cost{Requests: 1}}
+	for range 3 {
+		if d, err := limiter.Look(t.Context(), r, time.Now()); err != nil || !d.Admitted || !d.Degraded {
+			t.Errorf("a look: %+v, %v", d, err)
+		}
+		if d, err := limiter.Decide(t.Context(), r, time.Now()); err != nil || !d.Admitted {
+			t.Errorf("a request: %+v, %v", d, err)
+		}
+	}
+}
