@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,10 +18,12 @@ import (
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
@@ -79,6 +82,10 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(read.Add(context.Background(), kept()))
 	options.Loopback = true
 	options.Usage, options.Fleet, options.Limiter, options.Now = read, read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
+	log := slog.New(slog.DiscardHandler)
+	gate := envoyapi.NewGate((&server{directory: &directory{stored: options.Stored}}).settings(c.Reload), options.Limiter, usage.NewHistory(10), afternoon, observer{metrics: newMetrics(), log: log})
+	options.Explainer = explainer{gate}
+	*ts.Value(theGate{}).(*envoyapi.Authz) = *envoyapi.NewAuthz(gate) // see setUp
 	api := web.NewAdmin(options).Handler()
 	var written atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -92,6 +99,33 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	}))
 	ts.Defer(server.Close)
 	ts.Setenv("TIERGATE_SERVER", server.URL)
+}
+
+// theGate is what scripts know the gate of the latest admin by.
+type theGate struct{}
+
+// requests sends requests with a key through the gate, as Envoy would, and prints how many
+// were admitted: requests KEY PATH N.
+func requests(ts *testscript.TestScript, neg bool, args []string) {
+	var n int
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: requests KEY PATH N")
+	}
+	_, err := fmt.Sscan(args[2], &n)
+	ts.Check(err)
+	admitted := 0
+	for range n {
+		response, err := ts.Value(theGate{}).(*envoyapi.Authz).Check(context.Background(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+			Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+				Method: http.MethodPost, Path: args[1], Headers: map[string]string{"x-api-key": args[0], "content-length": "1000"},
+			}},
+		}})
+		ts.Check(err)
+		if response.GetOkResponse() != nil {
+			admitted++
+		}
+	}
+	_, _ = fmt.Fprintf(ts.Stdout(), "%d admitted\n", admitted)
 }
 
 // guess sends so many wrong tokens to the server that TIERGATE_SERVER names: guess N.

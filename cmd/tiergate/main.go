@@ -71,6 +71,7 @@ func commands() []command {
 		{"keys hash", "print the hash of a key read from standard input", keysHash},
 		{"audit", "list what was done to keys", audit},
 		{"usage", "show what a key has used", keyUsage},
+		{"explain", "say what a request with a key would get, and why, taking nothing", explain},
 		{"health", "ask a running server whether it serves", health},
 		{"version", "print the version", version},
 	}
@@ -114,7 +115,7 @@ func printUsage(w io.Writer, group string) {
 		}
 	}
 	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n"+
-		"keys, audit and usage ask a running server, named by --server or "+serverVariable+".\n")
+		"keys, audit, usage and explain ask a running server, named by --server or "+serverVariable+".\n")
 }
 
 // parse reads the flags of a command and refuses other arguments.

@@ -11,6 +11,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/tiergate/tiergate/internal/devstack"
+	"github.com/tiergate/tiergate/internal/envoyapi"
 )
 
 func TestMain(m *testing.M) {
@@ -26,7 +27,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile, "guess": guess,
+			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile, "guess": guess, "requests": requests,
 		},
 	})
 }
@@ -45,6 +46,7 @@ func setUp(env *testscript.Env) error {
 			return err
 		}
 	}
+	env.Values[theGate{}] = new(envoyapi.Authz)
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second
 	for _, name := range []string{"GRPC", "OPERATOR", "CUSTOMER"} {
 		address, err := devstack.FreeAddress()

@@ -170,7 +170,7 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 	}
 	s.admin = web.NewAdmin(web.AdminOptions{
 		Accounts: s.adminAccounts(c.Reload), Keys: s.stores.keys, Stored: s.directory.stored, Usage: s.stores.usage, Fleet: s.stores.usage,
-		Limiter: limiter, Loopback: c.Start.Operator.Loopback(), Now: time.Now,
+		Limiter: limiter, Explainer: explainer{s.gate}, Loopback: c.Start.Operator.Loopback(), Now: time.Now,
 	})
 	s.operator, err = web.Operator(web.OperatorOptions{Metrics: s.metrics.registry, Ready: s.ready, Admin: s.admin})
 	return err

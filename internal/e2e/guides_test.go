@@ -161,6 +161,12 @@ func TestUsageGuide(t *testing.T) {
 			t.Errorf("no %q in what the commands print:\n%s", text, out)
 		}
 	}
+	out = g.do(block(t, "sh explain"))
+	for _, text := range []string{"refused with 429 rate_limit_exceeded", "by the path prefix /v1/images", "refused with 413", `"verdict": "limited"`} {
+		if !strings.Contains(out, text) {
+			t.Errorf("no %q in what the commands print:\n%s", text, out)
+		}
+	}
 }
 
 // shape lists the fields of a JSON text by their paths and kinds, whatever their values.

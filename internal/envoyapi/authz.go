@@ -86,7 +86,7 @@ func headerValue(r *authv3.AttributeContext_HttpRequest, name string) string {
 
 // allowed is said by encodeAllowed too.
 func allowed(v *Verdict, s *Settings) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{Headers: options(v.appendUpstream(nil)), ResponseHeadersToAdd: options(v.appendResponse(nil, s))}
+	ok := &authv3.OkHttpResponse{Headers: options(v.appendUpstream(nil)), ResponseHeadersToAdd: options(v.response(s))}
 	if !s.ForwardCredentials {
 		ok.HeadersToRemove = s.KeyHeaders
 	}
@@ -110,7 +110,7 @@ func denied(v *Verdict, s *Settings) *authv3.CheckResponse {
 		Status: &rpcstatus.Status{Code: grpcCode(v.status())},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(v.status())}, //nolint:gosec // one of six statuses
-			Headers: options(v.appendResponse(nil, s)),
+			Headers: options(v.response(s)),
 			Body:    v.problem.Body(),
 		}},
 	}

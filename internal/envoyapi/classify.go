@@ -32,8 +32,21 @@ func NewClassifier(resources []quota.Resource) *Classifier {
 // Classify returns the named resource if it is configured, else that of the
 // longest prefix of the path, whole segments only, else "default".
 func (c *Classifier) Classify(named, requestPath string) string {
+	name, _ := c.find(named, requestPath)
+	return name
+}
+
+// The rules by which a resource is found, beside a path prefix.
+const (
+	byName    = "named"
+	byDefault = "default"
+)
+
+// find does what Classify says. rule is the path prefix, which begins with a slash, or
+// byName or byDefault.
+func (c *Classifier) find(named, requestPath string) (name, rule string) {
 	if name, ok := c.names[named]; ok {
-		return name
+		return name, byName
 	}
 	p := normalize(requestPath)
 	if len(p) > c.longest { // no segment beyond is looked at, however many there are
@@ -41,14 +54,14 @@ func (c *Classifier) Classify(named, requestPath string) string {
 	}
 	for p != "" {
 		if name, ok := c.byPrefix[p]; ok {
-			return name
+			return name, p
 		}
 		p = p[:strings.LastIndexByte(p, '/')]
 	}
 	if name, ok := c.byPrefix["/"]; ok {
-		return name
+		return name, "/"
 	}
-	return quota.DefaultResource
+	return quota.DefaultResource, byDefault
 }
 
 // normalize returns the path as the most lenient upstream would read it:

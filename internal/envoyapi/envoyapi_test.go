@@ -93,7 +93,12 @@ type answerText struct {
 
 func check(t *testing.T, g *Gate, path string, headers map[string]string) answerText {
 	t.Helper()
-	response, err := NewAuthz(g).Check(t.Context(), checkRequest(path, headers))
+	return ask(t, g, checkRequest(path, headers))
+}
+
+func ask(t *testing.T, g *Gate, r *authv3.CheckRequest) answerText {
+	t.Helper()
+	response, err := NewAuthz(g).Check(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,21 +111,28 @@ type inquiry struct {
 	tokens   int64         // that a rate limit call says it takes; quota.Unknown: see body
 	credit   bool          // gives hits and tokens back
 	override []quota.Limit // instead of the tier's
+
+	reasons *reasons // not nil: nothing is taken, and why is written down there
 }
 
 // judge finds the key, its tier, the resource and the priority, and charges.
 func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
-	began := g.now()
-	v := Verdict{Resource: s.Resources.Classify(q.resource, q.path), Priority: quota.Low, At: began}
-	if g.identify(s, q, &v) {
-		g.decide(ctx, s, &q, &v)
-	}
-	g.observer.Judged(ctx, v, g.now().Sub(began))
+	v := Verdict{At: g.now()}
+	g.consider(ctx, s, &q, &v)
+	g.observer.Judged(ctx, v, g.now().Sub(v.At))
 	return v
 }
 
+// consider does all of judge, but tells nobody.
+func (g *Gate) consider(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
+	v.Resource, v.Priority = s.Resources.Classify(q.resource, q.path), quota.Low
+	if g.identify(s, q, v) {
+		g.decide(ctx, s, q, v)
+	}
+}
+
 // identify finds the record of the request's key, or refuses.
-func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
+func (g *Gate) identify(s *Settings, q *inquiry, v *Verdict) bool {
 	record, err := find(s, q, v.At)
 	v.Key = record
 	switch {
@@ -144,7 +151,7 @@ func (g *Gate) identify(s *Settings, q inquiry, v *Verdict) bool {
 // find returns the record that a trusted source names, else that of the one key
 // among the credentials. The record of a key that is known and refused comes with the
 // error.
-func find(s *Settings, q inquiry, now time.Time) (*apikey.Record, error) {
+func find(s *Settings, q *inquiry, now time.Time) (*apikey.Record, error) {
 	if q.keyID == "" {
 		return s.Keys.Authenticate(q.credentials, s.AllowDemoKeys, now)
 	}
@@ -190,16 +197,12 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 	}
 	request, reserved := g.request(s, q, v)
 	if !v.Key.MayUse(v.Resource) {
-		request.Cost, request.Estimate = quota.Cost{}, quota.Cost{}
-		v.Decision, v.Err = g.limiter.Look(ctx, request, v.At)
+		request.Cost, request.Estimate, q.look = quota.Cost{}, quota.Cost{}, true
+		v.Decision, v.Err = g.count(ctx, q, &request, v.At)
 		v.refuse(Forbidden, apierror.NotAllowed(v.Resource))
 		return
 	}
-	if q.look {
-		v.Decision, v.Err = g.limiter.Look(ctx, request, v.At)
-	} else {
-		v.Decision, v.Err = g.limiter.Decide(ctx, request, v.At)
-	}
+	v.Decision, v.Err = g.count(ctx, q, &request, v.At)
 	switch {
 	case v.Err != nil:
 		v.refuse(Failed, apierror.Unavailable)
@@ -213,6 +216,20 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 			v.Requests = 0
 		}
 		v.Ticket = reserved.issue(s, q, &v.Decision)
+	}
+}
+
+// count charges a request, or says what that would do where nothing is to be taken.
+func (g *Gate) count(ctx context.Context, q *inquiry, r *quota.Request, now time.Time) (quota.Decision, error) {
+	switch {
+	case q.reasons != nil:
+		p, err := g.limiter.Preview(ctx, *r, now)
+		q.reasons.demands = p.Demands
+		return p.Decision, err //nolint:wrapcheck // as the others
+	case q.look:
+		return g.limiter.Look(ctx, *r, now) //nolint:wrapcheck // the verdict has it as it is
+	default:
+		return g.limiter.Decide(ctx, *r, now) //nolint:wrapcheck // likewise
 	}
 }
 
@@ -239,6 +256,10 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	r.Cost.Requests = q.hits
 	t.output = r.Cost.OutputTokens + r.Estimate.OutputTokens
 	t.tokens = max(r.Cost.Tokens+r.Estimate.Tokens, t.output)
+	if q.reasons != nil {
+		_, q.reasons.inputFrom = q.body.Input(s.Tokens.Rules[v.Resource])
+		q.reasons.input, q.reasons.ticket = r.Estimate.InputTokens, t
+	}
 	if q.credit {
 		return r, t
 	}

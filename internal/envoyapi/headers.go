@@ -19,10 +19,10 @@ type header struct {
 // themselves: they would sleep for as long as Retry-After says.
 const longWait = time.Minute
 
-// appendResponse adds what the client gets: the six headers, and with a refusal
-// those that explain it.
-func (v *Verdict) appendResponse(hs []header, s *Settings) []header {
-	hs = v.facet().appendResponse(v.appendCounts(hs, s))
+// response returns what the client gets: the six headers, and with a refusal those
+// that explain it.
+func (v *Verdict) response(s *Settings) []header {
+	hs := v.facet().appendResponse(v.appendCounts(nil, s))
 	if v.Outcome != Allowed {
 		hs = v.appendRefusal(hs)
 	}

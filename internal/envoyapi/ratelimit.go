@@ -151,7 +151,7 @@ func (d *description) inquiry() inquiry {
 func answer(v *Verdict, s *Settings, descriptors int) *rlsv3.RateLimitResponse {
 	r := &rlsv3.RateLimitResponse{
 		OverallCode:          rlsv3.RateLimitResponse_OK,
-		ResponseHeadersToAdd: values(v.appendResponse(nil, s)),
+		ResponseHeadersToAdd: values(v.response(s)),
 	}
 	if v.Outcome == Allowed {
 		r.RequestHeadersToAdd = values(v.appendUpstream(nil))

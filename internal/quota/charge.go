@@ -193,13 +193,14 @@ func (c *Charge) price(r Request) {
 func overridden(limits []Limit, overrides []Override, now time.Time) []Limit {
 	result := append([]Limit(nil), limits...)
 	for _, o := range overrides {
-		if !o.Until.IsZero() && !now.Before(o.Until) {
-			continue
+		if !o.over(now) {
+			result = put(result, o.Limit)
 		}
-		result = put(result, o.Limit)
 	}
 	return result
 }
+
+func (o Override) over(now time.Time) bool { return !o.Until.IsZero() && !now.Before(o.Until) }
 
 func put(limits []Limit, l Limit) []Limit {
 	for i := range limits {

@@ -24,7 +24,7 @@ const bytesPerToken = 4
 // MaxModelWeight is the most that a token can count.
 const MaxModelWeight = 1000.0
 
-// A Source is where the number of output tokens comes from that is reserved.
+// A Source is where the number of tokens comes from that is reserved.
 type Source string
 
 // The sources.
@@ -33,7 +33,8 @@ const (
 	ByDeclaration Source = "declaration" // the request's
 	ByHistory     Source = "history"     // of the key's recent requests
 	ByDefault     Source = "default"     // of the resource
-	ByMaximum     Source = "maximum"     // of the resource: the body was not read
+	ByMaximum     Source = "maximum"     // of the resource: the body was not read, or is of unknown length or longer
+	ByLength      Source = "length"      // of the body; for the prompt
 )
 
 // Reserve returns what to reserve for a request: what it declares, and what is
@@ -44,10 +45,7 @@ func (b Body) Reserve(rules TokenRules, learnt int64, weight float64) (declared,
 		return Cost{}, Cost{}, ByNothing
 	}
 	weighted := func(tokens int64) int64 { return Weigh(min(tokens, MaxCost), weight) }
-	input := rules.MaxInput
-	if b.Bytes > 0 {
-		input = min(input, (b.Bytes-1)/bytesPerToken+1)
-	}
+	input, _ := b.Input(rules)
 	output := rules.MaxOutput
 	switch {
 	case !b.Read:
@@ -69,6 +67,19 @@ func (b Body) Reserve(rules TokenRules, learnt int64, weight float64) (declared,
 	estimate.InputTokens, estimate.OutputTokens = weighted(input), weighted(output)
 	estimate.Tokens = weighted(input + output)
 	return declared, estimate, from
+}
+
+// Input returns how many tokens the prompt is taken to have, and where that comes from.
+func (b Body) Input(rules TokenRules) (tokens int64, from Source) {
+	tokens = (b.Bytes-1)/bytesPerToken + 1
+	switch {
+	case b.Bytes == 0:
+		return 0, ByNothing
+	case b.Bytes < 0 || tokens > rules.MaxInput:
+		return rules.MaxInput, ByMaximum
+	default:
+		return tokens, ByLength
+	}
 }
 
 // times returns the tokens of all answers.

@@ -62,14 +62,15 @@ type AdminAccounts struct {
 
 // AdminOptions are the parts of an Admin. All are needed.
 type AdminOptions struct {
-	Accounts *AdminAccounts
-	Keys     KeyStore
-	Stored   *apikey.Stored // takes up at once what is written to Keys
-	Usage    KeyUsage
-	Fleet    Fleet
-	Limiter  *quota.Limiter
-	Loopback bool // whether only this machine reaches the listener: else tokens are needed
-	Now      func() time.Time
+	Accounts  *AdminAccounts
+	Keys      KeyStore
+	Stored    *apikey.Stored // takes up at once what is written to Keys
+	Usage     KeyUsage
+	Fleet     Fleet
+	Limiter   *quota.Limiter
+	Explainer Explainer
+	Loopback  bool // whether only this machine reaches the listener: else tokens are needed
+	Now       func() time.Time
 }
 
 // Admin is the API for operators: it makes, changes and revokes the keys of the store,
@@ -87,6 +88,7 @@ type Admin struct {
 	usage       KeyUsage
 	fleet       Fleet
 	limiter     *quota.Limiter
+	explainer   Explainer
 	now         func() time.Time
 	listing     listing
 }
@@ -96,7 +98,7 @@ func NewAdmin(o AdminOptions) *Admin {
 	a := &Admin{
 		guesses: newVisits(wrongTokensPerMinute/60.0, wrongTokensAtOnce), loopback: o.Loopback,
 		sessions: newOperatorSessions(), crossOrigin: http.NewCrossOriginProtection(), keys: o.Keys, stored: o.Stored,
-		usage: o.Usage, fleet: o.Fleet, limiter: o.Limiter, now: o.Now,
+		usage: o.Usage, fleet: o.Fleet, limiter: o.Limiter, explainer: o.Explainer, now: o.Now,
 	}
 	a.Use(o.Accounts)
 	return a
@@ -145,6 +147,7 @@ func (a *Admin) endpoints() []endpoint {
 		{http.MethodGet, "/keys/{id}/usage", http.StatusOK, a.series},
 		{http.MethodGet, "/keys/{id}/limits", http.StatusOK, a.limits},
 		{http.MethodGet, "/keys/{id}/refusals", http.StatusOK, a.refusals},
+		{http.MethodPost, "/keys/{id}/explain", http.StatusOK, a.explain},
 		{http.MethodPost, "/keys/import", http.StatusOK, a.importKeys},
 		{http.MethodGet, "/keys/export", http.StatusOK, a.exportKeys},
 		{http.MethodGet, "/instances", http.StatusOK, a.instances},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
@@ -58,9 +59,14 @@ func newAdmin(t *testing.T, tokens ...AdminToken) *fixture {
 		Tokens: tokens, Keys: apikey.Keyring{File: directory, Stored: stored}, Plans: plans(), Peppers: []apikey.Pepper{pepper}, Resources: []quota.Resource{{Name: "chat"}, {Name: "images"}},
 	}
 	f.limits = quota.NewLimiter(store.NewMemory(f.now, 1000))
+	gate := envoyapi.NewGate(&envoyapi.Settings{
+		Resources: envoyapi.NewClassifier([]quota.Resource{{Name: "chat", PathPrefixes: []string{"/v1/chat"}}, {Name: "images"}}),
+		Plans:     f.accounts.Plans, Keys: f.accounts.Keys, UnlimitedText: "unlimited",
+		Tokens: envoyapi.TokenSettings{Rules: map[string]quota.TokenRules{"chat": {MaxInput: 500, Output: 100, MaxOutput: 800}}},
+	}, f.limits, usage.NewHistory(10), f.now, nil)
 	f.kept = store.NewFileUsage(file, f.now)
 	f.Admin = NewAdmin(AdminOptions{
-		Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: f.kept, Fleet: f.kept, Limiter: f.limits, Loopback: true, Now: f.now,
+		Accounts: f.accounts, Keys: store.NewFileKeys(file, store.KeyNotices{}), Stored: stored, Usage: f.kept, Fleet: f.kept, Limiter: f.limits, Explainer: explainer{gate}, Loopback: true, Now: f.now,
 	})
 	return f
 }
