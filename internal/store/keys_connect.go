@@ -52,5 +52,5 @@ func (k *RedisKeys) watchClient(ctx context.Context) (*redis.Client, error) {
 	if options.Dialer, err = connected(ctx, k.redis.dial, address); err != nil {
 		return nil, err
 	}
-	return redis.NewClient(options), nil
+	return newClient(options), nil
 }

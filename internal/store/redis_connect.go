@@ -91,10 +91,16 @@ func (r *Redis) enterSentinel(ctx context.Context, conn *redis.Conn) error {
 	if password == "" || strings.Contains(conn.String(), failoverName) {
 		return nil
 	}
+	var err error
 	if r.options.SentinelUsername == "" {
-		return conn.Auth(ctx, password).Err()
+		err = conn.Auth(ctx, password).Err()
+	} else {
+		err = conn.AuthACL(ctx, r.options.SentinelUsername, password).Err()
 	}
-	return conn.AuthACL(ctx, r.options.SentinelUsername, password).Err()
+	if err != nil {
+		return withoutAnswer("AUTH", err) // the client's own clients of Sentinels have no hooks
+	}
+	return nil
 }
 
 // connect returns a client whose calls wait so long for an answer, if their context does
@@ -103,7 +109,7 @@ func (r *Redis) connect(timeout time.Duration, size int) redis.UniversalClient {
 	o := r.options
 	switch {
 	case len(o.Cluster) > 0:
-		return redis.NewClusterClient(&redis.ClusterOptions{ // which appends to the addresses
+		client := redis.NewClusterClient(&redis.ClusterOptions{ // which appends to the addresses
 			Addrs: slices.Clone(o.Cluster), CredentialsProviderContext: r.credentials, Dialer: r.dial,
 			DialTimeout: dialTimeout, DialerRetries: 1, ReadTimeout: timeout, WriteTimeout: timeout, ContextTimeoutEnabled: true,
 			PoolSize: size, PoolTimeout: timeout, PipelinePoolSize: -1, MaxRetries: -1, DisableIdentity: true,
@@ -111,18 +117,29 @@ func (r *Redis) connect(timeout time.Duration, size int) redis.UniversalClient {
 			// Else each call would ask Redis for all its commands, until it may and does answer.
 			DisableRoutingPolicies: true, ClusterStateReloadInterval: stateKept, MaintNotificationsConfig: noMaintenance(),
 		})
+		client.OnNewNode(func(node *redis.Client) { node.AddHook(handshake{}) })
+		return client
 	case len(o.Sentinels) > 0:
-		return redis.NewFailoverClient(&redis.FailoverOptions{
+		client := redis.NewFailoverClient(&redis.FailoverOptions{
 			MasterName: o.SentinelMaster, SentinelAddrs: o.Sentinels, OnConnect: r.enterSentinel, DB: o.Database,
 			CredentialsProviderContext: r.credentials, Dialer: r.dial,
 			DialTimeout: dialTimeout, DialerRetries: 1, ReadTimeout: timeout, WriteTimeout: timeout, ContextTimeoutEnabled: true,
 			PoolSize: size, PoolTimeout: timeout, PipelinePoolSize: -1, MaxRetries: -1, DisableIdentity: true,
 		})
+		client.AddHook(handshake{})
+		return client
 	default:
 		options := r.single(o.Address, timeout)
 		options.PoolSize = size
-		return redis.NewClient(options)
+		return newClient(options)
 	}
+}
+
+// newClient returns a client of one server.
+func newClient(o *redis.Options) *redis.Client {
+	client := redis.NewClient(o)
+	client.AddHook(handshake{})
+	return client
 }
 
 // single returns the options of a client of one server.

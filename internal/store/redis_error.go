@@ -118,6 +118,7 @@ func advice() [][2]string {
 	return [][2]string{
 		{"NOAUTH", "Redis wants a password: set store.redis.password_file"},
 		{"Protocol error: unauthenticated", "Redis wants a password: set store.redis.password_file"},
+		{"AUTH <password> called without any password configured", "Redis wants no password: leave store.redis.password_file out, or give the default user one"},
 		{"WRONGPASS", "see to store.redis.username and the password in store.redis.password_file, or those of store.redis.sentinel"},
 		{"NOPERM", "give the user the rights that docs/configuration.md lists, for keys that begin with store.redis.key_prefix"},
 		{"OOM", "Redis is full: raise its maxmemory, and leave maxmemory-policy at noeviction"},
@@ -144,12 +145,18 @@ func aboutRedis(err error) string {
 	if !errors.As(err, &answer) {
 		return ""
 	}
+	known, _ := knownAnswer(answer)
+	return known[1]
+}
+
+// knownAnswer returns the line of advice about an answer of Redis, if there is one.
+func knownAnswer(answer redis.Error) (line [2]string, ok bool) {
 	for _, a := range advice() {
 		if redis.HasErrorPrefix(answer, a[0]) || hasCode(answer, a[0]) {
-			return a[1]
+			return a, true
 		}
 	}
-	return ""
+	return line, false
 }
 
 // moving reports whether Redis has refused a call because the slot of its keys is on its

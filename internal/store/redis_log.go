@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -17,7 +18,13 @@ type redisLog struct{ log *slog.Logger }
 
 // Printf implements the client's interface of loggers.
 func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
-	if l.log.Enabled(ctx, slog.LevelDebug) {
-		l.log.DebugContext(ctx, "the Redis client says", "text", fmt.Sprintf(format, v...))
+	if !l.log.Enabled(ctx, slog.LevelDebug) {
+		return
 	}
+	text := fmt.Sprintf(format, v...)
+	// What cannot be read, as a message that Redis sends unasked, may repeat the password.
+	if strings.HasPrefix(text, "push: ") {
+		text = "a message that Redis has sent unasked could not be read"
+	}
+	l.log.DebugContext(ctx, "the Redis client says", "text", text)
 }

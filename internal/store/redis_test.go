@@ -1,10 +1,8 @@
 package store
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"net"
 	"strconv"
 	"strings"
 	"syscall"
@@ -376,44 +374,6 @@ func TestOldRedis(t *testing.T) {
 	if err := newEnough("unstable"); err != nil {
 		t.Error(err)
 	}
-}
-
-// answering listens, and gives every command of one connection after another an answer.
-func answering(t *testing.T, answer string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				reader := bufio.NewReader(conn)
-				for {
-					head, err := reader.ReadString('\n') // *<words>
-					if err != nil {
-						return
-					}
-					words, _ := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(head, "*")))
-					for range 2 * words {
-						if _, err := reader.ReadString('\n'); err != nil {
-							return
-						}
-					}
-					if _, err := conn.Write([]byte(answer)); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return l.Addr().String()
 }
 
 // killClients ends all connections but the one that asks for it.
