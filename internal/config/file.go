@@ -178,7 +178,7 @@ type redisSection struct {
 	PoolSize int `yaml:"pool_size"`
 	// How many instances are taken to share the limits while Redis is away and never told how many there are.
 	AssumedInstances int `yaml:"assumed_instances"`
-	// How many settlements wait for Redis while it is away; further ones are lost.
+	// How many settlements wait for Redis while it is away; further ones are lost. Each key has as much of that room as is left.
 	MaxQueuedSettlements int `yaml:"max_queued_settlements"`
 }
 

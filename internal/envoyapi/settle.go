@@ -109,7 +109,9 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 		return nil //nolint:nilerr // it has been reported, and trying again will not mend it
 	}
 	used := a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput})
-	settlement := quota.Settlement{Account: t.account, Request: t.request, Secret: t.secret, OnlyRaise: !a.clean(), Used: used}
+	settlement := quota.Settlement{
+		Account: t.account, Request: t.request, Secret: t.secret, Stranger: s.stranger(t.account), OnlyRaise: !a.clean(), Used: used,
+	}
 	switch {
 	case t.source == quota.ByNothing:
 		settlement.Used = quota.NoUsage().Cost(quota.Weights{})
@@ -150,6 +152,12 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	}
 	g.observer.Settled(ctx, report)
 	return nil
+}
+
+// stranger reports whether no key is known by an ID, and none can be that Envoy names
+// together with its tier.
+func (s *Settings) stranger(id string) bool {
+	return s.RateLimit.Entries.Tier == "" && s.Identity.Tier.Namespace == "" && s.Keys.ByID(id) == nil
 }
 
 // of says whose request it was.

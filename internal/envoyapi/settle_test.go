@@ -3,6 +3,7 @@ package envoyapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
@@ -27,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
 )
 
 // withTokens gives the pro tier a limit of 1,000 tokens per minute, and switches
@@ -465,4 +467,49 @@ func FuzzAccessLog(f *testing.F) {
 			t.Errorf("%s tokens remain, want 790", have)
 		}
 	})
+}
+
+// TestStrangers: who has no key shares the room in which settlements wait, unless Envoy may
+// name IDs that TierGate knows nothing of.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	s := newGate(t, nil).settings.Load()
+	if s.stranger("key_pro") || !s.stranger("key_nobody") {
+		t.Error("want key_nobody to be one, and key_pro not")
+	}
+	for name, change := range map[string]func(*Settings){
+		"descriptor": func(s *Settings) { s.RateLimit.Entries.Tier = "tier" },
+		"metadata":   func(s *Settings) { s.Identity.Tier = MetadataPath{Namespace: "jwt", Fields: []string{"tier"}} },
+	} {
+		changed := *s
+		if change(&changed); changed.stranger("key_nobody") {
+			t.Errorf("%s: a key that Envoy may name", name)
+		}
+	}
+}
+
+// TestSettlementsForNobody leave room for those of keys while Redis is away.
+func TestSettlementsForNobody(t *testing.T) {
+	t.Parallel()
+	away := store.NewRedis(store.RedisOptions{Address: "127.0.0.1:1", KeyPrefix: "test", Timeout: time.Second, PoolSize: 1})
+	t.Cleanup(func() { away.Close() })
+	began := time.Now()
+	counts := store.NewFallback(away, store.FallbackOptions{
+		Instance: "one", MaxAccounts: 100, MaxQueued: 8, AssumedInstances: 1,
+		Now: time.Now, Elapsed: func() time.Duration { return time.Since(began) },
+	})
+	g := newGate(t, nil)
+	g.limiter = quota.NewLimiter(counts)
+	for _, c := range []struct {
+		ticket string
+		want   int
+	}{{"1:key_nobody%d:r:s:chat:default:1:1:210:200", 4}, {"1:key_pro:r%d:s:chat:default:1:1:210:200", 6}} {
+		for n := range 8 {
+			a := answered{ticket: fmt.Sprintf(c.ticket, n), by: byRateLimit, usage: quota.NoUsage()}
+			_ = g.settle(t.Context(), g.settings.Load(), &a) // what finds no room is an error
+		}
+		if n := counts.State().Waiting; n != c.want {
+			t.Errorf("%d settlements wait after those of %s: want %d", n, c.ticket, c.want)
+		}
+	}
 }

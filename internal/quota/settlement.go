@@ -65,6 +65,9 @@ func weigh(tokens, weight float64) int64 {
 type Settlement struct {
 	Account, Request, Secret string // of the Order
 
+	// Stranger: no key is known by whose ID Account could be. Where settlements wait that
+	// nobody can verify yet, those of all such accounts share the room of one key.
+	Stranger bool
 	// Used replaces what was charged. Metrics that are Unknown keep the charge.
 	Used Cost
 	// OnlyRaise: the answer did not end as it should, so what was reported may be

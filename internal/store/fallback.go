@@ -25,8 +25,8 @@ var backSource string
 var ErrAway = errors.New("the counts in Redis cannot be reached")
 
 // ErrQueueFull says that a settlement is lost: Redis cannot be reached, and as many wait
-// for it as may.
-var ErrQueueFull = errors.New("too many settlements wait for Redis: raise store.redis.max_queued_settlements")
+// for it as may, or as many of one key.
+var ErrQueueFull = errors.New("too many settlements wait for Redis, in all or of one key: raise store.redis.max_queued_settlements")
 
 // FallbackOptions say how a Fallback goes on without Redis. All are needed.
 type FallbackOptions struct {
@@ -60,7 +60,7 @@ type Fallback struct {
 	parts   []*part
 	outage  outage
 	totals  totals
-	queued  atomic.Int64 // settlements that wait
+	room    *waitingRoom // of the settlements that wait
 	batches atomic.Int64 // named so far
 	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
@@ -77,7 +77,7 @@ type Fallback struct {
 func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 	f := &Fallback{
 		redis: r, options: o, add: newScript(commonSource + addSource), beats: newScript(commonSource + beatSource),
-		backs: newScript(commonSource + backSource),
+		backs: newScript(commonSource + backSource), room: newWaitingRoom(o.MaxQueued),
 	}
 	for range r.parts() {
 		most := max(1, o.MaxAccounts/r.parts())

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,11 +196,12 @@ func TestRefundsWithoutRedis(t *testing.T) {
 	}
 }
 
-// TestQueueIsBounded: what finds no room in the queue is lost, and said to be.
+// TestQueueIsBounded: what finds no room in the queue is lost, and said to be. One key has
+// half of it.
 func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
 	server := redisServer(t)
-	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), func(o *FallbackOptions) { o.MaxQueued = 3 })
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), func(o *FallbackOptions) { o.MaxQueued = 6 })
 	for i := range 5 {
 		take(t, f, daily(strconv.Itoa(i)))
 	}
@@ -306,5 +308,54 @@ func TestLedgerIsBounded(t *testing.T) {
 	kept.sweep(now.Add(2 * time.Hour).UnixMilli())
 	if kept.kept.Load() != 0 {
 		t.Errorf("%d reservations after their time", kept.kept.Load())
+	}
+}
+
+// TestFloodsOfSettlements: whoever sends more settlements than may wait, for a key or for
+// IDs of nobody, loses those of no other key, and what has left makes room.
+func TestFloodsOfSettlements(t *testing.T) {
+	t.Parallel()
+	const most = 90
+	f := fallbackOn(noRedis(t), func(o *FallbackOptions) { o.MaxQueued = most })
+	f.failed(f.part("a"), syscall.ECONNREFUSED)
+	n := 0
+	flood := func(account func(i int) string, stranger bool) (waiting int) {
+		for i := range 10 * most {
+			n++
+			s := settlement(strconv.Itoa(n), 1)
+			s.Account, s.Stranger = account(i), stranger
+			switch outcome, err := f.Settle(t.Context(), s); {
+			case err == nil && outcome == quota.Queued:
+				waiting++
+			case !errors.Is(err, ErrQueueFull):
+				t.Fatal(outcome, err)
+			}
+		}
+		return waiting
+	}
+	if n := flood(func(i int) string { return "key_" + strconv.Itoa(i) }, true); n != most/2 {
+		t.Errorf("%d of IDs of nobody wait: want half of %d", n, most)
+	}
+	if n := flood(func(int) string { return "a" }, false); n != 23 {
+		t.Errorf("%d of one key wait: want half of the rest, 23", n)
+	}
+	if n := flood(func(int) string { return "b" }, false); n != 11 {
+		t.Errorf("%d of another wait: want 11", n)
+	}
+	for i := range 10 {
+		s := settlement("r", 1)
+		s.Account = "true-" + strconv.Itoa(i)
+		wantOutcome(t, settle(t, f, s), quota.Queued)
+	}
+	if n, lost := f.State().Waiting, f.Totals().Lost; n != 45+23+11+10 || lost != int64(3*10*most-45-23-11) {
+		t.Errorf("%d wait, %d are lost", n, lost)
+	}
+	for _, account := range []string{"x", "y"} {
+		s := settlement("r", 1)
+		s.Account, s.Stranger = account, true
+		f.room.leave(s)
+	}
+	if n := flood(func(int) string { return "c" }, false); n != 2 {
+		t.Errorf("%d more wait: want half of 3", n)
 	}
 }

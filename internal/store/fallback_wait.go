@@ -32,8 +32,7 @@ func (p *part) len() int {
 
 // enqueue lets a settlement wait.
 func (f *Fallback) enqueue(p *part, s quota.Settlement) (quota.Outcome, error) {
-	if f.queued.Add(1) > int64(f.options.MaxQueued) {
-		f.queued.Add(-1)
+	if !f.room.enter(s) {
 		f.totals.lost.Add(1)
 		return 0, ErrQueueFull
 	}
@@ -68,7 +67,7 @@ func (f *Fallback) settleWaiting(ctx context.Context, p *part) {
 			if again[i] {
 				kept = append(kept, w)
 			} else {
-				f.queued.Add(-1)
+				f.room.leave(w.settlement)
 			}
 		}
 		all = all[len(some):]
