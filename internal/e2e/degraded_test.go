@@ -52,8 +52,8 @@ func TestDegraded(t *testing.T) {
 	if metric(t, s, "tiergate_degraded") != 1 || metric(t, s, "tiergate_degraded_decisions_total", `mode="local"`) < 20 {
 		t.Error("the metrics do not say so")
 	}
-	if r := do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: "sk-demo-basic"}); r.StatusCode != http.StatusOK {
-		t.Errorf("limits: %s %s", r.Status, r.body)
+	if r := do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: "sk-demo-basic"}); r.StatusCode != http.StatusOK || r.Header.Get("X-RateLimit-Degraded") != "1" {
+		t.Errorf("limits: %s %v %s", r.Status, r.Header, r.body)
 	}
 	if err := s.Redis.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)

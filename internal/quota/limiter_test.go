@@ -126,12 +126,12 @@ func TestStates(t *testing.T) {
 		}
 		decide(t, limiter, r)
 		for range 2 {
-			states, now, err := limiter.States(t.Context(), r, noon)
-			if err != nil || !now.Equal(noon) {
-				t.Fatal(now, err)
+			standing, err := limiter.States(t.Context(), r, noon)
+			if err != nil || !standing.Now.Equal(noon) || standing.Degraded {
+				t.Fatal(standing, err)
 			}
 			var have []string
-			for _, s := range states {
+			for _, s := range standing.States {
 				have = append(have, fmt.Sprintf("%s %d/%d", s.Limit.Name(), s.Used, s.Limit.Max))
 				if s.Reset.Before(noon) || s.Remaining() != s.Limit.Max-s.Used {
 					t.Errorf("%+v", s)

@@ -23,19 +23,26 @@ func stateOf(c Charge, used int64, now time.Time) State {
 	return State{Limit: c.Limit, Used: used, Reset: end}
 }
 
+// A Standing is how an account stands with its limits.
+type Standing struct {
+	States   []State
+	Now      time.Time // when that was so
+	Degraded bool      // the counts could not be reached; see Taken
+}
+
 // States returns every limit that can apply to an account, whatever it asks for, the
-// base limits first, and the time at which that was so. It takes nothing.
-func (l *Limiter) States(ctx context.Context, r Request, now time.Time) ([]State, time.Time, error) {
+// base limits first. It takes nothing.
+func (l *Limiter) States(ctx context.Context, r Request, now time.Time) (Standing, error) {
 	charges := r.Tier.all(r.Overrides, now)
 	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges, OnFailure: r.Tier.Tier.OnFailure})
 	if err != nil {
-		return nil, time.Time{}, err
+		return Standing{}, err
 	}
 	states := make([]State, len(charges))
 	for i, c := range charges {
 		states[i] = stateOf(c, taken.Used[i], taken.Now)
 	}
-	return states, taken.Now, nil
+	return Standing{states, taken.Now, taken.Degraded}, nil
 }
 
 // all returns a charge without cost for each counter that a request could be charged

@@ -49,11 +49,11 @@ func (a *Admin) limits(c *call) (any, error) {
 	if plan == nil {
 		return nil, problem(kindNoTier, "the configuration has no tier "+r.Tier+": add it, or give the key another")
 	}
-	states, now, err := a.limiter.States(c.Context(), quota.Request{Account: r.ID, Tier: plan, Overrides: r.Overrides}, c.now)
+	s, err := a.limiter.States(c.Context(), quota.Request{Account: r.ID, Tier: plan, Overrides: r.Overrides}, c.now)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}
-	return viewOfLimits(r, standing{states, now, r.Granted(plan.Tier.Priority)}), nil
+	return viewOfLimits(r, standing{s, r.Granted(plan.Tier.Priority)}), nil
 }
 
 // refusals answers with the latest refusals of a key, the latest first.

@@ -120,6 +120,32 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestLimitsWithoutRedis: what is shown then is what this instance knows, and the answer says
+// so.
+func TestLimitsWithoutRedis(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	redis := store.NewRedis(store.RedisOptions{Address: "127.0.0.1:1", KeyPrefix: "test", Timeout: time.Second, PoolSize: 1})
+	t.Cleanup(func() { redis.Close() })
+	began := time.Now()
+	paths := []string{"/v1/limits", "/v1/usage"}
+	for _, path := range paths {
+		if h := get(c, path, "X-Api-Key", "sk-a").Header(); h.Values("X-RateLimit-Degraded") != nil {
+			t.Errorf("%s: %v", path, h)
+		}
+	}
+	c.limiter = quota.NewLimiter(store.NewFallback(redis, store.FallbackOptions{
+		Instance: "one", MaxAccounts: 100, MaxQueued: 1, AssumedInstances: 2,
+		Now: func() time.Time { return noon }, Elapsed: func() time.Duration { return time.Since(began) },
+	}))
+	for _, path := range paths {
+		w := get(c, path, "X-Api-Key", "sk-a")
+		if w.Code != http.StatusOK || w.Header().Get("X-RateLimit-Degraded") != "1" || w.Header().Get("X-RateLimit-Remaining") != "5" {
+			t.Errorf("%s: %d %v %s", path, w.Code, w.Header(), w.Body)
+		}
+	}
+}
+
 // TestTierIsGone: a stored key may outlive its tier in the configuration.
 func TestTierIsGone(t *testing.T) {
 	t.Parallel()

@@ -3,7 +3,6 @@ package web
 import (
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -46,12 +45,12 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 
 func viewOfLimits(record *apikey.Record, s standing) LimitsView {
 	view := LimitsView{
-		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.now.Unix(), Limits: make([]LimitView, len(s.states)),
+		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.Now.Unix(), Limits: make([]LimitView, len(s.States)),
 	}
 	if len(record.Resources) > 0 {
 		view.Resources = record.Resources
 	}
-	for i, state := range s.states {
+	for i, state := range s.States {
 		view.Limits[i] = viewOf(state)
 	}
 	return view
@@ -59,30 +58,33 @@ func viewOfLimits(record *apikey.Record, s standing) LimitsView {
 
 // A standing is how a key stands with its limits.
 type standing struct {
-	states   []quota.State
-	now      time.Time // when that was so
+	quota.Standing
+
 	priority quota.Priority
 }
 
 // standing looks up how the caller's key stands, and says the limit on requests per
-// minute in the headers of the contract, as every answer of the API does. Where it
-// cannot, it refuses the request and returns false.
+// minute in the headers of the contract, and whether it is what this instance alone knows,
+// as every answer of the API does. Where it cannot, it refuses the request and returns false.
 func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts, record *apikey.Record) (standing, bool) {
 	plan := a.Plans[record.Tier]
 	if plan == nil { // the tier of a stored key is not configured any more
 		refuse(w, http.StatusServiceUnavailable, apierror.Unavailable)
 		return standing{}, false
 	}
-	states, now, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
+	stands, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
 	if err != nil {
 		unavailable(w)
 		return standing{}, false
 	}
-	s := standing{states, now, record.Granted(plan.Tier.Priority)}
-	for _, state := range states {
+	s := standing{stands, record.Granted(plan.Tier.Priority)}
+	for _, state := range s.States {
 		if l := state.Limit; l.Metric == quota.Requests && l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
 			setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
 		}
+	}
+	if s.Degraded {
+		w.Header().Set("X-RateLimit-Degraded", "1")
 	}
 	return s, true
 }
