@@ -284,7 +284,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		s.drain(context.WithoutCancel(ctx), operator, customer)
 		return nil
 	})
-	err = errors.Join(group.Wait(), s.stores.close())
+	err = endWithin(answering.Done(), lastWrites, func() error { return errors.Join(group.Wait(), s.stores.close()) })
 	s.tracing.close(ctx)
 	if err != nil {
 		return err

@@ -21,15 +21,21 @@ import (
 // In the file, each kind of block has a bucket, and in it a bucket for each block,
 // which is deleted as a whole when it has ended.
 type FileUsage struct {
-	db  *bbolt.DB
-	now func() time.Time
+	db     *bbolt.DB
+	now    func() time.Time
+	adding chan struct{} // has one, while a batch is being added
 
 	mu        sync.Mutex
 	instances []usage.Instance // only this process's, so they need not outlive it
 }
 
 // NewFileUsage returns the usage in a file. now says what has ended.
-func NewFileUsage(f *File, now func() time.Time) *FileUsage { return &FileUsage{db: f.db, now: now} }
+func NewFileUsage(f *File, now func() time.Time) *FileUsage {
+	return &FileUsage{db: f.db, now: now, adding: make(chan struct{}, 1)}
+}
+
+// diskTimeout is how long a batch may take: a disk that stands still is to be told of.
+const diskTimeout = 10 * time.Second
 
 // Blocks of what only a file keeps in blocks.
 func refusalBlock() block { return block{"refusals", 24 * time.Hour, 0, refusalsKept} }
@@ -51,14 +57,34 @@ func (b block) bucket() []byte { return []byte("usage_" + b.name) }
 func blockName(number int64) []byte { return fmt.Appendf(nil, "%012d", number) }
 
 // Add implements usage.Store: the batch is added as a whole, and not again. What has
-// ended is deleted first.
-func (u *FileUsage) Add(_ context.Context, b usage.Batch) error {
+// ended is deleted first. Where the disk does not take it in time it may be added yet.
+func (u *FileUsage) Add(ctx context.Context, b usage.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
+	defer cancel()
+	added := make(chan error, 1)
+	select {
+	case u.adding <- struct{}{}:
+		go func() { // nothing ends a write of a file
+			defer func() { <-u.adding }()
+			added <- u.add(&b)
+		}()
+	case <-ctx.Done(): // the batch before is being added
+	}
+	select {
+	case err := <-added:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("add usage to the file: it has not been written in time: see to the disk of store.memory.file: %w", ctx.Err())
+	}
+}
+
+func (u *FileUsage) add(b *usage.Batch) error {
 	err := u.db.Update(func(tx *bbolt.Tx) error {
 		a := adding{tx: tx, now: u.now(), buckets: map[string]*bbolt.Bucket{}}
 		if err := a.deleteEnded(); err != nil {
 			return err
 		}
-		if a.added(&b) {
+		if a.added(b) {
 			return nil
 		}
 		for i := range b.Accounts {

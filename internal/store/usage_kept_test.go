@@ -2,6 +2,8 @@ package store
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -331,5 +333,34 @@ func TestRanksAreTrimmed(t *testing.T) {
 	}
 	if least := slices.MinFunc(top, func(a, b usage.Ranked) int { return cmp.Compare(a.Count, b.Count) }); least.Count < 30 {
 		t.Errorf("%v is among the first 500: each of them has at least 30", least)
+	}
+}
+
+// TestUsageOfAFileThatStandsStill: who adds does not wait for a write that does not end, and
+// what was handed over in vain is added once when it has ended.
+func TestUsageOfAFileThatStandsStill(t *testing.T) {
+	t.Parallel()
+	u := fileUsage(t, filepath.Join(t.TempDir(), "keys"))
+	r := u.recorder("one")
+	u.admit(r, "k", "chat", 3)
+	batch := r.Flush()
+	stuck, writing, release := make(chan error, 1), make(chan struct{}), make(chan struct{})
+	go func() {
+		stuck <- u.usageStore.(*FileUsage).db.Update(func(*bbolt.Tx) error { close(writing); <-release; return nil })
+	}()
+	<-writing
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := u.Add(ctx, batch); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "store.memory.file") {
+			t.Errorf("%v: want it to be late", err)
+		}
+		cancel()
+	}
+	close(release)
+	if err := errors.Join(<-stuck, u.Add(t.Context(), batch)); err != nil {
+		t.Fatal(err)
+	}
+	if p := u.series("k", usage.Hour, 24*time.Hour); len(p) == 0 || p[0].Admitted != 3 {
+		t.Errorf("%q: want 3", lines(p))
 	}
 }
