@@ -113,6 +113,30 @@ func TestRepeatsThroughAnOutage(t *testing.T) {
 	}
 }
 
+// TestRepeatsOfWhatIsSettled: so does one that was settled in the outage, and its settlement is
+// known to be one.
+func TestRepeatsOfWhatIsSettled(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	one, two := twoOn(t, server, time.Second)
+	kill(t, server)
+	again := daily("r")
+	again.Secret = "another"
+	first := take(t, one, daily("r"))
+	wantOutcome(t, settle(t, one, settlement("r", 10)), quota.Settled)
+	start(t, server)
+	becomes(t, "counts are shared again", func() bool { return allShared(one) && allShared(two) })
+	for _, f := range []*Fallback{one, two} {
+		if taken := take(t, f, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] {
+			t.Errorf("%+v: want the first answer, %+v", taken, first)
+		}
+		wantOutcome(t, settle(t, f, settlement("r", 20)), quota.Duplicate)
+	}
+	if used := tokensUsed(t, one); used != 10 {
+		t.Errorf("%d used: want 10", used)
+	}
+}
+
 // TestSettledWhileOnItsWay: a settlement that comes while its reservation may have reached
 // Redis or not waits until that is known, and counts once.
 func TestSettledWhileOnItsWay(t *testing.T) {

@@ -79,11 +79,13 @@ func (l *ledger) quit(s *ledgerShard, account string) {
 	}
 }
 
-// open returns promises that are not settled yet, as many as a batch takes, and marks them.
+// open returns promises that Redis does not know yet, as many as a batch takes, and marks
+// them. Those that are settled are for repeats of what they were made for, and of the
+// settlement.
 func (h *holding) open(now int64) []*promise {
 	var open []*promise
 	for _, p := range h.promises {
-		if p.place != here || p.settled || p.expires <= now {
+		if p.place != here || p.expires <= now {
 			continue
 		}
 		p.place = onItsWay

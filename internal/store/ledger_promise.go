@@ -104,7 +104,11 @@ func (l *ledger) correct(h *holding, c reserved, st quota.Settlement, instances 
 // record is the reservation as batch.lua writes it.
 func (r *reservation) record() string {
 	var b, used strings.Builder
-	fmt.Fprintf(&b, "%d %s 0 ", r.at.UnixMilli(), r.secret)
+	settled := '0'
+	if r.settled {
+		settled = '1'
+	}
+	fmt.Fprintf(&b, "%d %s %c ", r.at.UnixMilli(), r.secret, settled)
 	for i, c := range r.charges {
 		fmt.Fprintf(&b, "%s,%d,%d,%d;", c.counter, int64(c.window), c.max, c.cost)
 		if i > 0 {
