@@ -327,7 +327,7 @@ func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	inTime, cancel := context.WithTimeout(ctx, s.start.ShutdownTimeout)
 	defer cancel()
 	if s.stores.fallback != nil {
-		s.stores.fallback.Land(inTime) // usage counts what has landed
+		s.stores.fallback.Drain(inTime) // usage counts what is completed
 	}
 	if err := customer.Shutdown(inTime); err != nil {
 		s.log.WarnContext(ctx, "customers' requests were cut off", "error", err)

@@ -67,7 +67,7 @@ type Fallback struct {
 
 	remembered    atomic.Int64 // see Remembered
 	answeredAhead atomic.Int64 // see AnsweredAhead
-	flying        atomic.Int64 // of these, and who waited for them, still on their way
+	inFlight      atomic.Int64 // of these, and who waited for them, still on their way
 
 	// Redis' time is this many ms ahead of Elapsed, as of its last answer.
 	ahead atomic.Int64

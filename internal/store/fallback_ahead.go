@@ -38,33 +38,33 @@ func (f *Fallback) takeAhead(ctx context.Context, p *part, o quota.Order) (taken
 		return quota.Taken{}, false
 	}
 	f.answeredAhead.Add(1)
-	fl := &flight{}
-	taken.Pending = fl.tell
-	if n := f.flying.Add(1); n > mostAhead || f.leaving.Load() {
-		f.fly(ctx, p, o, start, fl)
+	pending := &pendingOrder{}
+	taken.Pending = pending.tell
+	if n := f.inFlight.Add(1); n > mostAhead || f.leaving.Load() {
+		f.carryOut(ctx, p, o, start, pending)
 	} else {
-		go f.fly(context.WithoutCancel(ctx), p, o, start, fl)
+		go f.carryOut(context.WithoutCancel(ctx), p, o, start, pending)
 	}
 	return taken, true
 }
 
-// fly carries out an order that is answered already. What Redis has not done is given back
+// carryOut carries out an order that is answered already. What Redis has not done is given back
 // to it, however the key is to be treated without: its request is on its way upstream.
-func (f *Fallback) fly(ctx context.Context, p *part, o quota.Order, start []int64, fl *flight) {
-	defer f.flying.Add(-1)
+func (f *Fallback) carryOut(ctx context.Context, p *part, o quota.Order, start []int64, pending *pendingOrder) {
+	defer f.inFlight.Add(-1)
 	taken, err := f.askRecovered(ctx, p, o)
 	if err != nil {
-		p.ledger.land(o, start, nil)
+		p.ledger.complete(o, start, nil)
 		_, _ = p.ledger.take(o, manner{quota.Allow, f.Instances(), outcomeUnknown(err)}, f.now()) // which admits all
-		fl.land(false)
+		pending.complete(false)
 		return
 	}
 	repeated := repeats(o, taken)
 	if !repeated {
 		f.tell(taken.Now)
 	}
-	p.ledger.land(o, start, &taken)
-	fl.land(repeated)
+	p.ledger.complete(o, start, &taken)
+	pending.complete(repeated)
 }
 
 // askRecovered asks as ask does, where no call's handler is there to outlive a panic: that is
@@ -84,14 +84,14 @@ func (f *Fallback) askRecovered(ctx context.Context, p *part, o quota.Order) (ta
 // It waits for half a call's time at the most: others may come without end, and the order's
 // own call is to come. late fires when the time for both is over; nil: it did not wait.
 func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) (late *time.Timer) {
-	landed := func() bool { return f.flying.Load() == 0 || !p.ledger.onItsWay(o) }
-	if landed() {
+	completed := func() bool { return f.inFlight.Load() == 0 || !p.ledger.onItsWay(o) }
+	if completed() {
 		return nil
 	}
 	late = time.NewTimer(f.redis.options.Timeout)
 	ctx, cancel := context.WithTimeout(ctx, f.redis.options.Timeout/2)
 	defer cancel()
-	await(ctx, landed)
+	await(ctx, completed)
 	return late
 }
 
@@ -111,9 +111,9 @@ func (f *Fallback) askUntil(ctx context.Context, p *part, o quota.Order, late *t
 		err   error
 	}
 	answers := make(chan answer, 1)
-	f.flying.Add(1) // Land waits for it
+	f.inFlight.Add(1) // Drain waits for it
 	go func() {
-		defer f.flying.Add(-1)
+		defer f.inFlight.Add(-1)
 		taken, err := f.askRecovered(ctx, p, o)
 		answers <- answer{taken, err}
 	}()
@@ -125,9 +125,9 @@ func (f *Fallback) askUntil(ctx context.Context, p *part, o quota.Order, late *t
 	}
 }
 
-// Land waits until no order is on its way that is answered already, until ctx is done.
-func (f *Fallback) Land(ctx context.Context) {
-	await(ctx, func() bool { return f.flying.Load() == 0 })
+// Drain waits until no order is on its way that is answered already, until ctx is done.
+func (f *Fallback) Drain(ctx context.Context) {
+	await(ctx, func() bool { return f.inFlight.Load() == 0 })
 }
 
 // await waits until something is so, or ctx is done.
@@ -143,30 +143,30 @@ func await(ctx context.Context, so func() bool) {
 // counted them.
 func (f *Fallback) AnsweredAhead() int64 { return f.answeredAhead.Load() }
 
-// A flight is an order on its way, as the one who asked for it knows it.
-type flight struct {
+// A pendingOrder is an order on its way, as the one who asked for it knows it.
+type pendingOrder struct {
 	mu       sync.Mutex
-	landed   bool
+	done     bool
 	repeated bool
 	then     func(repeated bool)
 }
 
 // tell implements quota.Taken's Pending.
-func (f *flight) tell(then func(repeated bool)) {
-	f.mu.Lock()
-	landed := f.landed
-	f.then = then
-	f.mu.Unlock()
-	if landed {
-		then(f.repeated)
+func (p *pendingOrder) tell(then func(repeated bool)) {
+	p.mu.Lock()
+	done := p.done
+	p.then = then
+	p.mu.Unlock()
+	if done {
+		then(p.repeated)
 	}
 }
 
-func (f *flight) land(repeated bool) {
-	f.mu.Lock()
-	f.landed, f.repeated = true, repeated
-	then := f.then
-	f.mu.Unlock()
+func (p *pendingOrder) complete(repeated bool) {
+	p.mu.Lock()
+	p.done, p.repeated = true, repeated
+	then := p.then
+	p.mu.Unlock()
 	if then != nil {
 		then(repeated)
 	}

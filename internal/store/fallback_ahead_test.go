@@ -85,7 +85,7 @@ func TestUnlimitedDoesNotWait(t *testing.T) {
 	if limited < 30*time.Millisecond || unlimited > limited/2 {
 		t.Errorf("limited takes %s, unlimited %s: want 30 ms, and far less", limited, unlimited)
 	}
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if n := lookFree(t, redisStore(t, server)); n != 21 || f.AnsweredAhead() != 21 {
 		t.Errorf("%d are counted, %d answered ahead: want 21", n, f.AnsweredAhead())
 	}
@@ -103,7 +103,7 @@ func TestUsedGoesOn(t *testing.T) {
 		}
 		look := of(name, charge(quota.Month, quota.NoMax, 0))
 		wantTaken(t, take(t, f, look), true, 500)
-		f.Land(t.Context())
+		f.Drain(t.Context())
 		wantTaken(t, take(t, f, look), true, 500)
 		wantTaken(t, take(t, redisStore(t, server), look), true, 500)
 		wantTaken(t, take(t, f, free(name, "")), true, 501)
@@ -128,10 +128,10 @@ func TestUsedGoesOnAcrossWindows(t *testing.T) {
 			t.Fatalf("used %v after %d and %d", taken.Used, last, total-1)
 		}
 		if last = taken.Used[0]; last%10 == 0 {
-			f.Land(t.Context())
+			f.Drain(t.Context())
 		}
 	}
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if n := lookFree(t, redisStore(t, server)); n != total {
 		t.Errorf("%d are counted, want %d", n, total)
 	}
@@ -154,14 +154,14 @@ func TestUnlimitedAtTwoInstances(t *testing.T) {
 					last = used
 				}
 			}
-			f.Land(context.Background())
+			f.Drain(context.Background())
 		})
 	}
 	group.Wait()
 	for i, f := range fleet {
 		wantTaken(t, take(t, f, of("a", charge(quota.Month, quota.NoMax, 0))), true, 2000+int64(i))
 		wantTaken(t, take(t, f, free("a", "")), true, 2001+int64(i))
-		f.Land(t.Context())
+		f.Drain(t.Context())
 	}
 }
 
@@ -216,7 +216,7 @@ func TestUnlimitedRepeats(t *testing.T) {
 		}
 	}
 	for _, f := range fleet {
-		f.Land(t.Context())
+		f.Drain(t.Context())
 	}
 	if counted.Load() != 30 || repeated.Load() != 60 {
 		t.Errorf("%d counted, %d repeated: want 30 and 60", counted.Load(), repeated.Load())
@@ -225,7 +225,7 @@ func TestUnlimitedRepeats(t *testing.T) {
 		t.Errorf("Redis has counted %d, want 30", n)
 	}
 	take(t, fleet[0], free("a", ""))
-	fleet[0].Land(t.Context())
+	fleet[0].Drain(t.Context())
 	wantTaken(t, take(t, fleet[0], free("a", "")), true, 32)
 }
 
@@ -239,22 +239,22 @@ func TestUnlimitedThatFails(t *testing.T) {
 	o := free("a", "")
 	o.OnFailure = quota.Deny
 	take(t, f, o)
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	proxy.losing.Store(true)
 	wantTaken(t, take(t, f, o), true, 2)
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if f.owing() != 0 {
 		t.Error("what is in doubt is to be given back")
 	}
 	wantTaken(t, take(t, f, o), true, 3)
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if n := lookFree(t, redisStore(t, server)); n != 3 {
 		t.Errorf("%d are counted, want 3", n)
 	}
 
 	gone := fallbackOn(noRedis(t), nil)
 	wantTaken(t, take(t, gone, o), true, 1)
-	gone.Land(t.Context())
+	gone.Drain(t.Context())
 	if gone.owing() != 1 || !gone.State().Degraded {
 		t.Errorf("%d accounts are owed something, want 1", gone.owing())
 	}
@@ -270,18 +270,18 @@ func TestTooManyAhead(t *testing.T) {
 	f := fallbackOn(redisStore(t, redisServer(t)), nil)
 	ahead := func(o quota.Order) bool {
 		taken := take(t, f, o)
-		f.Land(t.Context())
+		f.Drain(t.Context())
 		return taken.Pending != nil
 	}
 	if !ahead(free("a", "")) {
 		t.Fatal("nothing is answered ahead")
 	}
-	f.flying.Store(mostAhead)
+	f.inFlight.Store(mostAhead)
 	wantTaken(t, take(t, f, free("a", "")), true, 2)
 	if n := lookFree(t, f.redis); n != 2 {
 		t.Errorf("one too many does not wait: %d are counted", n)
 	}
-	f.flying.Store(0)
+	f.inFlight.Store(0)
 	kept := free("a", "r")
 	kept.Keep = time.Minute
 	mixed := free("a", "")
@@ -309,12 +309,12 @@ func TestAnswersInAnyOrder(t *testing.T) {
 			}
 			for i, used := range order {
 				taken := quota.Taken{Now: now.Add(time.Duration(used) * apart), Admitted: true, Used: []int64{used}}
-				l.land(o, start, &taken)
+				l.complete(o, start, &taken)
 				next, _, _ := l.ahead(o, now)
 				if next.Used[0] != 4 {
 					t.Errorf("%s, %s apart: used %d after %d answers, want 4", name, apart, next.Used[0], i+1)
 				}
-				l.land(o, start, nil)
+				l.complete(o, start, nil)
 			}
 		}
 	}
@@ -330,8 +330,8 @@ func TestARepeatAheadIsTakenBack(t *testing.T) {
 	_, start, _ := l.ahead(first, now)
 	l.ahead(again, now)
 	answer := quota.Taken{Now: now, Admitted: true, Used: []int64{1}, Secret: first.Secret}
-	l.land(first, start, &answer)
-	l.land(again, start, &answer)
+	l.complete(first, start, &answer)
+	l.complete(again, start, &answer)
 	if next, _, _ := l.ahead(free("a", ""), now); next.Used[0] != 2 {
 		t.Errorf("used %d, want 2", next.Used[0])
 	}
@@ -377,7 +377,7 @@ func TestALimitedOrderWaitsOneTimeOut(t *testing.T) {
 	warm(t, r)
 	f := fallbackOn(r, nil)
 	take(t, f, free("a", ""))
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	signal(t, server, syscall.SIGSTOP)
 	wantTaken(t, take(t, f, free("a", "")), true, 2)
 	began := time.Now()
@@ -387,7 +387,7 @@ func TestALimitedOrderWaitsOneTimeOut(t *testing.T) {
 	if !taken.Degraded || took > timeout*3/2 {
 		t.Errorf("it took %s: want no more than %s; %+v", took, timeout, taken)
 	}
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if n := f.part("a").failures.Load(); n != 2 {
 		t.Errorf("%d calls failed and are awaited: want 2", n)
 	}
@@ -413,12 +413,12 @@ func TestAPanicAheadIsOutlived(t *testing.T) {
 	r.lane = r.newLane(r.sendTogether)
 	f := fallbackOn(r, nil)
 	wantTaken(t, take(t, f, free("a", "")), true, 1)
-	f.Land(t.Context())
-	if f.owing() != 0 || f.flying.Load() != 0 {
-		t.Errorf("%d are owed something, %d on their way", f.owing(), f.flying.Load())
+	f.Drain(t.Context())
+	if f.owing() != 0 || f.inFlight.Load() != 0 {
+		t.Errorf("%d are owed something, %d on their way", f.owing(), f.inFlight.Load())
 	}
 	take(t, f, free("a", ""))
-	f.Land(t.Context())
+	f.Drain(t.Context())
 	if n := lookFree(t, f.redis); n != 1 {
 		t.Errorf("%d are counted, want 1", n)
 	}

@@ -86,7 +86,7 @@ func (f *Fallback) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
 	f.leaving.Store(true)
-	f.Land(ctx)
+	f.Drain(ctx)
 	var group sync.WaitGroup
 	for _, p := range f.parts {
 		if p.open.Load() || p.ledger.owing.Load() > 0 || p.len() > 0 {

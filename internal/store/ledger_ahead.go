@@ -43,9 +43,9 @@ func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int6
 	return t, start, true
 }
 
-// land notes what became of an order that was answered ahead: taken is what Redis has
+// complete notes what became of an order that was answered ahead: taken is what Redis has
 // answered to it, nil where that failed.
-func (l *ledger) land(o quota.Order, start []int64, taken *quota.Taken) {
+func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 	s := l.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()

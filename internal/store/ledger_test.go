@@ -40,7 +40,7 @@ func TestLongOutage(t *testing.T) {
 	}
 }
 
-// TestWhatIsOnItsWayIsKept: an account makes no room for another before it has landed. Else a
+// TestWhatIsOnItsWayIsKept: an account makes no room for another before it is completed. Else a
 // request with a limit would not wait for it, and would be admitted as if it was not there.
 func TestWhatIsOnItsWayIsKept(t *testing.T) {
 	t.Parallel()
@@ -58,9 +58,9 @@ func TestWhatIsOnItsWayIsKept(t *testing.T) {
 	if taken, err := l.take(limited, manner{quota.Local, 1, false}, now); err != nil || taken.Admitted {
 		t.Errorf("without Redis the limit is passed: %+v, %v", taken, err)
 	}
-	l.land(o, start, &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
+	l.complete(o, start, &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
 	if _, _, ok := l.ahead(other, now); !ok {
-		t.Error("it keeps the room when it has landed")
+		t.Error("it keeps the room when it is completed")
 	}
 }
 
@@ -72,7 +72,7 @@ func TestAnOldAnswerTellsOfNoLess(t *testing.T) {
 	l := newLedger(1)
 	o, look := free("a", ""), of("a", charge(quota.Month, quota.NoMax, 0))
 	_, start, _ := l.ahead(o, now)
-	l.land(o, start, &quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
+	l.complete(o, start, &quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
 	old := quota.Taken{Now: now, Admitted: true, Used: []int64{422}}
 	l.note(look, &old)
 	if old.Used[0] != 500 {
