@@ -29,8 +29,11 @@ func (handshake) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 func (handshake) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
+		if err == nil {
+			return nil
+		}
 		// HELLO by itself only asks for the version.
-		if name := cmd.Name(); err != nil && (name == "auth" || name == "hello" && len(cmd.Args()) > 1) {
+		if name := cmd.Name(); name == "auth" || name == "hello" && len(cmd.Args()) > 1 {
 			err = withoutAnswer(strings.ToUpper(name), err)
 			cmd.SetErr(err)
 		}
