@@ -55,7 +55,7 @@ func asked(flags *flag.FlagSet) map[string]any {
 		switch field := strings.ReplaceAll(given.Name, "-", "_"); given.Name {
 		case "method", "path", "resource", "priority", "content-length", "max-tokens", "choices", "model", "body-unread":
 			body[field] = given.Value.(flag.Getter).Get() //nolint:forcetypeassert // as all of package flag are
-			if body[field] == int64(-1) {
+			if given.Name == "content-length" && body[field] == int64(-1) { // in chunks
 				body[field] = nil
 			}
 		}

@@ -2,6 +2,7 @@ package envoyapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -154,10 +156,10 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	return nil
 }
 
-// stranger reports whether no key is known by an ID, and none can be that Envoy names
-// together with its tier.
+// stranger reports whether an ID is of no key: not of one in a directory that was not read
+// yet, nor of one that Envoy names together with its tier.
 func (s *Settings) stranger(id string) bool {
-	return s.RateLimit.Entries.Tier == "" && s.Identity.Tier.Namespace == "" && s.Keys.ByID(id) == nil
+	return s.RateLimit.Entries.Tier == "" && s.Identity.Tier.Namespace == "" && s.Keys.ByID(id) == nil && errors.Is(s.Keys.Missing(), apikey.ErrUnknown)
 }
 
 // of says whose request it was.

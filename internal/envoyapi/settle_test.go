@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/store"
 )
@@ -470,7 +471,7 @@ func FuzzAccessLog(f *testing.F) {
 }
 
 // TestStrangers: who has no key shares the room in which settlements wait, unless Envoy may
-// name IDs that TierGate knows nothing of.
+// name IDs that TierGate knows nothing of, or those of the store are yet to be read.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
 	s := newGate(t, nil).settings.Load()
@@ -480,10 +481,11 @@ func TestStrangers(t *testing.T) {
 	for name, change := range map[string]func(*Settings){
 		"descriptor": func(s *Settings) { s.RateLimit.Entries.Tier = "tier" },
 		"metadata":   func(s *Settings) { s.Identity.Tier = MetadataPath{Namespace: "jwt", Fields: []string{"tier"}} },
+		"not read":   func(s *Settings) { s.Keys.Stored = apikey.NewStored(nil) },
 	} {
 		changed := *s
 		if change(&changed); changed.stranger("key_nobody") {
-			t.Errorf("%s: a key that Envoy may name", name)
+			t.Errorf("%s: it may be of a key", name)
 		}
 	}
 }

@@ -21,7 +21,7 @@ func readLog(text string) (all []answered, usual bool) {
 		case 2: // http_logs
 			entries := log.message()
 			for entries.next() {
-				if entries.number != 1 {
+				if entries.number != 1 { // log_entry
 					continue
 				}
 				var e logEntry
@@ -60,7 +60,7 @@ func (e *logEntry) read(entry fields) bool {
 			if !e.readCommon(entry.message()) {
 				return false
 			}
-		case 4:
+		case 4: // response
 			if !e.readResponse(entry.message()) {
 				return false
 			}
@@ -72,11 +72,11 @@ func (e *logEntry) read(entry fields) bool {
 func (e *logEntry) readCommon(common fields) bool {
 	for common.next() {
 		switch common.number {
-		case 16:
+		case 16: // response_flags
 			if !e.readFlags(common.message()) {
 				return false
 			}
-		case 17:
+		case 17: // metadata
 			if !e.readMetadata(common.message()) {
 				return false
 			}
@@ -160,7 +160,7 @@ func (e *logEntry) readResponse(response fields) bool {
 		case 1: // response_code
 			code := response.message()
 			for code.next() {
-				if code.number == 1 {
+				if code.number == 1 { // value
 					e.status = int(uint32(code.uint64())) //nolint:gosec // as the types cut it
 				}
 			}
@@ -173,7 +173,7 @@ func (e *logEntry) readResponse(response fields) bool {
 			if name, value := response.entry(); name == "content-type" {
 				e.media = value
 			}
-		case 6:
+		case 6: // response_code_details
 			e.details = response.string()
 		}
 	}

@@ -60,7 +60,7 @@ type Fallback struct {
 	parts   []*part
 	outage  outage
 	totals  totals
-	room    *waitingRoom // of the settlements that wait
+	queue   *queueQuota  // of the settlements that wait
 	batches atomic.Int64 // named so far
 	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
@@ -77,7 +77,7 @@ type Fallback struct {
 func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 	f := &Fallback{
 		redis: r, options: o, add: newScript(commonSource + addSource), beats: newScript(commonSource + beatSource),
-		backs: newScript(commonSource + backSource), room: newWaitingRoom(o.MaxQueued),
+		backs: newScript(commonSource + backSource), queue: newQueueQuota(o.MaxQueued),
 	}
 	for range r.parts() {
 		most := max(1, o.MaxAccounts/r.parts())

@@ -84,7 +84,7 @@ func (f *Fallback) askRecovered(ctx context.Context, p *part, o quota.Order) (ta
 // It waits for half a call's time at the most: others may come without end, and the order's
 // own call is to come. late fires when the time for both is over; nil: it did not wait.
 func (f *Fallback) awaitAhead(ctx context.Context, p *part, o quota.Order) (late *time.Timer) {
-	completed := func() bool { return f.inFlight.Load() == 0 || !p.ledger.onItsWay(o) }
+	completed := func() bool { return f.inFlight.Load() == 0 || !p.ledger.inFlight(o) }
 	if completed() {
 		return nil
 	}

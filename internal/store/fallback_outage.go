@@ -89,7 +89,7 @@ type FallbackState struct {
 func (f *Fallback) State() FallbackState {
 	f.outage.mu.Lock()
 	defer f.outage.mu.Unlock()
-	s := FallbackState{Degraded: f.outage.open > 0, Waiting: f.room.waiting()}
+	s := FallbackState{Degraded: f.outage.open > 0, Waiting: f.queue.waiting()}
 	if s.Degraded {
 		s.Since, s.Err = f.outage.since, f.outage.why
 	}

@@ -96,7 +96,7 @@ func (f *Fallback) leave(ctx context.Context) error {
 	group.Wait()
 	f.beat(ctx, true)
 	f.outage.end(f, 0)
-	if accounts, waiting := f.owing(), f.room.waiting(); accounts > 0 || waiting > 0 {
+	if accounts, waiting := f.owing(), f.queue.waiting(); accounts > 0 || waiting > 0 {
 		return fmt.Errorf("what was admitted without Redis is not given back for %d keys, and %d settlements are lost: %w", accounts, waiting, f.lastError())
 	}
 	return nil

@@ -377,7 +377,7 @@ func TestFloodsOfSettlements(t *testing.T) {
 	for _, account := range []string{"x", "y"} {
 		s := settlement("r", 1)
 		s.Account, s.Stranger = account, true
-		f.room.leave(s)
+		f.queue.leave(s)
 	}
 	if n := flood(func(int) string { return "c" }, false); n != 2 {
 		t.Errorf("%d more wait: want half of 3", n)

@@ -32,7 +32,7 @@ func (p *part) len() int {
 
 // enqueue lets a settlement wait.
 func (f *Fallback) enqueue(p *part, s quota.Settlement) (quota.Outcome, error) {
-	if !f.room.enter(s) {
+	if !f.queue.enter(s) {
 		f.totals.lost.Add(1)
 		return 0, ErrQueueFull
 	}
@@ -67,7 +67,7 @@ func (f *Fallback) settleWaiting(ctx context.Context, p *part) {
 			if again[i] {
 				kept = append(kept, w)
 			} else {
-				f.room.leave(w.settlement)
+				f.queue.leave(w.settlement)
 			}
 		}
 		all = all[len(some):]

@@ -49,17 +49,17 @@ type tally struct {
 
 // own is what this instance has admitted beside what was seen.
 type own struct {
-	mine   int64 // to be given back
-	giving int64 // on its way
-	doubt  int64 // taken by calls of unknown outcome: Redis may have it
-	way    int64 // of orders that are answered already, and on their way to Redis
+	mine     int64 // to be given back
+	giving   int64 // on its way
+	doubt    int64 // taken by calls of unknown outcome: Redis may have it
+	inFlight int64 // of orders that are answered already
 }
 
 func (o *own) sum() int64 {
 	if o == nil {
 		return 0
 	}
-	return o.mine + o.giving + o.doubt + o.way
+	return o.mine + o.giving + o.doubt + o.inFlight
 }
 
 // A promise is a reservation that was made while Redis could not be reached.
@@ -210,7 +210,7 @@ func (s *ledgerShard) makeRoom(account string) *holding {
 			break
 		}
 		tried++
-		if !s.owing[other] && len(h.promises) == 0 && !h.onItsWay() {
+		if !s.owing[other] && len(h.promises) == 0 && !h.inFlight() {
 			delete(s.accounts, other)
 		}
 	}

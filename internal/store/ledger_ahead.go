@@ -37,7 +37,7 @@ func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int6
 		if k.own == nil {
 			k.own = &own{}
 		}
-		k.own.way += c.Cost
+		k.own.inFlight += c.Cost
 		t.Used[i] = clamp(k.seen + k.own.sum())
 	}
 	return t, start, true
@@ -53,8 +53,8 @@ func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 	counted := taken != nil && !repeats(o, *taken)
 	for i, c := range o.Charges {
 		if k := h.find(c.Counter); k != nil && k.start == start[i] && k.own != nil {
-			n := min(c.Cost, k.own.way)
-			k.own.way -= n
+			n := min(c.Cost, k.own.inFlight)
+			k.own.inFlight -= n
 			if counted {
 				k.seen += n
 			}
@@ -81,28 +81,28 @@ func repeats(o quota.Order, t quota.Taken) bool { return t.Secret != "" && t.Sec
 func (h *holding) catchUp(o quota.Order, t *quota.Taken) {
 	newer := h.at >= t.Now.UnixMilli()
 	for i, c := range o.Charges {
-		if k := h.find(c.Counter); k != nil && k.own != nil && (k.own.way > 0 || newer) && k.start == windowStart(c.Limit.Window, t.Now) {
-			t.Used[i] = max(t.Used[i], clamp(k.seen+k.own.way))
+		if k := h.find(c.Counter); k != nil && k.own != nil && (k.own.inFlight > 0 || newer) && k.start == windowStart(c.Limit.Window, t.Now) {
+			t.Used[i] = max(t.Used[i], clamp(k.seen+k.own.inFlight))
 		}
 	}
 }
 
-// onItsWay reports whether something is on its way to a counter by which an order may be
+// inFlight reports whether something is in flight to a counter by which an order may be
 // refused: that of a key whose limits are new.
-func (l *ledger) onItsWay(o quota.Order) bool {
+func (l *ledger) inFlight(o quota.Order) bool {
 	s := l.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.accounts[o.Account]
 	for _, c := range o.Charges {
-		if k := h.find(c.Counter); c.Limit.Max != quota.NoMax && k != nil && k.own != nil && k.own.way > 0 {
+		if k := h.find(c.Counter); c.Limit.Max != quota.NoMax && k != nil && k.own != nil && k.own.inFlight > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// onItsWay reports whether an order is on its way that is answered already.
-func (h *holding) onItsWay() bool {
-	return slices.ContainsFunc(h.tallies, func(t tally) bool { return t.own != nil && t.own.way > 0 })
+// inFlight reports whether an order is in flight that is answered already.
+func (h *holding) inFlight() bool {
+	return slices.ContainsFunc(h.tallies, func(t tally) bool { return t.own != nil && t.own.inFlight > 0 })
 }

@@ -51,8 +51,8 @@ func (l *ledger) see(h *holding, g given, used int64, later bool) {
 	}
 	t = l.current(h, t, g)
 	switch {
-	case t.own != nil && t.own.way > 0:
-		t.seen = max(t.seen, used-t.own.way)
+	case t.own != nil && t.own.inFlight > 0:
+		t.seen = max(t.seen, used-t.own.inFlight)
 	case later || used > t.seen:
 		t.seen = used
 	}

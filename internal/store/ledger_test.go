@@ -52,7 +52,7 @@ func TestWhatIsOnItsWayIsKept(t *testing.T) {
 		t.Error("another finds room")
 	}
 	limited := of("a", charge(quota.Month, 1, 1))
-	if !l.onItsWay(limited) {
+	if !l.inFlight(limited) {
 		t.Error("a request with a limit does not wait")
 	}
 	if taken, err := l.take(limited, manner{quota.Local, 1, false}, now); err != nil || taken.Admitted {

@@ -210,9 +210,9 @@ func operations(n int, one func(i int) *operation) []*operation {
 // go-redis' AutoPipeline, and as they go together, without what goes on while Redis
 // is away and with it.
 func BenchmarkTogether(b *testing.B) {
-	for _, flying := range []int{1, 16, 64, 256} {
+	for _, inFlight := range []int{1, 16, 64, 256} {
 		for _, way := range []string{"a call for each", "half-duplex", "half-duplex, 4 shards", "half-duplex, 4 at a time", "half-duplex, 100 µs", "full-duplex", "full-duplex, 4 shards", "together", "together, by the fallback"} {
-			b.Run(fmt.Sprintf("%s/%d", way, flying), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%d", way, inFlight), func(b *testing.B) {
 				r := benchRedis(b)
 				options := r.single(r.options.Address, r.options.Timeout)
 				options.PipelinePoolSize = 0
@@ -268,7 +268,7 @@ func BenchmarkTogether(b *testing.B) {
 				b.ResetTimer()
 				var next atomic.Int64
 				var group sync.WaitGroup
-				for range flying {
+				for range inFlight {
 					group.Go(func() {
 						for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
 							if err := one(int(i)); err != nil {

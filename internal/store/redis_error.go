@@ -119,6 +119,7 @@ func advice() [][2]string {
 		{"NOAUTH", "Redis wants a password: set store.redis.password_file"},
 		{"Protocol error: unauthenticated", "Redis wants a password: set store.redis.password_file"},
 		{"AUTH <password> called without any password configured", "Redis wants no password: leave store.redis.password_file out, or give the default user one"},
+		{"DENIED", "Redis is in protected mode and answers its own machine only: give it a password, and set store.redis.password_file"},
 		{"WRONGPASS", "see to store.redis.username and the password in store.redis.password_file, or those of store.redis.sentinel"},
 		{"NOPERM", "give the user the rights that docs/configuration.md lists, for keys that begin with store.redis.key_prefix"},
 		{"OOM", "Redis is full: raise its maxmemory, and leave maxmemory-policy at noeviction"},

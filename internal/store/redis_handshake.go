@@ -66,5 +66,5 @@ func withoutAnswer(command string, err error) error {
 	if known, ok := knownAnswer(answer); ok {
 		return handshakeError(known[0] + " to " + command)
 	}
-	return handshakeError("ERR to " + command + ", in words that are not repeated, as they may hold the password: try it by redis-cli")
+	return handshakeError("an error to " + command + ", in words that are not repeated, as they may hold the password: try it by redis-cli")
 }

@@ -207,7 +207,7 @@ func TestHandshakeAdvice(t *testing.T) {
 	for answer, want := range map[string]string{
 		"-WRONGPASS invalid\r\n": "WRONGPASS to AUTH: see to store.redis.username",
 		"-ERR AUTH <password> called without any password configured for the default user.\r\n": "Redis wants no password",
-		"-ERR something else\r\n":       "ERR to AUTH, in words that are not repeated",
+		"-ERR something else\r\n":       "an error to AUTH, in words that are not repeated",
 		"HTTP/1.1 400 Bad Request\r\n":  "the answer to HELLO is none of Redis",
 		"-LOADING Redis is loading\r\n": "it answers when it has done so",
 	} {

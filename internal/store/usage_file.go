@@ -21,9 +21,10 @@ import (
 // In the file, each kind of block has a bucket, and in it a bucket for each block,
 // which is deleted as a whole when it has ended.
 type FileUsage struct {
-	db     *bbolt.DB
-	now    func() time.Time
-	adding chan struct{} // has one, while a batch is being added
+	db      *bbolt.DB
+	now     func() time.Time
+	busy    chan struct{} // has one, while a batch is being added
+	timeout time.Duration // of adding a batch
 
 	mu        sync.Mutex
 	instances []usage.Instance // only this process's, so they need not outlive it
@@ -31,10 +32,10 @@ type FileUsage struct {
 
 // NewFileUsage returns the usage in a file. now says what has ended.
 func NewFileUsage(f *File, now func() time.Time) *FileUsage {
-	return &FileUsage{db: f.db, now: now, adding: make(chan struct{}, 1)}
+	return &FileUsage{db: f.db, now: now, busy: make(chan struct{}, 1), timeout: diskTimeout}
 }
 
-// diskTimeout is how long a batch may take: a disk that stands still is to be told of.
+// diskTimeout is how long a batch may take: a disk that stalls is to be in the log.
 const diskTimeout = 10 * time.Second
 
 // Blocks of what only a file keeps in blocks.
@@ -59,13 +60,13 @@ func blockName(number int64) []byte { return fmt.Appendf(nil, "%012d", number) }
 // Add implements usage.Store: the batch is added as a whole, and not again. What has
 // ended is deleted first. Where the disk does not take it in time it may be added yet.
 func (u *FileUsage) Add(ctx context.Context, b usage.Batch) error {
-	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
+	ctx, cancel := context.WithTimeout(ctx, u.timeout)
 	defer cancel()
 	added := make(chan error, 1)
 	select {
-	case u.adding <- struct{}{}:
+	case u.busy <- struct{}{}:
 		go func() { // nothing ends a write of a file
-			defer func() { <-u.adding }()
+			defer func() { <-u.busy }()
 			added <- u.add(&b)
 		}()
 	case <-ctx.Done(): // the batch before is being added

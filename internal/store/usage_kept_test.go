@@ -336,9 +336,9 @@ func TestRanksAreTrimmed(t *testing.T) {
 	}
 }
 
-// TestUsageOfAFileThatStandsStill: who adds does not wait for a write that does not end, and
+// TestUsageOfAStalledFile: who adds does not wait for a write that does not end, and
 // what was handed over in vain is added once when it has ended.
-func TestUsageOfAFileThatStandsStill(t *testing.T) {
+func TestUsageOfAStalledFile(t *testing.T) {
 	t.Parallel()
 	u := fileUsage(t, filepath.Join(t.TempDir(), "keys"))
 	r := u.recorder("one")
@@ -349,13 +349,13 @@ func TestUsageOfAFileThatStandsStill(t *testing.T) {
 		stuck <- u.usageStore.(*FileUsage).db.Update(func(*bbolt.Tx) error { close(writing); <-release; return nil })
 	}()
 	<-writing
+	u.usageStore.(*FileUsage).timeout = 20 * time.Millisecond
 	for range 3 {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := u.Add(ctx, batch); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "store.memory.file") {
+		if err := u.Add(t.Context(), batch); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "store.memory.file") {
 			t.Errorf("%v: want it to be late", err)
 		}
-		cancel()
 	}
+	u.usageStore.(*FileUsage).timeout = diskTimeout
 	close(release)
 	if err := errors.Join(<-stuck, u.Add(t.Context(), batch)); err != nil {
 		t.Fatal(err)
