@@ -54,7 +54,7 @@ func asked(flags *flag.FlagSet) map[string]any {
 	flags.Visit(func(given *flag.Flag) {
 		switch field := strings.ReplaceAll(given.Name, "-", "_"); given.Name {
 		case "method", "path", "resource", "priority", "content-length", "max-tokens", "choices", "model", "body-unread":
-			body[field] = given.Value.(flag.Getter).Get() //nolint:forcetypeassert // as all of package flag are
+			body[field] = given.Value.(flag.Getter).Get()                   //nolint:forcetypeassert // as all of package flag are
 			if given.Name == "content-length" && body[field] == int64(-1) { // in chunks
 				body[field] = nil
 			}
@@ -78,7 +78,7 @@ func printExplanation(w io.Writer, e web.Explanation, named string) {
 		line("tokens", fmt.Sprintf("%d input (%s), %d output (%s)%s", t.Input, sourceText(t.InputFrom), t.Output, sourceText(t.OutputFrom), weightText(t.Weight)))
 	}
 	if e.Degraded {
-		line("degraded", "Redis cannot be reached: this instance decides alone, and the limits are as it would")
+		line("degraded", degradedText)
 	}
 	line("verdict", verdictText(e))
 	_ = table.Flush() // as with any printing

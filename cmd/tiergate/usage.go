@@ -103,7 +103,13 @@ func refusedText(refused map[string]int64) string {
 // clock is a time in whole minutes, UTC.
 func clock(seconds int64) string { return time.Unix(seconds, 0).UTC().Format("2006-01-02 15:04") }
 
+// degradedText says of limits that Redis is away.
+const degradedText = "Redis cannot be reached: this instance decides alone, and the limits are as it would"
+
 func printLimits(w io.Writer, s web.LimitsView) {
+	if s.Degraded {
+		fmt.Fprintln(w, degradedText)
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET")
 	for _, l := range s.Limits {

@@ -16,9 +16,11 @@ type LimitsView struct {
 	Tier     string `json:"tier"`
 	Priority int    `json:"priority"`
 	// Resources are those that the key may use. Null: all.
-	Resources []string    `json:"resources"`
-	Now       int64       `json:"now"` // Unix seconds
-	Limits    []LimitView `json:"limits"`
+	Resources []string `json:"resources"`
+	Now       int64    `json:"now"` // Unix seconds
+	// Degraded: Redis cannot be reached, and the limits are what this instance would admit.
+	Degraded bool        `json:"degraded,omitempty"`
+	Limits   []LimitView `json:"limits"`
 }
 
 // A LimitView is one of them.
@@ -45,7 +47,7 @@ func (c *Customers) limits(w http.ResponseWriter, r *http.Request, a *Accounts, 
 
 func viewOfLimits(record *apikey.Record, s standing) LimitsView {
 	view := LimitsView{
-		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.Now.Unix(), Limits: make([]LimitView, len(s.States)),
+		KeyID: record.ID, Name: record.Name, Tier: record.Tier, Priority: int(s.priority), Now: s.Now.Unix(), Degraded: s.Degraded, Limits: make([]LimitView, len(s.States)),
 	}
 	if len(record.Resources) > 0 {
 		view.Resources = record.Resources
