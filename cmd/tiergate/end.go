@@ -5,9 +5,13 @@ import (
 	"time"
 )
 
-// lastWrites is how long writing may take at the end, when all requests have been answered:
-// nothing else ends what waits for a disk that stands still.
-const lastWrites = 30 * time.Second
+const (
+	// lastWrites is how long writing may take at the end, when all requests have been
+	// answered: nothing else ends what waits for a disk that stalls.
+	lastWrites = 30 * time.Second
+	// lastUsage is how much of it usage has, in a file.
+	lastUsage = 25 * time.Second
+)
 
 // endWithin waits until end has returned, and returns its error; but no longer than limit
 // after all requests have been answered. Then end goes on, and the process is to end.
@@ -25,6 +29,6 @@ func endWithin(answered <-chan struct{}, limit time.Duration, end func() error) 
 	case err := <-ended:
 		return err
 	case <-timeout.C:
-		return fmt.Errorf("write what is counted for the last time: it has not ended within %s, and what was not written before is lost: see to the disk of store.memory.file", limit)
+		return fmt.Errorf("end: what is written last has not been within %s of the last answer, and is lost: see to the disk of store.memory.file, where that is set", limit)
 	}
 }

@@ -122,8 +122,12 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 
 // addUsage makes what counts for the dashboards.
 func (s *server) addUsage(id string) {
+	var lastWait time.Duration // as usual
+	if s.start.Store.File != "" {
+		lastWait = lastUsage
+	}
 	s.recorder = usage.NewRecorder(usage.RecorderOptions{
-		Instance: id, Now: time.Now, Interval: s.start.UsageInterval, MaxCells: s.start.UsageMaxSeries,
+		Instance: id, Now: time.Now, Interval: s.start.UsageInterval, MaxCells: s.start.UsageMaxSeries, LastWait: lastWait,
 		OnError: func(err error) {
 			if err != nil {
 				s.log.Warn("usage cannot be written: it is kept until it can", "error", err)

@@ -150,7 +150,9 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	if report.Result == quota.Settled.String() || report.Result == quota.Queued.String() || report.Result == Unreserved {
 		report.of(s, t, g.now())
 		report.InputTokens, report.OutputTokens = t.counted(settlement)
-		g.learn(s, t, a)
+		if report.Result != quota.Queued.String() { // else nobody has verified it
+			g.learn(s, t, a)
+		}
 	}
 	g.observer.Settled(ctx, report)
 	return nil

@@ -490,23 +490,51 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestSettlementsForNobody leave room for those of keys while Redis is away.
-func TestSettlementsForNobody(t *testing.T) {
-	t.Parallel()
+// withoutRedis is a gate whose Redis is away.
+func withoutRedis(t *testing.T, change func(*Settings)) (*Gate, *store.Fallback) {
+	t.Helper()
 	away := store.NewRedis(store.RedisOptions{Address: "127.0.0.1:1", KeyPrefix: "test", Timeout: time.Second, PoolSize: 1})
 	t.Cleanup(func() { away.Close() })
 	began := time.Now()
 	counts := store.NewFallback(away, store.FallbackOptions{
-		Instance: "one", MaxAccounts: 100, MaxQueued: 8, AssumedInstances: 1,
+		Instance: "one", MaxAccounts: 100, MaxQueued: 32, AssumedInstances: 1,
 		Now: time.Now, Elapsed: func() time.Duration { return time.Since(began) },
 	})
-	g := newGate(t, nil)
+	g := newGate(t, change)
 	g.limiter = quota.NewLimiter(counts)
+	return g, counts
+}
+
+// TestForgedSettlementsTeachNothing: as long as nobody can verify them, estimates stay.
+func TestForgedSettlementsTeachNothing(t *testing.T) {
+	t.Parallel()
+	g, _ := withoutRedis(t, withTokens)
+	estimate := func() int64 {
+		e := g.Explain(t.Context(), Question{KeyID: "key_pro", Method: "POST", Path: "/v1/chat/completions", ContentLength: "400", Body: map[string]string{"read": "yes"}})
+		return e.Output
+	}
+	before := estimate()
+	for n := range 8 {
+		a := answered{ticket: fmt.Sprintf("1:key_pro:r%d:forged:chat:default:1:1:210:200", n), by: byAccessLog, status: 200, details: viaUpstream, usage: quota.NoUsage()}
+		a.usage.Output = 1_000_000
+		if err := g.settle(t.Context(), g.settings.Load(), &a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := estimate(); before == 0 || after != before {
+		t.Errorf("%d tokens are reserved for an answer: want %d", after, before)
+	}
+}
+
+// TestSettlementsForNobody leave room for those of keys while Redis is away.
+func TestSettlementsForNobody(t *testing.T) {
+	t.Parallel()
+	g, counts := withoutRedis(t, nil)
 	for _, c := range []struct {
 		ticket string
 		want   int
-	}{{"1:key_nobody%d:r:s:chat:default:1:1:210:200", 4}, {"1:key_pro:r%d:s:chat:default:1:1:210:200", 6}} {
-		for n := range 8 {
+	}{{"1:key_nobody%d:r:s:chat:default:1:1:210:200", 16}, {"1:key_pro:r%d:s:chat:default:1:1:210:200", 24}} {
+		for n := range 32 {
 			a := answered{ticket: fmt.Sprintf(c.ticket, n), by: byRateLimit, usage: quota.NoUsage()}
 			_ = g.settle(t.Context(), g.settings.Load(), &a) // what finds no room is an error
 		}

@@ -8,8 +8,9 @@ import (
 
 // A queueQuota bounds how many settlements wait that only Redis can verify. Each account, and
 // all strangers together, may have as many as there is room left, so that whoever floods the
-// queue leaves room for the others: one account takes half of it, two a third each (the dynamic
-// threshold of Choudhury and Hahne, with a factor of one). It is safe for concurrent use.
+// queue leaves room for the others: the first account takes half of it, the next a quarter, two at
+// the same time a third each (the dynamic threshold of Choudhury and Hahne, with a factor of
+// one). It is safe for concurrent use.
 type queueQuota struct {
 	mu       sync.Mutex
 	capacity int

@@ -167,6 +167,23 @@ func TestSettledWhileOnItsWay(t *testing.T) {
 	}
 }
 
+// TestSettledTwiceWithoutRedis: what is settled here is that, also while it is on its way to
+// Redis: its usage would be counted twice.
+func TestSettledTwiceWithoutRedis(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(noRedis(t), nil)
+	f.failed(f.part("a"), syscall.ECONNREFUSED)
+	o := daily("r")
+	take(t, f, o)
+	wantOutcome(t, settle(t, f, settlement("r", 10)), quota.Settled)
+	wantOutcome(t, settle(t, f, settlement("r", 10)), quota.Duplicate)
+	f.part(o.Account).ledger.batch(o.Account, f.now(), f.batchName) // it is sent, and no answer comes
+	wantOutcome(t, settle(t, f, settlement("r", 10)), quota.Duplicate)
+	if n := f.State().Waiting; n != 0 {
+		t.Errorf("%d settlements wait: want none", n)
+	}
+}
+
 // TestSettledBeforeItIsGivenBack: an instance that has Redis back before another has given
 // back its reservations lets their settlements wait.
 func TestSettledBeforeItIsGivenBack(t *testing.T) {

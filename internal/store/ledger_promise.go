@@ -65,12 +65,12 @@ func (l *ledger) settle(st quota.Settlement, instances int64, at time.Time) (quo
 	switch {
 	case subtle.ConstantTimeCompare([]byte(p.secret), []byte(st.Secret)) != 1:
 		return quota.NotFound, here
+	case p.settled && now.UnixMilli() < p.expires: // Redis will know it as that too
+		return quota.Duplicate, here
 	case p.place == onItsWay:
 		return 0, onItsWay
 	case now.UnixMilli() >= p.expires:
 		return quota.NotFound, here
-	case p.settled:
-		return quota.Duplicate, here
 	}
 	for _, c := range p.charges {
 		l.correct(h, c, st, instances, now)

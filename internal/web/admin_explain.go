@@ -196,7 +196,7 @@ func (e *Explained) view() Explanation {
 		v.Reason = e.Err.Error()
 	}
 	if by := e.Decision.RefusedBy; by != (quota.Limit{}) {
-		v.RefusedBy, v.Wait = by.Name(), e.Decision.Wait.Milliseconds()
+		v.RefusedBy, v.Wait = by.Name(), (e.Decision.Wait + time.Millisecond - 1).Milliseconds()
 	}
 	if e.OutputFrom != "" {
 		v.Tokens = &Reserved{e.Input, e.InputFrom, e.Output, e.OutputFrom, e.Weight}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/envoyapi"
@@ -39,6 +40,10 @@ func TestExplain(t *testing.T) {
 	e = ok[Explanation](f, "POST", "/keys/key_a/explain", `{}`)
 	if e.Verdict != "unauthenticated" || e.Code != "revoked_api_key" || e.Key.State != KeyRevoked || e.Tokens != nil || len(e.Limits) != 0 || e.Response.Status != 401 || e.Priority != (PriorityRule{1, 0, ""}) {
 		t.Errorf("%+v", e)
+	}
+	soon := Explained{Decision: quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute}, Wait: time.Microsecond}}
+	if e := soon.view(); e.Wait != 1 { // 0 is never
+		t.Errorf("in less than a millisecond: %+v", e)
 	}
 	if e := ok[Explanation](f, "POST", "/keys/key_demo/explain", ""); e.Code != "invalid_api_key" || e.Key.State != KeyDisabled {
 		t.Errorf("a demo key: %+v", e)
