@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"slices"
 	"time"
 )
 
@@ -101,21 +102,21 @@ func NewPlan(tier Tier, countBy CountBy, resources []Resource) *Plan {
 }
 
 // applying returns a charge without cost for each limit that applies to a
-// resource and a priority. Where no limit is on requests per minute, one that
-// only counts is added, so that Used is known.
+// resource and a priority. Where no limit counts all requests per minute, one that
+// does and never refuses is added, so that Used is known of every request, also
+// beside a limit of its resource or priority.
 func (p *Plan) applying(limits []Limit, resource string, priority Priority) []Charge {
 	var charges []Charge
-	shown := false
 	for i, l := range limits {
 		if !applies(l, resource, priority) || p.replaced(limits, i, resource) {
 			continue
 		}
-		shown = shown || l.shown()
 		charges = append(charges, Charge{Limit: l, Counter: p.counter(l, resource)})
 	}
-	if !shown {
-		l := Limit{Metric: Requests, Window: Minute, Max: NoMax}
-		charges = append(charges, Charge{Limit: l, Counter: p.counter(l, resource)})
+	all := Limit{Metric: Requests, Window: Minute, Max: NoMax}
+	counter := p.counter(all, resource)
+	if !slices.ContainsFunc(charges, func(c Charge) bool { return c.Counter == counter }) {
+		charges = append(charges, Charge{Limit: all, Counter: counter})
 	}
 	return charges
 }

@@ -2,6 +2,7 @@ package quota_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,45 @@ func TestStates(t *testing.T) {
 			if text := strings.Join(have, ", "); text != want {
 				t.Errorf("%s\nwant %s", text, want)
 			}
+		}
+	}
+}
+
+// TestUnlimitedCountsEverything: what is used of no limit is used by all requests, those
+// with a limit of their own among them.
+func TestUnlimitedCountsEverything(t *testing.T) {
+	t.Parallel()
+	tier := quota.Tier{Name: "enterprise", Unlimited: true, Limits: []quota.Limit{
+		{Metric: quota.Requests, Window: quota.Minute, Max: 2, Resource: "images"},
+		{Metric: quota.Requests, Window: quota.Minute, Max: 2, Priority: quota.Low},
+	}}
+	resources := []quota.Resource{{Name: "chat"}, {Name: "images"}}
+	type request struct {
+		resource string
+		priority quota.Priority
+	}
+	requests := []request{{"images", quota.High}, {"images", quota.Low}, {"chat", quota.Low}, {"images", quota.High}, {"chat", quota.High}}
+	for countBy, want := range map[quota.CountBy][]string{
+		quota.ByKey:            {"1 of 2", "2 of 2", "2 of 2", "refused", "4 of no limit"},
+		quota.ByKeyAndResource: {"1 of 2", "2 of 2", "1 of 2", "refused", "2 of no limit"},
+	} {
+		limiter := quota.NewLimiter(store.NewMemory(func() time.Time { return noon }, 100))
+		var have []string
+		for _, q := range requests {
+			d := decide(t, limiter, quota.Request{
+				Account: "a", Tier: quota.NewPlan(tier, countBy, resources), Resource: q.resource, Priority: q.priority, Cost: quota.Cost{Requests: 1},
+			})
+			switch {
+			case !d.Admitted:
+				have = append(have, "refused")
+			case d.Unlimited():
+				have = append(have, fmt.Sprintf("%d of no limit", d.Used))
+			default:
+				have = append(have, fmt.Sprintf("%d of %d", d.Used, d.Shown.Max))
+			}
+		}
+		if !slices.Equal(have, want) {
+			t.Errorf("counting by %d: %q, want %q", countBy, have, want)
 		}
 	}
 }
