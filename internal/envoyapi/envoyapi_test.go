@@ -299,6 +299,41 @@ func TestRefusedByMinuteThenDay(t *testing.T) {
 	}
 }
 
+// TestLimitsOfZero: no wait helps, and clients are told so: a 429 where a request does not
+// say what it takes, 413 where it does.
+func TestLimitsOfZero(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		s.Plans["free"] = quota.NewPlan(quota.Tier{Name: "free", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute}}}, quota.ByKey, nil)
+		s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Limits: []quota.Limit{
+			{Metric: quota.Requests, Window: quota.Minute, Max: 10}, {Metric: quota.Tokens, Window: quota.Minute},
+		}}, quota.ByKey, nil)
+	})
+	key := func(secret string) []*ratelimitv3.RateLimitDescriptor_Entry {
+		return []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", secret), entry("path", "/v1/chat")}
+	}
+	declared := append(key("sk-pro"), entry("request.method", "POST"), entry("request.content_length", "40"), entry("request.max_tokens", "7"))
+	for name, a := range map[string]answerText{
+		"ext_authz": check(t, g, "/v1/chat", map[string]string{"api-key": "sk-free"}),
+		"ratelimit": limit(t, g, key("sk-free")...),
+	} {
+		wantHeaders(t, a, map[string]string{
+			"X-RateLimit-Limit": "0", "X-RateLimit-Used": "0", "Retry-After": "30", "retry-after-ms": "", "x-should-retry": "false",
+			"X-RateLimit-Limited-By": "requests_per_minute",
+		})
+		if a.status != 429 || !strings.Contains(a.body, "Rate limit exceeded. Please retry after 30 seconds.") {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+	estimated := limit(t, g, key("sk-pro")...)
+	wantHeaders(t, estimated, map[string]string{"x-should-retry": "false", "retry-after-ms": "", "X-RateLimit-Limited-By": "tokens_per_minute"})
+	a := limit(t, g, declared...)
+	wantHeaders(t, a, map[string]string{"x-should-retry": "false", "Retry-After": "", "X-RateLimit-Limited-By": "tokens_per_minute"})
+	if estimated.status != 429 || a.status != 413 || !strings.Contains(a.body, "request_too_large") {
+		t.Errorf("tokens that are estimated: %d, and declared: %d %s", estimated.status, a.status, a.body)
+	}
+}
+
 func wantHeaders(t *testing.T, a answerText, want map[string]string) {
 	t.Helper()
 	for name, value := range want {

@@ -65,8 +65,10 @@ type Charge struct {
 }
 
 // tooLarge reports whether the charge could not be taken from an untouched limit.
-// A limit of 0 is no matter of size: it refuses everything.
-func (c Charge) tooLarge() bool { return c.Declared > c.Limit.Max && c.Limit.Max > 0 }
+// A limit of 0 requests is no matter of size: a smaller request does not fit either.
+func (c Charge) tooLarge() bool {
+	return c.Declared > c.Limit.Max && (c.Limit.Max > 0 || c.Limit.Metric != Requests)
+}
 
 // Exceeds reports whether the charge does not fit on top of what is used. The
 // Redis script states the same comparison; the contract suite ties the two.

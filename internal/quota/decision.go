@@ -16,11 +16,16 @@ type Decision struct {
 	Used      int64
 	Remaining int64
 
-	// RefusedBy is the limit that keeps the request waiting longest, and
-	// RefusedUsed what is used of it; set only where the request is refused.
+	// RefusedBy is the limit that keeps the request waiting longest, one of 0 before
+	// all others, and RefusedUsed what is used of it; set only where the request is
+	// refused.
 	RefusedBy   Limit
 	RefusedUsed int64
 	Asked       int64 // what did not fit on top of that
+
+	// Never: no wait helps, since RefusedBy is 0 or TooLarge holds. Reset and Wait are
+	// as for any other refusal: a changed tier may have another limit by then.
+	Never bool
 
 	// TooLarge: what the request declares, Declared, is more than the whole of
 	// RefusedBy, so it can never pass.
@@ -107,7 +112,8 @@ func (d *Decision) show(l Limit, used int64) {
 // refuse takes the limit as the one that refuses if it does so for longest.
 func (d *Decision) refuse(c Charge, used int64) {
 	_, end := c.Limit.Window.Bounds(d.Now)
-	if d.RefusedBy == (Limit{}) || end.After(d.Reset) {
-		d.RefusedBy, d.RefusedUsed, d.Asked, d.Reset = c.Limit, used, c.Cost, end
+	never := c.Limit.Max == 0
+	if d.RefusedBy == (Limit{}) || (never && !d.Never) || (never == d.Never && end.After(d.Reset)) {
+		d.RefusedBy, d.RefusedUsed, d.Asked, d.Reset, d.Never = c.Limit, used, c.Cost, end, never
 	}
 }

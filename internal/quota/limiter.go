@@ -103,7 +103,7 @@ func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Char
 	if err != nil {
 		return Decision{}, err
 	}
-	d.Admitted, d.TooLarge, d.RefusedBy, d.Declared = false, true, c.Limit, c.Declared
+	d.Admitted, d.Never, d.TooLarge, d.RefusedBy, d.Declared = false, true, true, c.Limit, c.Declared
 	return d, nil
 }
 

@@ -135,6 +135,7 @@ func TestDecisions(t *testing.T) {
 		max, u, remained int64
 		by               string
 		reset            string
+		never            bool
 	}{
 		"first": {
 			tier: Tier{Limits: limits()}, admitted: true, max: 10, u: 1, remained: 9, reset: "2026-03-01T12:35:00Z",
@@ -189,11 +190,16 @@ func TestDecisions(t *testing.T) {
 		},
 		"a limit of 0 refuses": {
 			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Minute}}},
-			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-01T12:35:00Z",
+			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-01T12:35:00Z", never: true,
+		},
+		"a limit of 0 goes before one with a longer wait": {
+			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Day, Max: 1}, {Metric: Requests, Window: Minute}, {Metric: Requests, Window: Hour, Max: 1}}},
+			used: map[string]int64{"requests/day": 1, "requests/hour": 1},
+			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-01T12:35:00Z", never: true,
 		},
 		"a token limit of 0 refuses whatever the cost": {
 			tier: Tier{Limits: append(limits()[:1], Limit{Metric: Tokens, Window: Day})},
-			max:  10, u: 0, remained: 10, by: "tokens_per_day", reset: "2026-03-02T00:00:00Z",
+			max:  10, u: 0, remained: 10, by: "tokens_per_day", reset: "2026-03-02T00:00:00Z", never: true,
 		},
 		"unlimited counts": {
 			tier: Tier{Unlimited: true}, used: map[string]int64{"requests/minute": 1_000_000},
@@ -241,6 +247,9 @@ func TestDecisions(t *testing.T) {
 			}
 			if c.admitted {
 				return
+			}
+			if d.Never != c.never {
+				t.Errorf("never: %t, want %t", d.Never, c.never)
 			}
 			if d.RefusedBy.Name() != c.by || d.Wait != d.Reset.Sub(now) {
 				t.Errorf("refused by %s for %s: want %s for %s", d.RefusedBy.Name(), d.Wait, c.by, d.Reset.Sub(now))

@@ -121,7 +121,10 @@ func (a *gathered) refuse(d *Decided, how *quota.Decision) {
 		at: d.At, resource: d.Resource, limit: how.RefusedBy, used: how.RefusedUsed, asked: how.Asked, wait: how.Wait, tooLarge: how.TooLarge,
 	}
 	if n.tooLarge {
-		n.asked, n.wait = how.Declared, 0
+		n.asked = how.Declared
+	}
+	if how.Never {
+		n.wait = 0
 	}
 	if len(a.refusals) < mostRefusals {
 		a.refusals = append(a.refusals, n)

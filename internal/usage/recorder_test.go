@@ -173,20 +173,27 @@ func TestRecorderReadsDecisions(t *testing.T) {
 		t.Errorf("%+v: want limits of 1,000 and 100,000, near none, last %s", k, d.At)
 	}
 	large := *how
-	large.Admitted, large.TooLarge, large.Declared, large.Wait = false, true, 5000, time.Minute
+	large.Admitted, large.Never, large.TooLarge, large.Declared, large.Wait = false, true, true, 5000, time.Minute
 	large.RefusedBy = quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 4000}
 	d.Reason, how = usage.TooLarge, &large
 	r.Decided(d, how)
+	closed := *how
+	closed.TooLarge, closed.Asked, closed.RefusedBy = false, 1, quota.Limit{Metric: quota.Requests, Window: quota.Day}
+	d.Reason = "requests_per_day"
+	r.Decided(d, &closed)
 	d.Reason = usage.Forbidden
 	r.Decided(d, how)
 	d.Reason, how = usage.Failed, nil
 	r.Decided(d, how)
 	k = find(t, r.Flush(), "k")
-	want := []usage.Refusal{{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true}}
+	want := []usage.Refusal{
+		{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true},
+		{At: d.At, Resource: "chat", Limit: "requests_per_day", Asked: 1}, // never fits
+	}
 	if !reflect.DeepEqual(k.Refusals, want) {
 		t.Errorf("refusals %+v, want %+v", k.Refusals, want)
 	}
-	if refused := k.Totals().Refused; len(refused) != 3 || k.Totals().Admitted != 0 {
+	if refused := k.Totals().Refused; len(refused) != 4 || k.Totals().Admitted != 0 {
 		t.Errorf("refused %v, want one of each", refused)
 	}
 	r.Settled(usage.Settled{Account: "k", At: d.At, Input: -1, Output: 5})

@@ -196,7 +196,10 @@ func (e *Explained) view() Explanation {
 		v.Reason = e.Err.Error()
 	}
 	if by := e.Decision.RefusedBy; by != (quota.Limit{}) {
-		v.RefusedBy, v.Wait = by.Name(), (e.Decision.Wait + time.Millisecond - 1).Milliseconds()
+		v.RefusedBy = by.Name()
+		if !e.Decision.Never {
+			v.Wait = (e.Decision.Wait + time.Millisecond - 1).Milliseconds() // 0 is never
+		}
 	}
 	if e.OutputFrom != "" {
 		v.Tokens = &Reserved{e.Input, e.InputFrom, e.Output, e.OutputFrom, e.Weight}

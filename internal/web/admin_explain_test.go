@@ -32,7 +32,7 @@ func TestExplain(t *testing.T) {
 	ok[NewKey](f, "POST", "/keys", `{"id":"key_a","tier":"pro","priority":4,"resources":["chat","images"]}`)
 	ok[KeyView](f, "POST", "/keys/key_a/overrides", `{"metric":"requests","per":"minute","max":0}`)
 	e = ok[Explanation](f, "POST", "/keys/key_a/explain", `{"method":"GET","path":"/elsewhere","resource":"images","priority":"high","content_length":null,"max_tokens":null,"choices":2,"model":"m","body_unread":true}`)
-	if e.Verdict != "limited" || e.Code != "rate_limit_exceeded" || e.RefusedBy != "requests_per_minute" || e.Wait != 30_000 || e.Resource != (ResourceRule{"images", "named"}) ||
+	if e.Verdict != "limited" || e.Code != "rate_limit_exceeded" || e.RefusedBy != "requests_per_minute" || e.Wait != 0 || e.Resource != (ResourceRule{"images", "named"}) ||
 		e.Priority != (PriorityRule{3, 4, "key"}) || e.Tokens.OutputFrom != quota.ByNothing || !e.Limits[0].Refuses || !e.Limits[0].Override || !strings.Contains(e.Response.Body, "after 30 seconds") {
 		t.Errorf("%+v", e)
 	}

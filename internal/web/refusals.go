@@ -56,6 +56,8 @@ func viewOfRefusal(r *usage.Refusal) RefusalView {
 	}
 	if r.TooLarge {
 		v.Status = http.StatusRequestEntityTooLarge
+	}
+	if r.TooLarge || r.Wait <= 0 {
 		return v
 	}
 	fits := r.At.Unix() + apierror.Up(r.Wait, time.Second)

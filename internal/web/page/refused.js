@@ -12,6 +12,10 @@ const kinds = [
     help: ["The request asks for more than the whole limit, so trying it again never helps.", "Lower max_tokens, or send the input in smaller parts.", "A higher tier has a larger limit."],
   },
   {
+    heading: "Limits of 0", is: (r) => r.fits_at === null,
+    help: ["The key's tier leaves no room for this at all, so trying it again never helps.", "A higher tier may."],
+  },
+  {
     heading: "Limits per day and longer", is: (r) => /_per_(day|week|month|\d+h.*)$/.test(r.limit),
     help: ["Do not try again by yourself before the limit resets: Retry-After says when that is.", "Batch prompts and keep answers to the same question, to need fewer requests.", "If it happens often, a higher tier fits better."],
   },
