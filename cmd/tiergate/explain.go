@@ -77,7 +77,7 @@ func printExplanation(w io.Writer, e web.Explanation, named string) {
 	if t := e.Tokens; t != nil {
 		line("tokens", fmt.Sprintf("%d input (%s), %d output (%s)%s", t.Input, sourceText(t.InputFrom), t.Output, sourceText(t.OutputFrom), weightText(t.Weight)))
 	}
-	if e.Degraded {
+	if e.Degraded && e.Reason == "" {
 		line("degraded", degradedText)
 	}
 	line("verdict", verdictText(e))

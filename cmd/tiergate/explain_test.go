@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,7 +146,8 @@ func TestExplainDenied(t *testing.T) {
 	}
 	s := startServer(t, "", "store.type=redis", "store.redis.address="+address, "on_store_failure=deny")
 	e := s.explained(t, "key_demo_free", map[string]any{})
-	if e.Verdict != "failed" || e.Code != "limiter_unavailable" || e.Response.Status != 503 || !strings.Contains(e.Reason, "connection refused") || e.Tokens == nil || len(e.Limits) != 0 {
+	if e.Verdict != "failed" || e.Code != "limiter_unavailable" || e.Response.Status != 503 || !strings.Contains(e.Reason, "connection refused") || e.Tokens == nil || len(e.Limits) != 0 ||
+		!e.Degraded || !slices.Contains(e.Response.Headers, web.HeaderView{Name: "X-RateLimit-Limit", Value: "10"}) {
 		t.Errorf("%+v", e)
 	}
 }

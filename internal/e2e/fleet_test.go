@@ -122,30 +122,35 @@ func TestCountsSurviveARestart(t *testing.T) {
 // TestRedisAwayDenied: where that is configured requests get a 503 that says to come
 // back, readiness tells, and all is well by itself when Redis is back.
 func TestRedisAwayDenied(t *testing.T) {
-	t.Parallel()
-	s := upAsShipped(t, devstack.Options{Store: "redis", Sets: []string{"on_store_failure=deny"}})
-	if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s", r.Status, r.body)
-	}
-	kill(t, s.Redis)
-	r := do(t, s, call{key: "sk-demo-pro"})
-	if r.StatusCode != http.StatusServiceUnavailable || errorCode(t, r) != "limiter_unavailable" || r.Header.Get("Retry-After") != "1" {
-		t.Errorf("without Redis: %s %v %s", r.Status, r.Header, r.body)
-	}
-	checkSix(t, r, "0", "0", "chat", "0", "3")
-	if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || !strings.HasPrefix(body, "not ready: Redis is not reached since ") {
-		t.Errorf("readyz: %d %s", status, body)
-	}
-	if err := s.StartRedis(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "requests pass again", func() bool { return do(t, s, call{key: "sk-demo-pro"}).StatusCode == http.StatusOK })
-	if status, body := operator(t, s, "/readyz"); status != http.StatusOK || body != "ready\n" {
-		t.Errorf("readyz: %d %s", status, body)
-	}
-	if n := metric(t, s, "tiergate_degraded_decisions_total", `mode="deny"`); n < 1 {
-		t.Errorf("denied: %v", n)
-	}
+	both(t, func(t *testing.T, chain string) {
+		s := upAsShipped(t, devstack.Options{Chain: chain, Store: "redis", Sets: []string{"on_store_failure=deny"}})
+		if r := do(t, s, call{key: "sk-demo-pro"}); r.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s", r.Status, r.body)
+		}
+		kill(t, s.Redis)
+		r := do(t, s, call{key: "sk-demo-pro"})
+		if r.StatusCode != http.StatusServiceUnavailable || errorCode(t, r) != "limiter_unavailable" || r.Header.Get("Retry-After") != "1" {
+			t.Errorf("without Redis: %s %v %s", r.Status, r.Header, r.body)
+		}
+		checkSix(t, r, "100", "0", "chat", "100", "3")
+		checkSix(t, do(t, s, call{key: "sk-demo-enterprise"}), "unlimited", "unlimited", "chat", "0", "4")
+		if r.Header.Get("X-RateLimit-Degraded") != "1" {
+			t.Errorf("not marked: %v", r.Header)
+		}
+		if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || !strings.HasPrefix(body, "not ready: Redis is not reached since ") {
+			t.Errorf("readyz: %d %s", status, body)
+		}
+		if err := s.StartRedis(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "requests pass again", func() bool { return do(t, s, call{key: "sk-demo-pro"}).StatusCode == http.StatusOK })
+		if status, body := operator(t, s, "/readyz"); status != http.StatusOK || body != "ready\n" {
+			t.Errorf("readyz: %d %s", status, body)
+		}
+		if n := metric(t, s, "tiergate_degraded_decisions_total", `mode="deny"`); n < 1 {
+			t.Errorf("denied: %v", n)
+		}
+	})
 }
 
 // TestEnvoyWaits for a slow answer as long as the shipped files say, a quarter

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -382,11 +383,15 @@ func TestUnlimitedHeader(t *testing.T) {
 	}
 }
 
-// TestStoreFailure is a 503 that says to come back, and asks nothing of what it
-// cannot know.
+// TestStoreFailure is a 503 that says to come back, the tier's limit, and that nothing
+// remains of it: see quota.unanswered.
 func TestStoreFailure(t *testing.T) {
 	t.Parallel()
-	g := newGate(t, nil)
+	g := newGate(t, func(s *Settings) {
+		free := s.Plans["free"].Tier
+		free.Limits = append(slices.Clip(free.Limits), quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1, Resource: "images"})
+		s.Plans["free"] = quota.NewPlan(free, quota.ByKey, []quota.Resource{{Name: "chat"}, {Name: "images"}})
+	})
 	full := store.NewMemory(func() time.Time { return noon }, 1)
 	for i := range 1000 { // until every part of it is full
 		_, _ = full.Take(t.Context(), quota.Order{Account: strconv.Itoa(i), Charges: []quota.Charge{{Counter: "c", Cost: 1, Limit: quota.Limit{Window: quota.Day, Max: 1}}}})
@@ -397,11 +402,27 @@ func TestStoreFailure(t *testing.T) {
 		"ratelimit": limit(t, g, entry("api_key", "sk-pro"), entry("resource", "chat")),
 	} {
 		checkRefusal(t, face, a, "limiter_unavailable")
-		wantHeaders(t, a, map[string]string{"Retry-After": "1", "X-RateLimit-Limit": "0", "X-RateLimit-Resource": "chat", "X-Request-Priority": "3"})
+		wantHeaders(t, a, map[string]string{"Retry-After": "1", "X-RateLimit-Resource": "chat", "X-Request-Priority": "3"})
+		wantStanding(t, face, a, "100", "0", "100")
 		if a.status != 503 {
 			t.Errorf("%s: status %d", face, a.status)
 		}
 	}
+	for name, c := range map[string]struct{ key, path, limit, remaining, used string }{
+		"unlimited":          {"sk-enterprise", "/v1/chat", "unlimited", "unlimited", "0"},
+		"a resource's limit": {"sk-free", "/v1/images", "1", "0", "1"},
+	} {
+		wantStanding(t, name, check(t, g, c.path, map[string]string{"api-key": c.key}), c.limit, c.remaining, c.used)
+	}
+}
+
+// wantStanding compares how a tier is said to stand where nobody knows what is used.
+func wantStanding(t *testing.T, name string, a answerText, limit, remaining, used string) {
+	t.Helper()
+	t.Log(name)
+	wantHeaders(t, a, map[string]string{
+		"X-RateLimit-Limit": limit, "X-RateLimit-Remaining": remaining, "X-RateLimit-Used": used, "X-RateLimit-Reset": minuteEnd, "X-RateLimit-Degraded": "1",
+	})
 }
 
 func TestClassify(t *testing.T) {

@@ -36,7 +36,7 @@ type Decision struct {
 	Reset time.Time     // end of the minute; refused: when the request can pass
 	Wait  time.Duration // refused: from Now to Reset
 
-	// Degraded: the counts could not be reached; see Taken.
+	// Degraded: the counts could not be reached; see Taken and unanswered.
 	Degraded bool
 
 	// Repeated: this is the answer to an order that was admitted before; nothing more
@@ -92,6 +92,22 @@ func decide(charges []Charge, taken Taken) Decision {
 	d.Remaining = max(d.Remaining, 0)
 	if !d.Admitted {
 		d.Wait = d.Reset.Sub(d.Now)
+	}
+	return d
+}
+
+// unanswered is the decision on charges where nobody can be asked what is used. Nothing
+// is admitted, so nothing remains of the limit, and Used is what makes that so, as in
+// Taken. Where there is no limit, nothing is known to be used.
+func unanswered(charges []Charge, now time.Time) Decision {
+	d := Decision{Now: now, Remaining: -1, Degraded: true}
+	for _, c := range charges {
+		if c.Limit.shown() {
+			d.show(c.Limit, 0)
+		}
+	}
+	if !d.Unlimited() {
+		d.Used, d.Remaining = d.Shown.Max, 0
 	}
 	return d
 }

@@ -67,7 +67,8 @@ type Limiter struct {
 func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts} }
 
 // Decide charges the request and says whether it may pass. now only serves to
-// end overrides; the windows go by the clock of the counts.
+// end overrides; the windows go by the clock of the counts. With an error comes what
+// can be said without them: see unanswered.
 func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decision, error) {
 	charges := r.charges(now)
 	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
@@ -85,7 +86,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	}
 	taken, err := l.take(ctx, o)
 	if err != nil {
-		return Decision{}, err
+		return unanswered(charges, now), err
 	}
 	d := decide(charges, taken)
 	d.Repeated = taken.Secret != "" && taken.Secret != o.Secret
@@ -101,18 +102,18 @@ func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Char
 	r.Cost, r.Estimate = Cost{}, Cost{}
 	d, err := l.Look(ctx, r, now)
 	if err != nil {
-		return Decision{}, err
+		return d, err
 	}
 	d.Admitted, d.Never, d.TooLarge, d.RefusedBy, d.Declared = false, true, true, c.Limit, c.Declared
 	return d, nil
 }
 
-// Look says what Decide would and takes nothing.
+// Look says what Decide would, with an error too, and takes nothing.
 func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision, error) {
 	asked := r.charges(now)
 	taken, err := l.look(ctx, r, asked)
 	if err != nil {
-		return Decision{}, err
+		return unanswered(asked, now), err
 	}
 	return decide(asked, taken), nil
 }

@@ -28,7 +28,7 @@ func (l *Limiter) Preview(ctx context.Context, r Request, now time.Time) (Previe
 	charges := r.charges(now)
 	d, before, err := l.preview(ctx, r, charges, now)
 	if err != nil {
-		return Preview{}, err
+		return Preview{Decision: d}, err
 	}
 	p := Preview{d, make([]Demand, len(charges))}
 	for i, c := range charges {
@@ -52,7 +52,7 @@ func (l *Limiter) preview(ctx context.Context, r Request, charges []Charge, now 
 	}
 	taken, err := l.look(ctx, r, charges)
 	if err != nil {
-		return Decision{}, nil, err
+		return unanswered(charges, now), nil, err
 	}
 	before = slices.Clone(taken.Used)
 	for i, c := range charges {
