@@ -147,6 +147,45 @@ func TestLimitsWithoutRedis(t *testing.T) {
 	}
 }
 
+// TestLimitsByResource: the headers are those of the resource default, also where each
+// resource is counted by itself or has a limit of its own.
+func TestLimitsByResource(t *testing.T) {
+	t.Parallel()
+	perMinute := func(most int64, resource string, priority quota.Priority) quota.Limit {
+		return quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: most, Resource: resource, Priority: priority}
+	}
+	resources := []quota.Resource{{Name: "chat"}, {Name: "images"}}
+	for name, test := range map[string]struct {
+		countBy quota.CountBy
+		limits  []quota.Limit
+		want    string // limit, remaining, used
+	}{
+		"by key":                      {quota.ByKey, []quota.Limit{perMinute(10, "", 0), perMinute(2, "images", 0)}, "10 8 2"},
+		"by resource":                 {quota.ByKeyAndResource, []quota.Limit{perMinute(10, "", 0), perMinute(2, "images", 0)}, "10 9 1"},
+		"by resource, of its own":     {quota.ByKeyAndResource, []quota.Limit{perMinute(10, "", 0), perMinute(5, "default", 0)}, "5 4 1"},
+		"default has a limit":         {quota.ByKey, []quota.Limit{perMinute(10, "", 0), perMinute(5, "default", 0)}, "5 4 1"},
+		"the priority has a limit":    {quota.ByKey, []quota.Limit{perMinute(10, "", 0), perMinute(3, "", quota.Low)}, "3 1 2"},
+		"another priority has one":    {quota.ByKey, []quota.Limit{perMinute(10, "", 0), perMinute(3, "", quota.High)}, "10 8 2"},
+		"by resource, without limits": {quota.ByKeyAndResource, nil, "unlimited unlimited 1"},
+	} {
+		c, limiter, accounts := newCustomers(t, func() time.Time { return noon })
+		plan := quota.NewPlan(quota.Tier{Name: "free", Priority: quota.Low, Limits: test.limits, Unlimited: test.limits == nil}, test.countBy, resources)
+		changed := *accounts
+		changed.Plans = map[string]*quota.Plan{"free": plan}
+		c.Use(&changed)
+		for _, resource := range []string{"chat", "default"} {
+			if _, err := limiter.Decide(t.Context(), quota.Request{Account: "key_a", Tier: plan, Resource: resource, Priority: quota.Low, Cost: quota.Cost{Requests: 1}}, noon); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := get(c, "/v1/limits", "X-Api-Key", "sk-a").Header()
+		have := h.Get("X-RateLimit-Limit") + " " + h.Get("X-RateLimit-Remaining") + " " + h.Get("X-RateLimit-Used")
+		if have != test.want || h.Get("X-RateLimit-Reset") != "1772366460" || h.Get("X-Request-Priority") != "1" {
+			t.Errorf("%s: %s, want %s; %v", name, have, test.want, h)
+		}
+	}
+}
+
 // TestTierIsGone: a stored key may outlive its tier in the configuration.
 func TestTierIsGone(t *testing.T) {
 	t.Parallel()

@@ -80,15 +80,30 @@ func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts
 		return standing{}, false
 	}
 	s := standing{stands, record.Granted(plan.Tier.Priority)}
-	for _, state := range s.States {
-		if l := state.Limit; l.Metric == quota.Requests && l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
-			setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
-		}
+	if state, ok := s.shown(); ok {
+		setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
 	}
 	if s.Degraded {
 		w.Header().Set("X-RateLimit-Degraded", "1")
 	}
 	return s, true
+}
+
+// shown returns how the key stands with the limit that the headers describe: of those on
+// requests per minute that hold for the resource of this API, default, the one with the
+// least remaining. With count_by: key_and_resource each of them names its resource.
+func (s standing) shown() (least quota.State, ok bool) {
+	for _, state := range s.States {
+		l := state.Limit
+		if l.Metric != quota.Requests || l.Window != quota.Minute || (l.Resource != "" && l.Resource != quota.DefaultResource) ||
+			(l.Priority != 0 && l.Priority != s.priority) {
+			continue
+		}
+		if !ok || state.Remaining() < least.Remaining() {
+			least, ok = state, true
+		}
+	}
+	return least, ok
 }
 
 // setHeaders sets the six headers. Where there is no such limit, Envoy fills in 0.
