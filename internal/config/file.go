@@ -313,7 +313,7 @@ type rateLimitSection struct {
 	Entries entriesSection `yaml:"entries"`
 	// The domain of calls that settle reservations; see tokens.settle_by.
 	SettlementDomain string `yaml:"settlement_domain"`
-	// What hits_addend counts.
+	// What hits_addend counts. Tokens are charged in full to each limit on tokens, of whatever kind.
 	Hits string `yaml:"hits" jsonschema:"enum=requests,enum=tokens"`
 	// Whether descriptors with is_negative_hits give hits back. Whoever reaches the listener can then do so.
 	NegativeHits bool `yaml:"negative_hits"`

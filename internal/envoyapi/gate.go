@@ -250,11 +250,11 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	}
 	if q.tokens == quota.Unknown {
 		r.Cost, r.Estimate, t.source = q.body.Reserve(s.Tokens.Rules[v.Resource], g.history.High(v.Key.ID, v.Resource), t.weight)
-	} else {
-		r.Cost.Tokens = q.tokens
+		t.output = r.Cost.OutputTokens + r.Estimate.OutputTokens
+	} else { // it does not say of which kind they are, and passes no limit for that
+		r.Cost.Tokens, r.Cost.InputTokens, r.Cost.OutputTokens = q.tokens, q.tokens, q.tokens
 	}
 	r.Cost.Requests = q.hits
-	t.output = r.Cost.OutputTokens + r.Estimate.OutputTokens
 	t.tokens = max(r.Cost.Tokens+r.Estimate.Tokens, t.output)
 	if q.reasons != nil {
 		_, q.reasons.inputFrom = q.body.Input(s.Tokens.Rules[v.Resource])

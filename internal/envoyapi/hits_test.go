@@ -3,6 +3,7 @@ package envoyapi
 import (
 	"math"
 	"strconv"
+	"strings"
 	"testing"
 
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
@@ -78,6 +79,47 @@ func TestHits(t *testing.T) {
 		}
 		if headers[StatusHeader] != strconv.Itoa(c.status) || headers["X-RateLimit-Used"] != c.used || headers["x-ratelimit-remaining-tokens"] != c.tokens && c.tokens != "" {
 			t.Errorf("%s: %v: want status %d, %s used, %s tokens left", name, headers, c.status, c.used, c.tokens)
+		}
+	}
+}
+
+// TestHitsOfEveryKind: hits of tokens are charged to every limit on tokens, since the call
+// does not say of which kind they are, and given back to each.
+func TestHitsOfEveryKind(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		s.RateLimit.HitsMetric, s.RateLimit.NegativeHits, s.IETF = quota.Tokens, true, true
+		s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Limits: []quota.Limit{
+			{Metric: quota.Requests, Window: quota.Minute, Max: 10},
+			{Metric: quota.InputTokens, Window: quota.Minute, Max: 100},
+			{Metric: quota.OutputTokens, Window: quota.Minute, Max: 80},
+		}}, quota.ByKey, nil)
+	})
+	for i, c := range []struct {
+		hits          uint64
+		back          bool
+		status        int
+		input, output string
+	}{
+		{hits: 30, input: "70", output: "50"},
+		{hits: 60, status: 429, input: "70", output: "50"},
+		{hits: 90, status: 413, input: "70", output: "50"},
+		{hits: 10, back: true, input: "80", output: "60"},
+	} {
+		response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{
+			Entries: []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-pro")}, HitsAddend: wrapperspb.UInt64(c.hits), IsNegativeHits: c.back,
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := answerText{headers: map[string]string{}}
+		for _, h := range response.GetResponseHeadersToAdd() {
+			a.add(t, h)
+		}
+		refused := response.GetOverallCode() == rlsv3.RateLimitResponse_OVER_LIMIT
+		if refused != (c.status != 0) || (c.status == 413) != (a.headers[StatusHeader] == "413") ||
+			!strings.Contains(a.headers["RateLimit"], `"input_tokens_per_minute";r=`+c.input+";") || !strings.Contains(a.headers["RateLimit"], `"output_tokens_per_minute";r=`+c.output+";") {
+			t.Errorf("call %d: %v, %v", i, response.GetOverallCode(), a.headers)
 		}
 	}
 }
