@@ -39,6 +39,12 @@ var UsageUnavailable = Error{"server_error", "Usage cannot be read at the moment
 //nolint:gochecknoglobals // a constant in all but name
 var SessionOver = Error{"authentication_error", "You are not signed in, or your session is over. Sign in again.", "session_over"}
 
+// Unidentified is the refusal of a request without a caller where callers are known by
+// something else than an API key in a header.
+//
+//nolint:gochecknoglobals // a constant in all but name
+var Unidentified = Error{"authentication_error", "Missing credentials: nothing says whose request this is, and an API key in a header is not accepted here. Sign in as this API's provider says.", "missing_api_key"}
+
 // InvalidParameter is the refusal of a query's parameters. The error says which is wrong
 // and what it may be; it must not repeat what was sent, which may be a secret or read "rate_limit".
 func InvalidParameter(err error) Error {

@@ -102,6 +102,7 @@ type inquiry struct {
 	path        string   // with query, as sent
 	priority    string   // asked for by the client; may be anything
 	keyID, tier string   // from a source that the configuration trusts; may be empty
+	elsewhere   bool     // only that source says who asks: credentials are not looked at
 	id          string   // of the request, not from the client; empty: it has none
 	body        quota.Body
 	model       string // that the body asks for; may be anything
@@ -139,6 +140,9 @@ func (g *Gate) identify(s *Settings, q *inquiry, v *Verdict) bool {
 	case errors.Is(err, apikey.ErrUnread):
 		v.Err = err
 		v.refuse(Failed, apierror.Unavailable)
+		return false
+	case errors.Is(err, apikey.ErrMissing) && q.elsewhere:
+		v.refuse(Unauthenticated, apierror.Unidentified)
 		return false
 	case err != nil:
 		v.refuse(Unauthenticated, apierror.OfKey(err))

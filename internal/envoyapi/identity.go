@@ -39,7 +39,7 @@ func (p MetadataPath) in(m *corev3.Metadata) string {
 // the credentials that the client sends.
 func (q *inquiry) identify(s *Settings, f *checkFields) {
 	if s.Identity.KeyID.Namespace != "" {
-		q.keyID, q.tier = s.Identity.KeyID.in(f.metadata), s.Identity.Tier.in(f.metadata)
+		q.elsewhere, q.keyID, q.tier = true, s.Identity.KeyID.in(f.metadata), s.Identity.Tier.in(f.metadata)
 		return
 	}
 	for _, name := range s.KeyHeaders {

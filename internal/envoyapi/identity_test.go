@@ -85,6 +85,29 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+// TestNobodyIsNamed: who is known to nobody is not told to send what nobody looks at.
+func TestNobodyIsNamed(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(*Settings)
+		want   string
+	}{
+		"a key":          {nil, "Send it in a header: Authorization: Bearer YOUR_API_KEY."},
+		"another filter": {believing, "an API key in a header is not accepted here"},
+	} {
+		g := newGate(t, c.change)
+		a := check(t, g, "/v1/chat", nil)
+		checkRefusal(t, name, a, "missing_api_key")
+		if a.status != 401 || !strings.Contains(a.body, c.want) {
+			t.Errorf("%s: %d %s, want %q", name, a.status, a.body, c.want)
+		}
+		a = limit(t, g, entry("path", "/v1/chat")) // where keys are a way in as ever
+		if a.status != 401 || !strings.Contains(a.body, "Send it in a header") {
+			t.Errorf("%s, ratelimit: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
 // summary is the key ID, the tier and the limit of an answer, or the code of a refusal.
 func summary(r *authv3.CheckResponse) string {
 	if denied := r.GetDeniedResponse(); denied != nil {
