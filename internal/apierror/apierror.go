@@ -86,13 +86,25 @@ func TooMany(wait time.Duration) Error {
 // TooLarge is the refusal of what can never pass. Clients of the contract must not
 // try it again, so its text does not speak of a limited rate.
 func TooLarge(d quota.Decision) Error {
-	what := strings.ReplaceAll(d.RefusedBy.Metric.String(), "_", " ")
-	return Error{
-		"invalid_request_error",
-		fmt.Sprintf("Request too large: it asks for %d %s, and all that this API key may use per %s is %d. Ask for less, as with a lower max_tokens.",
-			d.Declared, what, d.RefusedBy.Window, d.RefusedBy.Max),
-		"request_too_large",
+	l := d.RefusedBy
+	message := fmt.Sprintf("Request too large: it asks for %d %s, and all that this API key may use per %s", d.Declared, strings.ReplaceAll(l.Metric.String(), "_", " "), l.Window)
+	if l.Resource != "" {
+		message += " for " + l.Resource
 	}
+	if l.Priority != 0 {
+		message += " at " + l.Priority.String() + " priority"
+	}
+	message += fmt.Sprintf(" is %d.", l.Max)
+	switch {
+	case l.Max == 0: // there is no less
+	case l.Metric == quota.Requests:
+		message += " Send fewer at once."
+	case l.Metric == quota.InputTokens:
+		message += " Send less at once."
+	default:
+		message += " Ask for less, as with a lower max_tokens."
+	}
+	return Error{"invalid_request_error", message, "request_too_large"}
 }
 
 // Body returns the JSON of a refusal, laid out as in the contract.

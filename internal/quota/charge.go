@@ -70,6 +70,17 @@ func (c Charge) tooLarge() bool {
 	return c.Declared > c.Limit.Max && (c.Limit.Max > 0 || c.Limit.Metric != Requests)
 }
 
+// tooLargeOf returns the charge that could not be taken from an untouched limit, of
+// several that of the lowest one: who asks for less than that has no further surprise.
+func tooLargeOf(charges []Charge) (least Charge, found bool) {
+	for _, c := range charges {
+		if c.tooLarge() && (!found || c.Limit.Max < least.Limit.Max) {
+			least, found = c, true
+		}
+	}
+	return least, found
+}
+
 // Exceeds reports whether the charge does not fit on top of what is used. The
 // Redis script states the same comparison; the contract suite ties the two.
 func (c Charge) Exceeds(used int64) bool { return c.Cost > 0 && used+c.Cost > c.Limit.Max }

@@ -71,8 +71,8 @@ func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts} }
 // can be said without them: see unanswered.
 func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decision, error) {
 	charges := r.charges(now)
-	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
-		return l.tooLarge(ctx, r, now, charges[i])
+	if c, found := tooLargeOf(charges); found {
+		return l.tooLarge(ctx, r, now, c)
 	}
 	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
 	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {

@@ -91,6 +91,18 @@ func TestGuessesAreCutToTheLimit(t *testing.T) {
 	}
 }
 
+// TestTooLargeForSeveral names the lowest of the limits that can never take it.
+func TestTooLargeForSeveral(t *testing.T) {
+	t.Parallel()
+	limiter, r := newLimiter()
+	r.Cost.OutputTokens, r.Cost.Tokens = 2000, 2000
+	d := decide(t, limiter, r)
+	p, err := limiter.Preview(t.Context(), r, noon)
+	if err != nil || !d.TooLarge || d.RefusedBy.Max != 100 || p.Decision.RefusedBy != d.RefusedBy {
+		t.Errorf("refused by %s, and in a preview by %s (%v): want output_tokens_per_minute", d.RefusedBy.Name(), p.Decision.RefusedBy.Name(), err)
+	}
+}
+
 // TestCredit gives back what was taken.
 func TestCredit(t *testing.T) {
 	t.Parallel()

@@ -46,8 +46,8 @@ func (l *Limiter) Preview(ctx context.Context, r Request, now time.Time) (Previe
 
 // preview decides, and returns what was used of each charge's counter before that.
 func (l *Limiter) preview(ctx context.Context, r Request, charges []Charge, now time.Time) (d Decision, before []int64, err error) {
-	if i := slices.IndexFunc(charges, Charge.tooLarge); i >= 0 {
-		d, err = l.tooLarge(ctx, r, now, charges[i])
+	if c, found := tooLargeOf(charges); found {
+		d, err = l.tooLarge(ctx, r, now, c)
 		return d, d.used, err // of the same counters: a request that costs something is charged to all
 	}
 	taken, err := l.look(ctx, r, charges)

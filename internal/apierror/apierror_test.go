@@ -1,0 +1,48 @@
+package apierror
+
+import (
+	"testing"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// TestTooLarge says which limit it is, and what would help.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		limit    quota.Limit
+		declared int64
+		want     string
+	}{
+		{
+			quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 40_000},
+			50_000,
+			"Request too large: it asks for 50000 tokens, and all that this API key may use per minute is 40000. Ask for less, as with a lower max_tokens.",
+		},
+		{
+			quota.Limit{Metric: quota.OutputTokens, Window: quota.Day, Max: 40, Resource: "images", Priority: quota.Low},
+			50,
+			"Request too large: it asks for 50 output tokens, and all that this API key may use per day for images at low priority is 40. Ask for less, as with a lower max_tokens.",
+		},
+		{
+			quota.Limit{Metric: quota.InputTokens, Window: quota.Minute, Max: 40},
+			50,
+			"Request too large: it asks for 50 input tokens, and all that this API key may use per minute is 40. Send less at once.",
+		},
+		{
+			quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 5, Resource: "images"},
+			6,
+			"Request too large: it asks for 6 requests, and all that this API key may use per minute for images is 5. Send fewer at once.",
+		},
+		{
+			quota.Limit{Metric: quota.Tokens, Window: quota.Minute},
+			1,
+			"Request too large: it asks for 1 tokens, and all that this API key may use per minute is 0.",
+		},
+	} {
+		e := TooLarge(quota.Decision{RefusedBy: c.limit, Declared: c.declared})
+		if e.Message != c.want || e.Type != "invalid_request_error" || e.Code != "request_too_large" {
+			t.Errorf("%+v, want %q", e, c.want)
+		}
+	}
+}
