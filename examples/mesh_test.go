@@ -401,7 +401,8 @@ func gather(node any, into map[string][]any) {
 }
 
 // TestKubernetesConfiguration runs the configuration in the ConfigMap through
-// "tiergate config check".
+// "tiergate config check". Its tiers and resources are the shipped ones, so that what the
+// guides say of them holds.
 func TestKubernetesConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, d := range documents(t, "kubernetes/tiergate.yaml") {
@@ -418,6 +419,12 @@ func TestKubernetesConfiguration(t *testing.T) {
 		check.Env = append(os.Environ(), "REDIS_PASSWORD=any", "SESSION_SECRET=a-secret-of-at-least-thirty-two-bytes", "TIERGATE_ADMIN_TOKEN=a-token-of-sixteen-bytes")
 		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
+		}
+		shipped, example := documents(t, filepath.Join(root, "config", "tiergate.yaml"))[0], documents(t, filepath.Join(dir, "tiergate.yaml"))[0]
+		for _, name := range []string{"tiers", "resources"} {
+			if !reflect.DeepEqual(shipped[name], example[name]) {
+				t.Errorf("%s: %v, and shipped are %v", name, example[name], shipped[name])
+			}
 		}
 		return
 	}
