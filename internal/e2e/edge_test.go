@@ -189,22 +189,44 @@ func TestUpstreamSees(t *testing.T) {
 	})
 }
 
-// TestGRPCCallers get the status that Envoy allows: RESOURCE_EXHAUSTED (8) from
-// the ratelimit filter, UNAVAILABLE (14) from ext_authz; see docs/envoy.md.
+// TestGRPCCallers get the status that goes with each refusal, in all chains; others get no
+// such header.
 func TestGRPCCallers(t *testing.T) {
-	both(t, func(t *testing.T, chain string) {
-		s := up(t, devstack.Options{Chain: chain})
-		freshMinute(t, 5*time.Second)
-		var r reply
-		for range 30 { // some may be refused by tokens at first: such bodies are not read
-			r = do(t, s, call{key: "sk-demo-free", header: http.Header{"Content-Type": {"application/grpc"}, "X-Mock-Usage": {"1,1"}}})
-		}
-		want := map[string]string{"ext_authz": "14", "ratelimit": "8"}[chain]
-		if have := r.Header.Get("Grpc-Status"); have != want {
-			t.Errorf("%s: grpc-status %q, want %s: %v", r.Status, have, want, r.Header)
-		}
-		checkSix(t, r, "10", "0", "chat", "10", "1")
-	})
+	t.Parallel()
+	for _, chain := range []string{"ext_authz", "ratelimit", "ai-protocol"} {
+		t.Run(chain, func(t *testing.T) {
+			t.Parallel()
+			config, keys := ownConfig(t)
+			edit(t, keys, "id: key_demo_pro\n", "id: key_demo_pro\n    resources: [chat]\n")
+			s := up(t, devstack.Options{Chain: chain, Config: config, Sets: []string{"allow_demo_keys=true"}})
+			freshMinute(t, 5*time.Second)
+			ask := func(contentType string, c call) reply {
+				c.header = http.Header{"Content-Type": {contentType}, "X-Mock-Usage": {"1,1"}}
+				return do(t, s, c)
+			}
+			for range 30 { // some may be refused by tokens at first: such bodies are not read
+				ask("application/grpc", call{key: "sk-demo-free"})
+			}
+			for name, c := range map[string]struct {
+				call
+				grpc, status string
+			}{
+				"429": {call{key: "sk-demo-free"}, "8", "429"},
+				"401": {call{}, "16", "401"},
+				"403": {call{key: "sk-demo-pro", path: "/v1/images/generations"}, "7", "403"},
+			} {
+				for _, contentType := range []string{"application/grpc", "application/grpc+proto"} {
+					if r := ask(contentType, c.call); r.StatusCode != http.StatusOK || r.Header.Get("Grpc-Status") != c.grpc || r.Header.Get("X-Tiergate-Status") != "" {
+						t.Errorf("%s, %s: %s, grpc-status %q, want %s: %v", name, contentType, r.Status, r.Header.Get("Grpc-Status"), c.grpc, r.Header)
+					}
+				}
+				if r := ask("application/json", c.call); r.Header["Grpc-Status"] != nil || !strings.HasPrefix(r.Status, c.status) {
+					t.Errorf("%s, not by gRPC: %s %v", name, r.Status, r.Header)
+				}
+			}
+			checkSix(t, ask("application/grpc", call{key: "sk-demo-free"}), "10", "0", "chat", "10", "1")
+		})
+	}
 }
 
 // TestUnixSocket: the whole way works over one, and a socket file left by a

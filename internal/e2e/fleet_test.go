@@ -134,6 +134,9 @@ func TestRedisAwayDenied(t *testing.T) {
 		}
 		checkSix(t, r, "100", "0", "chat", "100", "3")
 		checkSix(t, do(t, s, call{key: "sk-demo-enterprise"}), "unlimited", "unlimited", "chat", "0", "4")
+		if r := do(t, s, call{key: "sk-demo-pro", header: http.Header{"Content-Type": {"application/grpc"}}}); r.Header.Get("Grpc-Status") != "14" {
+			t.Errorf("by gRPC: %v, want UNAVAILABLE", r.Header)
+		}
 		if r.Header.Get("X-RateLimit-Degraded") != "1" {
 			t.Errorf("not marked: %v", r.Header)
 		}
