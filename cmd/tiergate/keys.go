@@ -197,7 +197,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	line("owner", k.Owner)
 	line("state", string(k.State))
 	line("source", k.Source+source)
-	line("tier", k.Tier)
+	line("tier", tierText(k))
 	line("priority", priorityName(k.Priority))
 	line("resources", cmp.Or(strings.Join(k.Resources, ", "), "all"))
 	for _, o := range k.Overrides {
@@ -215,6 +215,14 @@ func printKeyView(w io.Writer, k web.KeyView) {
 		line("revision", strconv.FormatInt(k.Revision, 10))
 	}
 	_ = table.Flush() // as with any printing
+}
+
+// tierText is the tier of a key, and that there is none where it is not configured.
+func tierText(k web.KeyView) string {
+	if k.NoTier {
+		return k.Tier + " (not configured)"
+	}
+	return k.Tier
 }
 
 func priorityName(p int) string {

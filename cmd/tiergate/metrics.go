@@ -160,6 +160,18 @@ type observer struct {
 	metrics *metrics
 	usage   *usage.Recorder // nil: nobody counts
 	log     *slog.Logger
+	failed  *seldom
+}
+
+// quietFor is how long the log does not tell again of what may happen to every request.
+const quietFor = time.Minute
+
+// seldom is true at the first time, and then once in a while. It is safe for concurrent use.
+type seldom struct{ last atomic.Int64 } // Unix nanoseconds; 0: never
+
+func (s *seldom) now(now time.Time) bool {
+	last := s.last.Load()
+	return (last == 0 || now.UnixNano()-last >= int64(quietFor)) && s.last.CompareAndSwap(last, now.UnixNano())
 }
 
 // Judged implements envoyapi.Observer.
@@ -167,17 +179,33 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
 	o.count(&v)
-	if v.Outcome == envoyapi.Allowed || !o.log.Enabled(ctx, slog.LevelDebug) {
+	if v.Outcome != envoyapi.Allowed {
+		o.refused(ctx, &v)
+	}
+}
+
+// refused writes the line of the decision log. Operators need to see the first of those
+// that fail, which are no client's fault, without asking for every refusal.
+func (o observer) refused(ctx context.Context, v *envoyapi.Verdict) {
+	level := slog.LevelDebug
+	if v.Outcome == envoyapi.Failed && !errors.Is(v.Err, context.Canceled) && o.failed.now(v.At) {
+		level = slog.LevelWarn
+	}
+	if !o.log.Enabled(ctx, level) {
 		return
 	}
-	id := ""
-	if v.Key != nil {
-		id = v.Key.ID
-	}
-	o.log.LogAttrs(ctx, slog.LevelDebug, "refused",
-		slog.String("outcome", string(v.Outcome)), slog.String("limit", v.Label()), slog.String("key_id", id),
+	attributes := []slog.Attr{
+		slog.String("outcome", string(v.Outcome)), slog.String("limit", v.Label()), slog.String("key_id", ""),
 		slog.String("tier", v.Tier), slog.String("resource", v.Resource), slog.String("priority", v.Priority.String()),
-		slog.Duration("wait", v.Decision.Wait))
+		slog.Duration("wait", v.Decision.Wait),
+	}
+	if v.Key != nil {
+		attributes[2] = slog.String("key_id", v.Key.ID)
+	}
+	if v.Err != nil {
+		attributes = append(attributes, slog.Any("error", v.Err))
+	}
+	o.log.LogAttrs(ctx, level, "refused", attributes...)
 }
 
 // count counts a request of a known key for its usage.

@@ -96,7 +96,7 @@ const historySize = 50_000
 
 func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
-	s.directory = newDirectory(c.Reload.Peppers, s.metrics, log)
+	s.directory = newDirectory(c.Reload, s.metrics, log)
 	instance := newInstanceID()
 	s.noteFailing(c.Reload.Plans)
 	var err error
@@ -111,7 +111,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	secret := sessionSecret(c.Start, log)
 	s.ticketKey = envoyapi.NewTicketKey(ticketKey(secret))
 	limiter := quota.NewLimiter(s.tracing.counts(s.watchedCounts()))
-	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log}))
+	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log, new(seldom)}))
 	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}

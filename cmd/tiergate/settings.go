@@ -13,7 +13,7 @@ func (s *server) use(c config.Reload) {
 		s.stores.useAccess(c.Redis)
 	}
 	s.noteFailing(c.Plans)
-	s.directory.usePeppers(c.Peppers)
+	s.directory.use(c)
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))
 	s.admin.Use(s.adminAccounts(c))

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -72,10 +76,14 @@ type directory struct {
 	metrics *metrics
 	log     *slog.Logger
 	loaded  chan struct{} // closed when it has been read
+
+	config atomic.Pointer[config.Reload] // in use; nil: none yet
 }
 
-func newDirectory(peppers []apikey.Pepper, m *metrics, log *slog.Logger) *directory {
-	return &directory{stored: apikey.NewStored(peppers), metrics: m, log: log, loaded: make(chan struct{})}
+func newDirectory(c config.Reload, m *metrics, log *slog.Logger) *directory {
+	d := &directory{stored: apikey.NewStored(c.Peppers), metrics: m, log: log, loaded: make(chan struct{})}
+	d.config.Store(&c)
+	return d
 }
 
 // apply takes up what the store has.
@@ -86,6 +94,13 @@ func (d *directory) apply(records []apikey.Record, whole bool) {
 	}
 	d.tell(take(records))
 	d.metrics.keys.WithLabelValues("store").Set(float64(d.stored.Directory().Len()))
+	d.tellTiers(func(yield func(*apikey.Record) bool) {
+		for i := range records {
+			if !yield(&records[i]) {
+				return
+			}
+		}
+	})
 	if whole {
 		d.metrics.keysInStep.Set(1)
 		select {
@@ -96,13 +111,40 @@ func (d *directory) apply(records []apikey.Record, whole bool) {
 	}
 }
 
-// usePeppers takes up changed peppers.
-func (d *directory) usePeppers(peppers []apikey.Pepper) { d.tell(d.stored.UsePeppers(peppers)) }
+// use takes up a changed configuration.
+func (d *directory) use(c config.Reload) {
+	d.tell(d.stored.UsePeppers(c.Peppers))
+	d.config.Store(&c) // before it looks: a record that comes meanwhile is told of here or by apply
+	d.tellTiers(d.stored.Directory().All)
+}
 
 // tell says which keys do not work, and why.
 func (d *directory) tell(faults []apikey.RecordError) {
 	for _, fault := range faults {
 		d.log.Warn("a key of the store does not work", "key_id", fault.ID, "error", fault.Err)
+	}
+}
+
+// tellTiers says of how many of the records no request is answered, since their tier is not
+// configured.
+func (d *directory) tellTiers(records iter.Seq[*apikey.Record]) {
+	c := d.config.Load()
+	if c == nil {
+		return
+	}
+	keys, example, now := map[string]int{}, map[string]string{}, time.Now()
+	for r := range records {
+		if c.Plans[r.Tier] != nil || r.Usable(now) != nil || c.Directory.ByID(r.ID) != nil || c.Directory.ByHash(r.Hash) != nil {
+			continue
+		}
+		keys[r.Tier]++
+		if first := example[r.Tier]; first == "" || r.ID < first {
+			example[r.Tier] = r.ID
+		}
+	}
+	for _, tier := range slices.Sorted(maps.Keys(keys)) {
+		d.log.Warn("keys of the store name a tier that is not configured, and all their requests get 503: add the tier, or give the keys another",
+			"tier", tier, "keys", keys[tier], "key_id", example[tier])
 	}
 }
 

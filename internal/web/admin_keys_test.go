@@ -223,6 +223,22 @@ func TestKeysOfTheFile(t *testing.T) {
 	}
 }
 
+// TestKeysWithoutTier: a key whose tier is not configured any more is shown as one.
+func TestKeysWithoutTier(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	f.stored.Apply([]apikey.Record{
+		{ID: "key_gone", Hash: hashOf(t, "sk-gone"), Tier: "gone", Revision: 1},
+		{ID: "key_pro", Hash: hashOf(t, "sk-pro"), Tier: "pro", Revision: 1},
+	})
+	if v := ok[KeyView](f, "GET", "/keys/key_gone", ""); !v.NoTier || v.Tier != "gone" {
+		t.Errorf("%+v", v)
+	}
+	if v := ok[KeyView](f, "GET", "/keys/key_pro", ""); v.NoTier {
+		t.Errorf("%+v", v)
+	}
+}
+
 // TestListOfKeys is filtered and in parts; walking the parts shows every key once,
 // whatever their size.
 func TestListOfKeys(t *testing.T) {

@@ -32,6 +32,7 @@ type KeyView struct {
 	State     KeyState          `json:"state"`
 	Hidden    bool              `json:"hidden,omitempty"` // the file has a key of this ID or hash, which is used in its place
 	Tier      string            `json:"tier"`
+	NoTier    bool              `json:"no_tier,omitempty"`  // no such tier is configured: requests get 503
 	Priority  int               `json:"priority,omitempty"` // without: the tier's
 	Resources []string          `json:"resources,omitempty"`
 	Overrides []OverrideView    `json:"overrides,omitempty"`
@@ -61,6 +62,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	v := KeyView{
 		ID: r.ID, Name: r.Name, Owner: r.Owner, Source: "store", State: a.state(r, now), Tier: r.Tier, Priority: int(r.Priority),
 		Resources: r.Resources, Labels: r.Labels, Pepper: r.Hash.Pepper(), Created: r.Created, Expires: r.Expires, Demo: r.Demo, Revision: r.Revision,
+		NoTier: a.Plans[r.Tier] == nil,
 	}
 	if fromFile {
 		v.Source = "file"

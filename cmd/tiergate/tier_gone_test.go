@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/envoyapi"
+)
+
+// tiersOf writes a configuration with these tiers.
+func tiersOf(t *testing.T, file string, tiers ...string) {
+	t.Helper()
+	const one = ": {priority: normal, unlimited: true}\n  "
+	text := "keys: {file: keys.yaml}\ntiers:\n  " + strings.Join(tiers, one) + one
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTierIsGone: keys of the store whose tier is not configured are told of when the
+// store is read, when one comes and when the configuration changes, and so is why their
+// requests fail.
+func TestTierIsGone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "tiergate.yaml")
+	tiersOf(t, file, "gold", "other")
+	inFile := apikey.Redacting("sk-of-the-file").Hash()
+	keys := "keys: [{id: key_file, hash: '" + inFile.String() + "', tier: other}]\n"
+	if err := os.WriteFile(filepath.Join(dir, "keys.yaml"), []byte(keys), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, file)
+	record := func(id, tier string) apikey.Record {
+		return apikey.Record{ID: id, Hash: apikey.Redacting("sk-of-" + id).Hash(), Tier: tier, Revision: 1}
+	}
+	ended, hidden := record("key_ended", "gold"), record("key_file", "gold")
+	ended.Revoked = true
+	s.directory.apply([]apikey.Record{record("key_b", "gold"), record("key_a", "gold"), record("key_c", "other"), ended, hidden}, true)
+	const told = "level=WARN msg=\"keys of the store name a tier that is not configured"
+	if s.log.count(told) != 0 {
+		t.Error("told though all tiers are there")
+	}
+	s.directory.apply([]apikey.Record{record("key_d", "silver")}, false)
+	if s.log.count("tier=silver keys=1 key_id=key_d\n") != 1 || s.log.count(told) != 1 {
+		t.Error("a key that comes is not told of")
+	}
+	tiersOf(t, file, "other")
+	eventually(t, "the reload tells", func() bool { return s.log.count("tier=gold keys=2 key_id=key_a\n") == 1 })
+
+	conn := dial(t, s.start.GRPC.Address)
+	for range 3 {
+		if got := answers(t, conn, "sk-of-key_a", nil); got.Status != http.StatusServiceUnavailable {
+			t.Errorf("%+v", got)
+		}
+	}
+	if n := s.log.count("level=WARN msg=refused outcome=failed limit=\"\" key_id=key_a tier=gold"); n != 1 {
+		t.Errorf("%d lines of three requests that failed", n)
+	}
+	if s.log.count(`no tier \"gold\" is configured: add it, or give the key another`) != 1 {
+		t.Error("the log does not say why a request failed")
+	}
+}
+
+// TestKeysWithoutTierAreShown by the list and alone.
+func TestKeysWithoutTierAreShown(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "")
+	s.directory.apply([]apikey.Record{{ID: "key_a", Hash: apikey.Redacting("sk-of-key_a").Hash(), Tier: "gone", Revision: 1}}, true)
+	for _, command := range []string{"list", "show key_a"} {
+		var out bytes.Buffer
+		env := environment{getenv: func(string) string { return "" }, stdout: &out, stderr: &out}
+		args := append(strings.Fields("keys "+command), "--server", "http://"+s.start.Operator.Address)
+		if err := run(t.Context(), args, env); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(out.String(), "gone (not configured)") != 1 || strings.Count(out.String(), "(not configured)") != 1 {
+			t.Errorf("%s:\n%s", command, out.String())
+		}
+	}
+}
+
+// TestRefusalsAreLogged: at debug each with its error; what failed at warn too, once a
+// minute, unless the caller had gone.
+func TestRefusalsAreLogged(t *testing.T) {
+	t.Parallel()
+	var text bytes.Buffer
+	o := observer{
+		metrics: newMetrics(), log: slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})), failed: new(seldom),
+	}
+	at := afternoon()
+	for _, c := range []struct {
+		after   time.Duration
+		outcome envoyapi.Outcome
+		err     error
+		want    string
+	}{
+		{0, envoyapi.Failed, context.Canceled, "DEBUG"},
+		{0, envoyapi.Failed, errors.New("no store"), "WARN"},
+		{time.Minute - 1, envoyapi.Failed, errors.New("no store"), "DEBUG"},
+		{time.Minute, envoyapi.Limited, nil, "DEBUG"},
+		{time.Minute, envoyapi.Failed, errors.New("no tier"), "WARN"},
+	} {
+		text.Reset()
+		o.Judged(t.Context(), envoyapi.Verdict{Outcome: c.outcome, Err: c.err, At: at.Add(c.after)}, 0)
+		line := text.String()
+		if !strings.Contains(line, "level="+c.want+" msg=refused") || (c.err != nil) != strings.Contains(line, "error=") || strings.Count(line, "\n") != 1 {
+			t.Errorf("%s of %v after %s: %s", c.outcome, c.err, c.after, line)
+		}
+	}
+}
