@@ -109,7 +109,7 @@ func (c *checker) keys(file string) *apikey.Directory {
 		return nil
 	}
 	var written keysFile
-	k := &keyChecker{document: decode(file, content, &written), reload: &c.loader.config.Reload}
+	k := &keyChecker{document: decode(file, content, &written), above: c.document, reload: &c.loader.config.Reload}
 	if k.readable {
 		k.check(written.Keys)
 	}
@@ -121,6 +121,7 @@ func (c *checker) keys(file string) *apikey.Directory {
 type keyChecker struct {
 	*document
 
+	above     *document // the configuration
 	reload    *Reload
 	directory *apikey.Directory
 }
@@ -155,7 +156,7 @@ func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	}
 	if plan, ok := k.reload.Plans[s.Tier]; ok {
 		r.Tier = plan.Tier.Name // one text for all keys of a tier
-	} else {
+	} else if !k.faultyTier(s.Tier) {
 		k.fault(at+".tier", "unknown tier %q: want one of the configuration's tiers", s.Tier)
 	}
 	if s.Priority != "" {
@@ -175,6 +176,20 @@ func (k *keyChecker) record(at string, s keySection) apikey.Record {
 		r.Overrides = append(r.Overrides, quota.Override{Limit: l, Until: k.moment(at+".until", o.Until)})
 	}
 	return r
+}
+
+// faultyTier reports whether a tier is missing only because of a fault that the
+// configuration has: there are no tiers, or it stands there and could not be read.
+func (k *keyChecker) faultyTier(name string) bool {
+	if len(k.reload.Plans) == 0 {
+		return true
+	}
+	tiers, _ := child(k.above.root().Content[0], "tiers")
+	if tiers == nil {
+		return false
+	}
+	tier, _ := child(tiers, name)
+	return tier != nil
 }
 
 // moment reads a point in time; empty is the zero time.
