@@ -234,7 +234,7 @@ type pepperSection struct {
 }
 
 type resourceSection struct {
-	// Path prefixes, whole segments, in upper or lower case alike: /v1/chat matches /v1/Chat/completions and not /v1/chatter.
+	// Path prefixes, whole segments, without *, in upper or lower case alike: /v1/chat matches /v1/Chat/completions and not /v1/chatter.
 	Paths []string `yaml:"paths"`
 	// What its requests are taken to use where they do not say it; without this setting what fits an API like OpenAI's.
 	Tokens *tokenRulesSection `yaml:"tokens,omitempty"`

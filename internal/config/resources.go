@@ -40,6 +40,8 @@ func (c *checker) resources(sections map[string]resourceSection) []quota.Resourc
 			clean := strings.ToLower(path.Clean(p))
 			if unescaped, err := url.PathUnescape(p); err != nil || unescaped != p || !strings.HasPrefix(p, "/") || strings.ContainsAny(p, "?#;") {
 				c.fault(at, "path %q: want a plain path that begins with /, as in /v1/chat", p)
+			} else if strings.Contains(p, "*") {
+				c.fault(at, "path %q: want a plain prefix, without *: it stands for all paths below it", p)
 			} else if other, taken := owner[clean]; taken {
 				c.fault(at, "path %q belongs to %s already", p, other)
 			}
