@@ -262,7 +262,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 		s.log.WarnContext(ctx, "the store is in memory alone: keys made by the admin API, counts and usage end with this process: set store.memory.file, or store.type=redis")
 	}
 	if len(c.Reload.AdminTokens) == 0 {
-		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only, and only where operator.address is its own")
+		s.tellNoTokens(ctx)
 	}
 	group.Go(func() error { return s.serveGRPC(l.grpc) })
 	group.Go(func() error { return serveHTTP(operator, l.operator, "operators") })
@@ -295,6 +295,16 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	}
 	s.log.InfoContext(ctx, "stopped")
 	return nil
+}
+
+// tellNoTokens says whom the admin API answers without tokens.
+func (s *server) tellNoTokens(ctx context.Context) {
+	if s.start.Operator.Loopback() {
+		s.log.InfoContext(ctx, "no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only")
+		return
+	}
+	s.log.WarnContext(ctx, "no operator.tokens are configured, and operator.address is not one of this machine alone: the admin API and the operators' dashboard answer nobody: "+
+		"configure a token, or set operator.address to 127.0.0.1", "operator", s.start.Operator.String())
 }
 
 func (s *server) serveGRPC(l net.Listener) error {

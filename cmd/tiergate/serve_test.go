@@ -8,7 +8,26 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/config"
 )
+
+// TestNoTokens: where the admin API answers nobody, the log warns of that.
+func TestNoTokens(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"127.0.0.1:9002": "level=INFO msg=\"no operator.tokens are configured: the admin API and the operators' dashboard answer this machine only\"",
+		":9002":          "level=WARN msg=\"no operator.tokens are configured, and operator.address is not one of this machine alone: ",
+		"10.0.0.1:9002":  "level=WARN msg=\"no operator.tokens are configured, and operator.address is not one of this machine alone: ",
+	} {
+		var log bytes.Buffer
+		s := &server{log: slog.New(slog.NewTextHandler(&log, nil)), start: config.Start{Operator: config.Address{Network: "tcp", Address: address}}}
+		s.tellNoTokens(t.Context())
+		if text := log.String(); !strings.Contains(text, want) {
+			t.Errorf("%s: %s", address, text)
+		}
+	}
+}
 
 // TestPanicsAreSurvived: a request whose handler panics gets 500, and what it said is in
 // no log.

@@ -53,6 +53,7 @@ func (c *checker) check(f file) {
 	start.Listener, reload.Listener = c.listener(f.GRPC)
 	start.Operator = c.address("operator.address", f.Operator.Address, false)
 	start.Customer = c.address("customer.address", f.Customer.Address, false)
+	c.distinct(start.GRPC, start.Operator, start.Customer)
 	start.LogLevel = c.logLevel(f.Log.Level)
 	start.LogJSON = c.oneOf("log.format", f.Log.Format, "text", "json") == "json"
 	start.ShutdownDelay = c.duration("shutdown.delay", f.Shutdown.Delay, 0, 10*time.Minute)
