@@ -13,9 +13,9 @@ import (
 
 // decisionLabels are the labels of a decision. Their values come from the configuration.
 type decisionLabels struct {
-	outcome               envoyapi.Outcome
-	limit, tier, resource string
-	priority              quota.Priority
+	outcome                     envoyapi.Outcome
+	code, limit, tier, resource string
+	priority                    quota.Priority
 }
 
 // decisionCounters count decisions by their labels. Each counter is looked up in the
@@ -28,7 +28,7 @@ type decisionCounters struct {
 }
 
 func newDecisionCounters(o prometheus.CounterOpts) *decisionCounters {
-	c := &decisionCounters{CounterVec: prometheus.NewCounterVec(o, []string{"outcome", "limit", "tier", "resource", "priority"})}
+	c := &decisionCounters{CounterVec: prometheus.NewCounterVec(o, []string{"outcome", "code", "limit", "tier", "resource", "priority"})}
 	c.found.Store(&map[decisionLabels]prometheus.Counter{})
 	return c
 }
@@ -40,7 +40,7 @@ func (c *decisionCounters) of(l decisionLabels) prometheus.Counter {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	counter := c.WithLabelValues(string(l.outcome), l.limit, l.tier, l.resource, l.priority.Number())
+	counter := c.WithLabelValues(string(l.outcome), l.code, l.limit, l.tier, l.resource, l.priority.Number())
 	found := maps.Clone(*c.found.Load())
 	found[l] = counter
 	c.found.Store(&found)

@@ -53,7 +53,7 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		decisions: newDecisionCounters(prometheus.CounterOpts{
 			Name: decisionsName,
-			Help: "Decided requests by outcome (allowed, limited, too_large, unauthenticated, forbidden, failed, unrecognised), by the limit that refused, tier, resource and priority.",
+			Help: "Decided requests by outcome (allowed, limited, too_large, unauthenticated, forbidden, failed, unrecognised), by the code of the error that was answered, by the limit that refused, tier, resource and priority.",
 		}),
 		decisionTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: decisionTimeName, Help: "Time to decide a request, the store included.", Buckets: fast,
@@ -177,7 +177,7 @@ func (s *seldom) now(now time.Time) bool {
 // Judged implements envoyapi.Observer.
 func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
-	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
+	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Code(), v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
 	o.count(&v)
 	if v.Outcome != envoyapi.Allowed {
 		o.refused(ctx, &v)
@@ -194,13 +194,14 @@ func (o observer) refused(ctx context.Context, v *envoyapi.Verdict) {
 	if !o.log.Enabled(ctx, level) {
 		return
 	}
+	id := ""
+	if v.Key != nil {
+		id = v.Key.ID
+	}
 	attributes := []slog.Attr{
-		slog.String("outcome", string(v.Outcome)), slog.String("limit", v.Label()), slog.String("key_id", ""),
+		slog.String("outcome", string(v.Outcome)), slog.String("code", v.Code()), slog.String("limit", v.Label()), slog.String("key_id", id),
 		slog.String("tier", v.Tier), slog.String("resource", v.Resource), slog.String("priority", v.Priority.String()),
 		slog.Duration("wait", v.Decision.Wait),
-	}
-	if v.Key != nil {
-		attributes[2] = slog.String("key_id", v.Key.ID)
 	}
 	if v.Err != nil {
 		attributes = append(attributes, slog.Any("error", v.Err))

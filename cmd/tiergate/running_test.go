@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +60,7 @@ func startServer(t *testing.T, file string, sets ...string) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(r.log, nil))
+	log := newLogger(r.log, loaded.Start)
 	if r.server, err = newServer(loaded, log); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -63,7 +64,7 @@ func TestTierIsGone(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
-	if n := s.log.count("level=WARN msg=refused outcome=failed limit=\"\" key_id=key_a tier=gold"); n != 1 {
+	if n := s.log.count("level=WARN msg=refused outcome=failed code=limiter_unavailable limit=\"\" key_id=key_a tier=gold"); n != 1 {
 		t.Errorf("%d lines of three requests that failed", n)
 	}
 	if s.log.count(`no tier \"gold\" is configured: add it, or give the key another`) != 1 {
@@ -85,6 +86,29 @@ func TestKeysWithoutTierAreShown(t *testing.T) {
 		}
 		if strings.Count(out.String(), "gone (not configured)") != 1 || strings.Count(out.String(), "(not configured)") != 1 {
 			t.Errorf("%s:\n%s", command, out.String())
+		}
+	}
+}
+
+// TestCodesAreTold: the decision log and the metric tell the reasons of a 401 apart.
+func TestCodesAreTold(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "", "log.level=debug")
+	revoked, expired := apikey.Redacting("sk-revoked"), apikey.Redacting("sk-expired")
+	s.directory.apply([]apikey.Record{
+		{ID: "key_revoked", Hash: revoked.Hash(), Tier: "pro", Revoked: true, Revision: 1},
+		{ID: "key_expired", Hash: expired.Hash(), Tier: "pro", Expires: time.Now().Add(-time.Hour), Revision: 1},
+	}, true)
+	conn := dial(t, s.start.GRPC.Address)
+	for secret, code := range map[string]string{
+		"": "missing_api_key", "sk-of-nobody": "invalid_api_key", "sk-revoked": "revoked_api_key", "sk-expired": "expired_api_key", "sk-demo-pro": "",
+	} {
+		answers(t, conn, secret, nil)
+		if n := s.metric(t, "tiergate_decisions_total", cmp.Or(code, "allowed")); n != 1 {
+			t.Errorf("%q: %v are counted", code, n)
+		}
+		if n := s.log.count("outcome=unauthenticated code=" + code + " "); code != "" && n != 1 {
+			t.Errorf("%q: %d lines in the log", code, n)
 		}
 	}
 }

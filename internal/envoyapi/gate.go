@@ -297,6 +297,9 @@ func (v *Verdict) status() int {
 	return http.StatusInternalServerError
 }
 
+// Code returns the error code that a refused client is told, or "". It is one of a few.
+func (v *Verdict) Code() string { return v.problem.Code }
+
 // Label returns the name of the limit that refused the request, or "".
 func (v *Verdict) Label() string {
 	if v.Outcome != Limited && v.Outcome != TooLarge {
