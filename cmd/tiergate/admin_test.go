@@ -83,7 +83,7 @@ func admin(ts *testscript.TestScript, neg bool, args []string) {
 	options.Loopback = true
 	options.Usage, options.Fleet, options.Limiter, options.Now = read, read, quota.NewLimiter(store.NewMemory(afternoon, 1000)), afternoon
 	log := slog.New(slog.DiscardHandler)
-	gate := envoyapi.NewGate((&server{directory: &directory{stored: options.Stored}}).settings(c.Reload), options.Limiter, usage.NewHistory(10), afternoon, observer{metrics: newMetrics(), log: log, failed: new(seldom)})
+	gate := envoyapi.NewGate((&server{directory: &directory{stored: options.Stored}}).settings(c.Reload), options.Limiter, usage.NewHistory(10), afternoon, newObserver(newMetrics(), nil, log))
 	options.Explainer = explainer{gate}
 	*ts.Value(theGate{}).(*envoyapi.Authz) = *envoyapi.NewAuthz(gate) // see setUp
 	api := web.NewAdmin(options).Handler()

@@ -45,7 +45,7 @@ func BenchmarkUsage(b *testing.B) {
 
 // BenchmarkJudged is what it takes to count a decision in the metrics.
 func BenchmarkJudged(b *testing.B) {
-	o := observer{metrics: newMetrics(), log: slog.New(slog.DiscardHandler), failed: new(seldom)}
+	o := newObserver(newMetrics(), nil, slog.New(slog.DiscardHandler))
 	v := envoyapi.Verdict{Outcome: envoyapi.Allowed, Tier: "pro", Resource: "chat", Priority: quota.High}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -81,7 +81,7 @@ func usageBench(b *testing.B, counted bool) (authz *envoyapi.Authz, keys []strin
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.stores.close() })
-	o := observer{metrics: s.metrics, log: s.log, failed: new(seldom)}
+	o := newObserver(s.metrics, nil, s.log)
 	if counted {
 		o.usage = s.recorder
 		done := make(chan error)

@@ -25,6 +25,7 @@ type metrics struct {
 	decisions     *decisionCounters
 	decisionTime  prometheus.Histogram
 	storeTime     map[string]prometheus.Observer // by call
+	misnamed      prometheus.Counter
 	storeErrors   *prometheus.CounterVec
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
@@ -59,6 +60,9 @@ func newMetrics() *metrics {
 			Name: decisionTimeName, Help: "Time to decide a request, the store included.", Buckets: fast,
 		}),
 		storeTime: map[string]prometheus.Observer{},
+		misnamed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tiergate_unknown_resources_total", Help: "Requests whose route or descriptor names a resource that is not configured.",
+		}),
 		storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_store_errors_total", Help: "Failed calls to the store by reason (timeout, canceled, other).",
 		}, []string{"reason"}),
@@ -101,7 +105,7 @@ func newMetrics() *metrics {
 		m.reloads.WithLabelValues(result)
 	}
 	m.registry.MustRegister(
-		m.decisions, m.decisionTime, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
+		m.decisions, m.decisionTime, m.misnamed, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
 		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.GoRuntimeMetricsRule{Matcher: pauses})), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
@@ -160,18 +164,12 @@ type observer struct {
 	metrics *metrics
 	usage   *usage.Recorder // nil: nobody counts
 	log     *slog.Logger
-	failed  *seldom
+
+	failed, misnamed *seldom
 }
 
-// quietFor is how long the log does not tell again of what may happen to every request.
-const quietFor = time.Minute
-
-// seldom is true at the first time, and then once in a while. It is safe for concurrent use.
-type seldom struct{ last atomic.Int64 } // Unix nanoseconds; 0: never
-
-func (s *seldom) now(now time.Time) bool {
-	last := s.last.Load()
-	return (last == 0 || now.UnixNano()-last >= int64(quietFor)) && s.last.CompareAndSwap(last, now.UnixNano())
+func newObserver(m *metrics, u *usage.Recorder, log *slog.Logger) observer {
+	return observer{m, u, log, new(seldom), new(seldom)}
 }
 
 // Judged implements envoyapi.Observer.
@@ -179,34 +177,12 @@ func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Dura
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Code(), v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
 	o.count(&v)
+	if v.Misnamed != "" {
+		o.misnames(ctx, &v)
+	}
 	if v.Outcome != envoyapi.Allowed {
 		o.refused(ctx, &v)
 	}
-}
-
-// refused writes the line of the decision log. Operators need to see the first of those
-// that fail, which are no client's fault, without asking for every refusal.
-func (o observer) refused(ctx context.Context, v *envoyapi.Verdict) {
-	level := slog.LevelDebug
-	if v.Outcome == envoyapi.Failed && !errors.Is(v.Err, context.Canceled) && o.failed.now(v.At) {
-		level = slog.LevelWarn
-	}
-	if !o.log.Enabled(ctx, level) {
-		return
-	}
-	id := ""
-	if v.Key != nil {
-		id = v.Key.ID
-	}
-	attributes := []slog.Attr{
-		slog.String("outcome", string(v.Outcome)), slog.String("code", v.Code()), slog.String("limit", v.Label()), slog.String("key_id", id),
-		slog.String("tier", v.Tier), slog.String("resource", v.Resource), slog.String("priority", v.Priority.String()),
-		slog.Duration("wait", v.Decision.Wait),
-	}
-	if v.Err != nil {
-		attributes = append(attributes, slog.Any("error", v.Err))
-	}
-	o.log.LogAttrs(ctx, level, "refused", attributes...)
 }
 
 // count counts a request of a known key for its usage.

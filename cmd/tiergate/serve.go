@@ -111,7 +111,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	secret := sessionSecret(c.Start, log)
 	s.ticketKey = envoyapi.NewTicketKey(ticketKey(secret))
 	limiter := quota.NewLimiter(s.tracing.counts(s.watchedCounts()))
-	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(observer{s.metrics, s.recorder, log, new(seldom)}))
+	s.gate = envoyapi.NewGate(s.settings(c.Reload), limiter, usage.NewHistory(historySize), time.Now, s.tracing.observer(newObserver(s.metrics, s.recorder, log)))
 	if err := s.addWeb(c, limiter, secret); err != nil {
 		return nil, errors.Join(err, s.stores.close())
 	}

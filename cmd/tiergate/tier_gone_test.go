@@ -2,19 +2,13 @@ package main
 
 import (
 	"bytes"
-	"cmp"
-	"context"
-	"errors"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
-	"github.com/tiergate/tiergate/internal/envoyapi"
 )
 
 // tiersOf writes a configuration with these tiers.
@@ -86,59 +80,6 @@ func TestKeysWithoutTierAreShown(t *testing.T) {
 		}
 		if strings.Count(out.String(), "gone (not configured)") != 1 || strings.Count(out.String(), "(not configured)") != 1 {
 			t.Errorf("%s:\n%s", command, out.String())
-		}
-	}
-}
-
-// TestCodesAreTold: the decision log and the metric tell the reasons of a 401 apart.
-func TestCodesAreTold(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "", "log.level=debug")
-	revoked, expired := apikey.Redacting("sk-revoked"), apikey.Redacting("sk-expired")
-	s.directory.apply([]apikey.Record{
-		{ID: "key_revoked", Hash: revoked.Hash(), Tier: "pro", Revoked: true, Revision: 1},
-		{ID: "key_expired", Hash: expired.Hash(), Tier: "pro", Expires: time.Now().Add(-time.Hour), Revision: 1},
-	}, true)
-	conn := dial(t, s.start.GRPC.Address)
-	for secret, code := range map[string]string{
-		"": "missing_api_key", "sk-of-nobody": "invalid_api_key", "sk-revoked": "revoked_api_key", "sk-expired": "expired_api_key", "sk-demo-pro": "",
-	} {
-		answers(t, conn, secret, nil)
-		if n := s.metric(t, "tiergate_decisions_total", cmp.Or(code, "allowed")); n != 1 {
-			t.Errorf("%q: %v are counted", code, n)
-		}
-		if n := s.log.count("outcome=unauthenticated code=" + code + " "); code != "" && n != 1 {
-			t.Errorf("%q: %d lines in the log", code, n)
-		}
-	}
-}
-
-// TestRefusalsAreLogged: at debug each with its error; what failed at warn too, once a
-// minute, unless the caller had gone.
-func TestRefusalsAreLogged(t *testing.T) {
-	t.Parallel()
-	var text bytes.Buffer
-	o := observer{
-		metrics: newMetrics(), log: slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})), failed: new(seldom),
-	}
-	at := afternoon()
-	for _, c := range []struct {
-		after   time.Duration
-		outcome envoyapi.Outcome
-		err     error
-		want    string
-	}{
-		{0, envoyapi.Failed, context.Canceled, "DEBUG"},
-		{0, envoyapi.Failed, errors.New("no store"), "WARN"},
-		{time.Minute - 1, envoyapi.Failed, errors.New("no store"), "DEBUG"},
-		{time.Minute, envoyapi.Limited, nil, "DEBUG"},
-		{time.Minute, envoyapi.Failed, errors.New("no tier"), "WARN"},
-	} {
-		text.Reset()
-		o.Judged(t.Context(), envoyapi.Verdict{Outcome: c.outcome, Err: c.err, At: at.Add(c.after)}, 0)
-		line := text.String()
-		if !strings.Contains(line, "level="+c.want+" msg=refused") || (c.err != nil) != strings.Contains(line, "error=") || strings.Count(line, "\n") != 1 {
-			t.Errorf("%s of %v after %s: %s", c.outcome, c.err, c.after, line)
 		}
 	}
 }

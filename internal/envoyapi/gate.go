@@ -42,6 +42,7 @@ type Verdict struct {
 	At       time.Time      // when it was asked; the clock of the counts may differ
 	Tier     string         // empty: none is known
 	Resource string
+	Misnamed string // the resource that the route or a descriptor names, where none is configured under that name; cut to 64 bytes
 	Priority quota.Priority
 	Requests int64          // how many it stands for; 0: a look, a repeat, or hits given back
 	Decision quota.Decision // zero where nothing was counted
@@ -50,6 +51,9 @@ type Verdict struct {
 
 	problem apierror.Error // what a refused client is told
 }
+
+// maxMisnamed is how much of the name of an unknown resource is told of, in bytes.
+const maxMisnamed = 64
 
 // An Observer is told every verdict and how long it took. Verdicts are passed
 // as values, which the allocator never hears of.
@@ -126,7 +130,12 @@ func (g *Gate) judge(ctx context.Context, s *Settings, q inquiry) Verdict {
 
 // consider does all of judge, but tells nobody.
 func (g *Gate) consider(ctx context.Context, s *Settings, q *inquiry, v *Verdict) {
-	v.Resource, v.Priority = s.Resources.Classify(q.resource, q.path), quota.Low
+	var rule string
+	v.Resource, rule = s.Resources.find(q.resource, q.path)
+	v.Priority = quota.Low
+	if q.resource != "" && rule != byName {
+		v.Misnamed = q.resource[:min(len(q.resource), maxMisnamed)]
+	}
 	if g.identify(s, q, v) {
 		g.decide(ctx, s, q, v)
 	}
