@@ -61,9 +61,19 @@ func serve(ctx context.Context, args []string, env environment) error {
 func newLogger(w io.Writer, c config.Start) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	if c.LogJSON {
+		options.ReplaceAttr = durationAsText
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// durationAsText has durations in JSON as "5s", as they are in text, where slog writes
+// nanoseconds.
+func durationAsText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // A server is the program's parts, wired.

@@ -12,6 +12,23 @@ import (
 	"github.com/tiergate/tiergate/internal/config"
 )
 
+// TestDurationsAreText in the log, whatever its format.
+func TestDurationsAreText(t *testing.T) {
+	t.Parallel()
+	for _, asJSON := range []bool{false, true} {
+		var text bytes.Buffer
+		log := newLogger(&text, config.Start{LogJSON: asJSON})
+		log.With("delay", 5*time.Second).WithGroup("g").Info("draining", "timeout", 1500*time.Millisecond, "n", 7)
+		want := "delay=5s g.timeout=1.5s g.n=7\n"
+		if asJSON {
+			want = `"delay":"5s","g":{"timeout":"1.5s","n":7}}`
+		}
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("json %t: %s", asJSON, text.String())
+		}
+	}
+}
+
 // TestNoTokens: where the admin API answers nobody, the log warns of that.
 func TestNoTokens(t *testing.T) {
 	t.Parallel()
