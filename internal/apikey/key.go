@@ -21,6 +21,9 @@ const (
 	Prefix = "tg_live_"
 	// MaxLen is the longest key, in bytes.
 	MaxLen = 512
+	// MinForeign is the shortest key made elsewhere that is taken up, in bytes. It is short
+	// because the keys of others are what they are; a shorter one could be found by asking.
+	MinForeign = 8
 
 	randomLen   = 26 // letters of base 32, see crypto/rand.Text: 130 bits
 	checksumLen = 6  // letters of base 62: a CRC-32 always fits

@@ -7,10 +7,6 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 )
 
-// minSecret is the shortest secret that may be imported, in bytes. It is short because
-// the keys of others are what they are; a shorter one could be found by asking.
-const minSecret = 8
-
 // takeID takes out the ID of a new key, or makes one.
 func (a *AdminAccounts) takeID(o *object) string {
 	var id string
@@ -77,9 +73,9 @@ func (a *AdminAccounts) takeHash(o *object) (h, plain apikey.Hash) {
 
 func (a *AdminAccounts) hashSecret(o *object, secret string, hash func(apikey.Key) apikey.Hash) (h, plain apikey.Hash) {
 	key, err := apikey.Parse(secret)
-	if err != nil || len(secret) < minSecret {
+	if err != nil || len(secret) < apikey.MinForeign {
 		o.fault("secret", "cannot be a key: want %d to %d visible ASCII characters without a comma and, after %s, a right checksum",
-			minSecret, apikey.MaxLen, apikey.Prefix)
+			apikey.MinForeign, apikey.MaxLen, apikey.Prefix)
 		return apikey.Hash{}, apikey.Hash{}
 	}
 	if twin, _ := a.Keys.Lookup(key); twin != nil {
