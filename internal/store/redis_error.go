@@ -116,11 +116,11 @@ func hasCode(answer error, code string) bool {
 // advice says what to do about answers of Redis.
 func advice() [][2]string {
 	return [][2]string{
-		{"NOAUTH", "Redis wants a password: set store.redis.password_file"},
-		{"Protocol error: unauthenticated", "Redis wants a password: set store.redis.password_file"},
-		{"AUTH <password> called without any password configured", "Redis wants no password: leave store.redis.password_file out, or give the default user one"},
-		{"DENIED", "Redis is in protected mode and answers its own machine only: give it a password, and set store.redis.password_file"},
-		{"WRONGPASS", "see to store.redis.username and the password in store.redis.password_file, or those of store.redis.sentinel"},
+		{"NOAUTH", "Redis wants a password: set store.redis.password_file or password_env"},
+		{"Protocol error: unauthenticated", "Redis wants a password: set store.redis.password_file or password_env"},
+		{"AUTH <password> called without any password configured", "Redis wants no password: leave store.redis.password_file and password_env out, or give the default user one"},
+		{"DENIED", "Redis is in protected mode and answers its own machine only: give it a password, and set store.redis.password_file or password_env"},
+		{"WRONGPASS", "see to store.redis.username and the password of store.redis.password_file or password_env, or those of store.redis.sentinel"},
 		{"NOPERM", "give the user the rights that docs/configuration.md lists, for keys that begin with store.redis.key_prefix"},
 		{"OOM", "Redis is full: raise its maxmemory, and leave maxmemory-policy at noeviction"},
 		{"READONLY", "the server is a replica: name the primary in store.redis.address, or the Sentinels in store.redis.sentinel"},

@@ -105,7 +105,7 @@ func TestRefusals(t *testing.T) {
 		{"replica", []string{"--replicaof", "127.0.0.1 1"}, nil, []string{"READONLY", "store.redis.sentinel"}},
 		{"stale replica", []string{"--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no"}, nil, []string{"MASTERDOWN", "name the primary"}},
 		{"full", nil, []string{"CONFIG", "SET", "maxmemory", "1"}, []string{"OOM", "raise its maxmemory"}},
-		{"no password", []string{"--requirepass", "x"}, nil, []string{"unauthenticated", "store.redis.password_file"}},
+		{"no password", []string{"--requirepass", "x"}, nil, []string{"unauthenticated", "store.redis.password_file or password_env"}},
 		{"no rights", nil, []string{"ACL", "SETUSER", "default", "-evalsha"}, []string{"NOPERM", "docs/configuration.md"}},
 		{"no key", nil, []string{"ACL", "SETUSER", "default", "resetkeys", "~other:*"}, []string{"NOPERM", "store.redis.key_prefix"}},
 		{"too few replicas", []string{"--min-replicas-to-write", "1"}, nil, []string{"NOREPLICAS", "min-replicas-to-write"}},
@@ -396,7 +396,7 @@ func TestPasswordIsRotated(t *testing.T) {
 	server.CLIArgs = []string{"-a", "new-secret"}
 	wantTaken(t, take(t, r, one("a")), true, 2)
 	killClients(t, server)
-	err := takeError(t, r, "WRONGPASS", "store.redis.password_file")
+	err := takeError(t, r, "WRONGPASS", "store.redis.password_file or password_env")
 	wantKnown(t, err, notSent)
 	if strings.Contains(err.Error(), "-secret") {
 		t.Errorf("the error has a secret: %v", err)
