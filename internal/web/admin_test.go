@@ -387,7 +387,8 @@ func TestStoreAway(t *testing.T) {
 	if list := ok[KeyList](f, "GET", "/keys", ""); len(list.Keys) != 3 || list.Keys[0].LastUsed != nil {
 		t.Errorf("%+v", list)
 	}
-	if p := problemOf(fmt.Errorf("write: %w", apikey.ErrLost)); p.Type != "urn:tiergate:problem:store-emptied" || p.Status != 503 {
+	if p := problemOf(fmt.Errorf("write: %w", apikey.ErrLost)); p.Type != "urn:tiergate:problem:store-emptied" || p.Status != 503 ||
+		!strings.Contains(p.Detail, "export the keys from an instance that runs and import them through an extra one") || !strings.Contains(p.Detail, "restart no instance before") {
 		t.Errorf("an emptied store: %+v", p)
 	}
 }
