@@ -165,6 +165,8 @@ func probe(t *testing.T, s *devstack.Stack) {
 	ask(t, s, chat, "sk-demo-enterprise", http.StatusOK, "unlimited chat 4")
 	ask(t, s, chat, "sk-demo-pro", http.StatusOK, "100 chat 1", "X-Request-Priority: low")
 
+	ask(t, s, chat, "sk-demo-pro", http.StatusBadGateway, "100 chat 3", "X-Mock-Break: length")
+
 	forged := ask(t, s, chat, "sk-demo-pro", http.StatusOK, "100 chat 3", "X-Mock-Echo: 1", "X-Tiergate-Tier: enterprise", "X-Request-Priority: 4")
 	var seen http.Header
 	if err := json.Unmarshal([]byte(forged.body), &seen); err != nil {
@@ -361,7 +363,7 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 		for name, count := range map[string]int{
 			"mappers": 1, "envoy.filters.http.header_mutation": 2, "envoy.filters.http.local_ratelimit": 1, "envoy.filters.http.set_metadata": 1,
 			"tiergate.read_request": 1, "envoy.filters.http.json_to_metadata": 2, // one in what reads the request
-			"envoy.filters.http.sse_to_metadata": 1, "envoy.access_loggers.http_grpc": 1, "envoy.filters.http.ratelimit": len(theirs["envoy.filters.http.ratelimit"]),
+			"envoy.filters.http.header_to_metadata": 1, "envoy.filters.http.sse_to_metadata": 1, "envoy.access_loggers.http_grpc": 1, "envoy.filters.http.ratelimit": len(theirs["envoy.filters.http.ratelimit"]),
 		} {
 			if len(ours[name]) != count {
 				t.Errorf("%s: %s is there %d times, want %d", shipped, name, len(ours[name]), count)

@@ -437,8 +437,12 @@ func TestEnvoySnippets(t *testing.T) {
 		checkSix(t, do(t, s, call{key: "sk-demo-pro", path: "/v1/vision/look"}), "100", "99", "images", "1", "3")
 		checkSix(t, do(t, s, call{path: "/nowhere"}), "0", "0", "default", "0", "1")
 		checkSix(t, do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: "sk-demo-pro"}), "100", "99", "default", "1", "3")
-		if r := do(t, s, call{key: "sk-demo-enterprise"}); len(r.Header.Values("X-RateLimit-Limit")) != 0 {
-			t.Errorf("unlimited: omit: the response has X-RateLimit-Limit: %q", r.Header.Values("X-RateLimit-Limit"))
+		for _, h := range []http.Header{nil, {"X-Mock-Break": {"length"}}} {
+			r := do(t, s, call{key: "sk-demo-enterprise", header: h})
+			if len(r.Header.Values("X-RateLimit-Limit")) != 0 || !slices.Equal(r.Header.Values("X-RateLimit-Resource"), []string{"chat"}) {
+				t.Errorf("unlimited: omit: %s: the response has X-RateLimit-Limit: %q, -Resource: %q",
+					r.Status, r.Header.Values("X-RateLimit-Limit"), r.Header.Values("X-RateLimit-Resource"))
+			}
 		}
 	})
 }

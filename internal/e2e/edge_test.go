@@ -108,6 +108,50 @@ func TestSixHeadersOnEveryAnswer(t *testing.T) {
 	})
 }
 
+// TestSixHeadersOnBrokenAnswers: where a JSON answer ends before it is whole, what Envoy
+// says in its place has what the answer would have had.
+func TestSixHeadersOnBrokenAnswers(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		const route = "- match: {prefix: /v1/}\n                route: {cluster: upstream, timeout: 0s}"
+		impatient := func(file []byte) []byte { // the shipped routes wait for ever, and streams five minutes
+			timed := func(prefix, timeout string) string {
+				return strings.NewReplacer("/v1/}", prefix+"}", "timeout: 0s", timeout).Replace(route) + "\n              "
+			}
+			routes := timed("/v1/images/", "timeout: 0s, idle_timeout: 1s") + timed("/v1/audio/", "timeout: 1s") + route
+			if !bytes.Contains(file, []byte(route)) {
+				t.Errorf("the Envoy file has no such route: %s", route)
+			}
+			return bytes.Replace(file, []byte(route), []byte(routes), 1)
+		}
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: impatient})
+		freshMinute(t, 20*time.Second)
+		used := 0
+		for _, c := range []struct {
+			name, path, header, value string
+			status                    int
+		}{
+			{"before it begins", "chat/completions", "X-Mock-Break", "start", 503},
+			{"before its length", "chat/completions", "X-Mock-Break", "length", 502},
+			{"within its chunks", "chat/completions", "X-Mock-Break", "chunks", 502},
+			{"the route's timeout", "audio/transcriptions", "X-Mock-Break", "stall", 504},
+			{"nothing moves", "images/generations", "X-Mock-Break", "stall", 504},
+			{"longer than Envoy holds", "chat/completions", "X-Mock-Bytes", "40000000", 500},
+			{"a whole one", "chat/completions", "X-Mock-Bytes", "4", 200},
+		} {
+			r := do(t, s, call{key: "sk-demo-pro", path: "/v1/" + c.path, header: http.Header{c.header: {c.value}}})
+			used++
+			if r.StatusCode != c.status {
+				t.Errorf("%s: %s: %s, want %d", c.name, r.Status, r.body, c.status)
+			}
+			resource, _, _ := strings.Cut(c.path, "/")
+			checkSix(t, r, "100", strconv.Itoa(100-used), resource, strconv.Itoa(used), "3")
+			if next := time.Now().Truncate(time.Minute).Add(time.Minute).Unix(); reset(t, r) != next {
+				t.Errorf("%s: Reset %d, want the end of the minute %d", c.name, reset(t, r), next)
+			}
+		}
+	})
+}
+
 // TestFloodGuard: far more requests from one address than any tier allows are
 // refused by Envoy itself, in the words of the contract.
 func TestFloodGuard(t *testing.T) {

@@ -10,6 +10,9 @@
 //	x-mock-chunks: 20                events of a stream
 //	x-mock-chunk-delay: 50ms         wait between them
 //	x-mock-bytes: 20000000           length of the generated text
+//	x-mock-break: length             break a JSON answer off: before it begins (start), before
+//	                                 the length that it has said (length), within its chunks
+//	                                 (chunks), or send a part and no more (stall)
 //	x-mock-charset: 1                say that JSON is in UTF-8
 //	x-mock-echo: 1                   answer with the request's headers as JSON
 //
@@ -49,6 +52,7 @@ type request struct {
 	chunks     int
 	chunkDelay time.Duration
 	text       string
+	breakOff   string // how; "": the answer is whole
 }
 
 type usage struct{ prompt, completion, cached int }
@@ -90,6 +94,8 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 		return
 	}
 	switch {
+	case q.breakOff != "":
+		breakOff(w, r, q.breakOff)
 	case q.status != http.StatusOK:
 		fail(w, q.status, "as x-mock-status asked")
 	case q.Stream && s.events != nil:
@@ -139,6 +145,11 @@ func (q *request) obey(h http.Header) error {
 			}
 		}
 	}
+	switch q.breakOff = h.Get("X-Mock-Break"); q.breakOff {
+	case "", "start", "length", "chunks", "stall":
+	default:
+		return fmt.Errorf("x-mock-break %q: want start, length, chunks or stall", q.breakOff)
+	}
 	bytes := 0
 	for _, f := range []struct {
 		name        string
@@ -161,6 +172,22 @@ func (q *request) obey(h http.Header) error {
 		q.text = strings.Repeat("x", bytes)
 	}
 	return nil
+}
+
+// breakOff begins a JSON answer, and does not end it.
+func breakOff(w http.ResponseWriter, r *http.Request, how string) {
+	if how != "start" {
+		w.Header().Set("Content-Type", "application/json")
+		if how == "length" {
+			w.Header().Set("Content-Length", "100")
+		}
+		_, _ = io.WriteString(w, `{"id": `)       // nobody to tell if the caller is gone
+		_ = http.NewResponseController(w).Flush() // as before
+	}
+	if how == "stall" {
+		<-r.Context().Done()
+	}
+	panic(http.ErrAbortHandler) // net/http's way to close the connection within an answer
 }
 
 // compressing is a response whose body is compressed.

@@ -1,7 +1,10 @@
 package mockai
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -91,11 +94,53 @@ func TestOtherAnswers(t *testing.T) {
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Usage: lots", 400, "want PROMPT,COMPLETION or PROMPT,COMPLETION,CACHED or none"},
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Delay: 5", 400, "want a duration such as 200ms"},
 		{"POST", "/v1/chat/completions", "{}", "X-Mock-Bytes: 999999999999", 400, "want a number from 1 to 104857600"},
+		{"POST", "/v1/chat/completions", "{}", "X-Mock-Break: a leg", 400, "want start, length, chunks or stall"},
 		{"GET", "/v1/nothing", "", "", 404, "no such path: /v1/nothing"},
 	} {
 		response, body := ask(t, c.method, c.path, c.body, c.header)
 		if response.Code != c.status || !strings.Contains(body, c.want) {
 			t.Errorf("%s %s: %d %.200s, want %d %s", c.path, c.header, response.Code, body, c.status, c.want)
 		}
+	}
+}
+
+// TestBrokenAnswers: each begins as it should, and none is whole.
+func TestBrokenAnswers(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(Handler())
+	defer server.Close()
+	for how, length := range map[string]int64{"start": 0, "length": 100, "chunks": -1, "stall": -1} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+"/v1/chat/completions", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Mock-Break", how)
+		r.Header.Set("Accept-Encoding", "identity") // else the client makes a length of its own
+		response, err := http.DefaultClient.Do(r)
+		if how == "start" {
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("start: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", how, err)
+		}
+		begun := make([]byte, len(`{"id": `))
+		_, err = io.ReadFull(response.Body, begun)
+		if err != nil || string(begun) != `{"id": ` || response.ContentLength != length || response.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %v, %q, %v", how, err, begun, response)
+		}
+		want := io.ErrUnexpectedEOF
+		if how == "stall" {
+			cancel() // else it waits for ever
+			want = context.Canceled
+		}
+		if _, err := io.ReadAll(response.Body); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", how, err, want)
+		}
+		response.Body.Close()
 	}
 }
