@@ -95,7 +95,7 @@ func rateLimitRequest(authorization string) *rlsv3.RateLimitRequest {
 	var entries []*ratelimitv3.RateLimitDescriptor_Entry
 	for _, e := range [][2]string{
 		{"gateway", "envoy"},
-		{"api_key", authorization},
+		{"api_key.bearer", authorization},
 		{"path", path},
 		{"request.method", "POST"},
 		{"request.content_length", strconv.Itoa(bodyBytes)},

@@ -326,7 +326,7 @@ type rateLimitSection struct {
 }
 
 type entriesSection struct {
-	// The API key, raw or as "Bearer KEY".
+	// The API key, raw or as "Bearer KEY". With .bearer behind this name only the second counts, with .raw only the first.
 	APIKey string `yaml:"api_key"`
 	// The resource's name.
 	Resource string `yaml:"resource"`

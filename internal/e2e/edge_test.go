@@ -69,6 +69,8 @@ func TestSixHeadersOnEveryAnswer(t *testing.T) {
 			{"an unknown key", call{key: "sk-nobody"}, 401, "invalid_api_key", refused},
 			{"two keys", call{key: "sk-demo-pro", header: header("X-Api-Key", "sk-demo-free")}, 401, "invalid_api_key", refused},
 			{"one header, two keys", call{header: header("Api-Key", "sk-demo-pro", "Api-Key", "sk-demo-free")}, 401, "invalid_api_key", refused},
+			{"no scheme", call{header: header("Authorization", "sk-demo-pro")}, 401, "missing_api_key", refused},
+			{"a scheme elsewhere", call{header: header("X-Api-Key", "Bearer sk-demo-pro")}, 401, "invalid_api_key", refused},
 			{"a long key", call{key: strings.Repeat("k", 30_000)}, 401, "invalid_api_key", refused},
 			{"no route", call{key: "sk-demo-pro", path: "/nowhere"}, 404, "", none},
 			{"an escaped slash", call{key: "sk-demo-pro", path: "/v1%2fchat"}, 400, "", none},

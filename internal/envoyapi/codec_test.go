@@ -65,7 +65,7 @@ func fullCheck(key string) *authv3.CheckRequest {
 // fullLimit is a RateLimitRequest as the shipped Envoy file makes it.
 func fullLimit(key string) *rlsv3.RateLimitRequest {
 	return &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: entriesOf(
-		"gateway", "envoy", "api_key", "Bearer "+key, "path", "/v1/chat/completions", "priority", "2", "request.method", "POST",
+		"gateway", "envoy", "api_key.bearer", "Bearer "+key, "path", "/v1/chat/completions", "priority", "2", "request.method", "POST",
 		"request.content_length", "512", "request.model", "gpt-4o", "request.max_tokens", "100", "request.other", "x", "resource", "chat", "", "x", "unknown", "x",
 	)}}}
 }

@@ -188,6 +188,8 @@ func TestAnswers(t *testing.T) {
 		"no key":                  {status: 401, code: "missing_api_key", six: refused("chat")},
 		"an empty key":            {authorization: "Bearer ", status: 401, code: "missing_api_key", six: refused("chat")},
 		"basic alone":             {authorization: "Basic dXNlcjpwdw==", status: 401, code: "missing_api_key", six: refused("chat")},
+		"no scheme":               {authorization: "sk-pro", status: 401, code: "missing_api_key", six: refused("chat")},
+		"a scheme in x-api-key":   {xAPIKey: "Bearer sk-pro", status: 401, code: "invalid_api_key", six: refused("chat")},
 		"an unknown key":          {authorization: "Bearer sk-nobody", path: "/v1/images", status: 401, code: "invalid_api_key", six: refused("images")},
 		"a malformed key":         {authorization: "Bearer tg_live_0", status: 401, code: "invalid_api_key", six: refused("chat")},
 		"two keys":                {authorization: "Bearer sk-pro", xAPIKey: "sk-free", status: 401, code: "invalid_api_key", six: refused("chat")},
@@ -209,7 +211,7 @@ func TestAnswers(t *testing.T) {
 		headers := map[string]string{}
 		entries := []*ratelimitv3.RateLimitDescriptor_Entry{entry("path", c.path)}
 		for _, h := range [][3]string{
-			{"authorization", "api_key", c.authorization}, {"x-api-key", "api_key", c.xAPIKey}, {"x-request-priority", "priority", c.priority},
+			{"authorization", "api_key.bearer", c.authorization}, {"x-api-key", "api_key.raw", c.xAPIKey}, {"x-request-priority", "priority", c.priority},
 		} {
 			if h[2] != "" {
 				headers[h[0]] = h[2]
@@ -629,6 +631,7 @@ func FuzzCheck(f *testing.F) {
 // FuzzShouldRateLimit does the same for the rate limit service.
 func FuzzShouldRateLimit(f *testing.F) {
 	f.Add("tiergate", "api_key", "Bearer sk-pro", "resource", "chat", uint32(1), uint64(0))
+	f.Add("tiergate", "api_key.bearer", "Bearer sk-pro", "api_key.raw", "sk-pro", uint32(1), uint64(0))
 	f.Add("", "", "", "api_key", "\xff", uint32(math.MaxUint32), uint64(math.MaxUint64))
 	f.Fuzz(func(t *testing.T, domain, k1, v1, k2, v2 string, hits uint32, more uint64) {
 		r := &rlsv3.RateLimitRequest{Domain: domain, HitsAddend: hits, Descriptors: []*ratelimitv3.RateLimitDescriptor{

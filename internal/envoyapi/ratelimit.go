@@ -117,8 +117,7 @@ func (d *description) add(names *Entries, key, value string) {
 		recognised = false
 	case names.APIKey:
 		value := strings.TrimSpace(value)
-		authorization := strings.Contains(value, " ") || strings.EqualFold(value, "bearer")
-		d.q.credentials = apikey.AppendCredentials(d.q.credentials, value, authorization)
+		d.credential(value, strings.Contains(value, " ") || strings.EqualFold(value, "bearer"))
 	case names.Resource:
 		first(&d.q.resource)
 	case names.Path:
@@ -130,12 +129,38 @@ func (d *description) add(names *Entries, key, value string) {
 	case names.Tier:
 		first(&d.q.tier)
 	default:
-		var fact string
-		if fact, recognised = strings.CutPrefix(key, names.FactPrefix); recognised && d.body.of(fact) == "" {
-			d.body.set(fact, value)
-		}
+		recognised = d.addForm(names, key, value) || d.addFact(names, key, value)
 	}
 	d.known = d.known || recognised
+}
+
+// What may stand behind the name of the API key's entry, to say which header it is.
+const (
+	bearerForm = ".bearer" // Authorization: in it Bearer KEY alone counts
+	rawForm    = ".raw"    // any other: it is the key as it stands
+)
+
+// addForm reads an entry that says in which form the key stands, or reports that it is
+// none.
+func (d *description) addForm(names *Entries, key, value string) bool {
+	form, ok := strings.CutPrefix(key, names.APIKey)
+	if ok = ok && names.APIKey != "" && (form == bearerForm || form == rawForm); ok {
+		d.credential(value, form == bearerForm)
+	}
+	return ok
+}
+
+// addFact reads an entry that says something of the body, or reports that it is none.
+func (d *description) addFact(names *Entries, key, value string) bool {
+	fact, ok := strings.CutPrefix(key, names.FactPrefix)
+	if ok && d.body.of(fact) == "" {
+		d.body.set(fact, value)
+	}
+	return ok
+}
+
+func (d *description) credential(value string, authorization bool) {
+	d.q.credentials = apikey.AppendCredentials(d.q.credentials, value, authorization)
 }
 
 func (d *description) inquiry() inquiry {
