@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync/atomic"
+	"maps"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/envoyapi"
@@ -13,19 +15,42 @@ import (
 // quietFor is how long the log does not tell again of what may happen to every request.
 const quietFor = time.Minute
 
-// seldom is true at the first time, and then once in a while. It is safe for concurrent use.
-type seldom struct{ last atomic.Int64 } // Unix nanoseconds; 0: never
+// mostToldApart is how many names a seldom tells apart, which may be anything.
+const mostToldApart = 16
 
-func (s *seldom) now(now time.Time) bool {
-	last := s.last.Load()
-	return (last == 0 || now.UnixNano()-last >= int64(quietFor)) && s.last.CompareAndSwap(last, now.UnixNano())
+// seldom is true for each name at the first time, and then once in a while. It is safe for
+// concurrent use.
+type seldom struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (s *seldom) now(name string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	quiet := func(last time.Time) bool { since := now.Sub(last); return 0 <= since && since < quietFor } // the clock may be set back
+	last, told := s.last[name]
+	if told && quiet(last) {
+		return false
+	}
+	if !told && len(s.last) >= mostToldApart {
+		maps.DeleteFunc(s.last, func(_ string, last time.Time) bool { return !quiet(last) })
+		if len(s.last) >= mostToldApart {
+			return false
+		}
+	}
+	if s.last == nil {
+		s.last = map[string]time.Time{}
+	}
+	s.last[strings.Clone(name)] = now
+	return true
 }
 
 // refused writes the line of the decision log. Operators need to see the first of those
 // that fail, which are no client's fault, without asking for every refusal.
 func (o observer) refused(ctx context.Context, v *envoyapi.Verdict) {
 	level := slog.LevelDebug
-	if v.Outcome == envoyapi.Failed && !errors.Is(v.Err, context.Canceled) && o.failed.now(v.At) {
+	if v.Outcome == envoyapi.Failed && !errors.Is(v.Err, context.Canceled) && o.failed.now(v.Tier, v.At) {
 		level = slog.LevelWarn
 	}
 	if !o.log.Enabled(ctx, level) {
@@ -50,7 +75,7 @@ func (o observer) refused(ctx context.Context, v *envoyapi.Verdict) {
 // configured: most likely it is mistyped, and the limits of another hold.
 func (o observer) misnames(ctx context.Context, v *envoyapi.Verdict) {
 	o.metrics.misnamed.Inc()
-	if o.misnamed.now(v.At) {
+	if o.misnamed.now(v.Misnamed, v.At) {
 		o.log.WarnContext(ctx, "a route or a descriptor names a resource that is not configured, and the path decides in its place: mend the name, or add it to resources",
 			"resource", v.Misnamed, "used", v.Resource)
 	}

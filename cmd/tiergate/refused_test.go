@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,6 +60,7 @@ func TestRefusalsAreLogged(t *testing.T) {
 		{time.Minute - 1, envoyapi.Failed, errors.New("no store"), "DEBUG"},
 		{time.Minute, envoyapi.Limited, nil, "DEBUG"},
 		{time.Minute, envoyapi.Failed, errors.New("no tier"), "WARN"},
+		{-time.Hour, envoyapi.Failed, errors.New("the clock was set back"), "WARN"},
 	} {
 		text.Reset()
 		o.Judged(t.Context(), envoyapi.Verdict{Outcome: c.outcome, Err: c.err, At: at.Add(c.after)}, 0)
@@ -97,7 +99,23 @@ func TestUnknownResources(t *testing.T) {
 		t.Errorf("%v are counted", n)
 	}
 	const told = "level=WARN msg=\"a route or a descriptor names a resource that is not configured"
-	if s.log.count(told) != 1 || s.log.count(`resource="chatt \"\n`+strings.Repeat("x", 64-len("chatt \"\n"))+`" used=images`) != 1 {
-		t.Error("the log does not name the resource once, or not as it should")
+	if s.log.count(told) != 2 || s.log.count("resource=imagess ") != 1 || s.log.count(`resource="chatt \"\n`+strings.Repeat("x", 64-len("chatt \"\n"))+`" used=images`) != 1 {
+		t.Error("the log does not name each resource once, or not as it should")
+	}
+}
+
+// TestSeldom: what is told often keeps nothing else from being told, and no more names are
+// kept than there is room for.
+func TestSeldom(t *testing.T) {
+	t.Parallel()
+	var s seldom
+	at := afternoon()
+	for n := range mostToldApart {
+		if name := strconv.Itoa(n); !s.now(name, at) || s.now(name, at.Add(quietFor-1)) {
+			t.Errorf("%s: want it once in %s", name, quietFor)
+		}
+	}
+	if s.now("one more", at) || !s.now("one more", at.Add(quietFor)) || len(s.last) != 1 {
+		t.Errorf("%d names: want one more when the others are old", len(s.last))
 	}
 }

@@ -129,7 +129,7 @@ func (d *directory) tell(faults []apikey.RecordError) {
 // configured.
 func (d *directory) tellTiers(records iter.Seq[*apikey.Record]) {
 	c := d.config.Load()
-	if c == nil {
+	if c == nil || c.RateLimit.Tier != "" || c.Identity.Tier.Namespace != "" { // Envoy may name another
 		return
 	}
 	keys, example, now := map[string]int{}, map[string]string{}, time.Now()

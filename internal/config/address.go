@@ -2,7 +2,7 @@ package config
 
 import (
 	"net"
-	"strings"
+	"net/netip"
 )
 
 // distinct checks that no two listeners are at one address.
@@ -25,8 +25,19 @@ func (a Address) overlaps(b Address) bool {
 	if a.Network != "tcp" || b.Network != "tcp" || errA != nil || errB != nil || portA != portB || portA == "0" {
 		return false
 	}
-	all := func(host, other string) bool {
-		return host == "" || host == "::" || (host == "0.0.0.0" && !strings.Contains(other, ":"))
+	a1, a2 := ipOf(hostA), ipOf(hostB)
+	return hostA == hostB || (a1.IsValid() && a1 == a2) || a1.IsUnspecified() || a2.IsUnspecified()
+}
+
+// ipOf returns the address of a host: none of a name, but of localhost. Go listens at all
+// addresses of both kinds where it is told 0.0.0.0 or nothing.
+func ipOf(host string) netip.Addr {
+	switch host {
+	case "":
+		return netip.IPv6Unspecified()
+	case "localhost":
+		host = "127.0.0.1"
 	}
-	return hostA == hostB || all(hostA, hostB) || all(hostB, hostA)
+	ip, _ := netip.ParseAddr(host) // a name has none
+	return ip.Unmap()
 }

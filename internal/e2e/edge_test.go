@@ -273,7 +273,29 @@ func TestGRPCCallers(t *testing.T) {
 				}
 			}
 			checkSix(t, ask("application/grpc", call{key: "sk-demo-free"}), "10", "0", "chat", "10", "1")
+			large := call{key: "sk-demo-basic", body: `{"model": "mock-1", "messages": [], "max_tokens": 900000}`}
+			if r := ask("application/grpc+json", large); r.Header.Get("Grpc-Status") != "3" {
+				t.Errorf("413: %s %v", r.Status, r.Header)
+			}
+			if r := ask("application/grpc; charset=utf-8", call{}); r.StatusCode != http.StatusUnauthorized || r.Header["Grpc-Status"] != nil { // no gRPC, says Envoy
+				t.Errorf("another type: %s %v", r.Status, r.Header)
+			}
 		})
+	}
+}
+
+// TestFloodGuardForGRPC: its status is that of other 429s.
+func TestFloodGuardForGRPC(t *testing.T) {
+	t.Parallel()
+	for _, chain := range []string{"ext_authz", "ratelimit", "ai-protocol"} {
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+			return bytes.Replace(file, []byte("{max_tokens: 5000, tokens_per_fill: 5000, fill_interval: 1s}"), []byte("{max_tokens: 1, tokens_per_fill: 1, fill_interval: 600s}"), 1)
+		}})
+		do(t, s, call{})
+		r := do(t, s, call{header: http.Header{"Content-Type": {"application/grpc"}}})
+		if r.Header.Get("Grpc-Status") != "8" || r.Header.Get("X-Ratelimit-Limited-By") != "flood" {
+			t.Errorf("%s: %s %v", chain, r.Status, r.Header)
+		}
 	}
 }
 

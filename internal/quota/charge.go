@@ -70,11 +70,12 @@ func (c Charge) tooLarge() bool {
 	return c.Declared > c.Limit.Max && (c.Limit.Max > 0 || c.Limit.Metric != Requests)
 }
 
-// tooLargeOf returns the charge that could not be taken from an untouched limit, of
-// several that of the lowest one: who asks for less than that has no further surprise.
+// tooLargeOf returns the charge that could not be taken from an untouched limit; of several
+// that of the lowest, requests and tokens apart: who asks for less than that has no further
+// surprise.
 func tooLargeOf(charges []Charge) (least Charge, found bool) {
 	for _, c := range charges {
-		if c.tooLarge() && (!found || c.Limit.Max < least.Limit.Max) {
+		if c.tooLarge() && (!found || (c.Limit.Metric == Requests) == (least.Limit.Metric == Requests) && c.Limit.Max < least.Limit.Max) {
 			least, found = c, true
 		}
 	}

@@ -125,11 +125,15 @@ func (d *Decision) show(l Limit, used int64) {
 	}
 }
 
-// refuse takes the limit as the one that refuses if it does so for longest.
+// refuse takes the limit as the one that refuses if it does so for longest: one of 0 does for
+// ever. Reset is the latest end of all that refuse.
 func (d *Decision) refuse(c Charge, used int64) {
 	_, end := c.Limit.Window.Bounds(d.Now)
-	never := c.Limit.Max == 0
-	if d.RefusedBy == (Limit{}) || (never && !d.Never) || (never == d.Never && end.After(d.Reset)) {
-		d.RefusedBy, d.RefusedUsed, d.Asked, d.Reset, d.Never = c.Limit, used, c.Cost, end, never
+	never, first := c.Limit.Max == 0, d.RefusedBy == (Limit{})
+	if first || (never && !d.Never) || (never == d.Never && end.After(d.Reset)) {
+		d.RefusedBy, d.RefusedUsed, d.Asked, d.Never = c.Limit, used, c.Cost, never
+	}
+	if first || end.After(d.Reset) {
+		d.Reset = end
 	}
 }

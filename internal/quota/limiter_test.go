@@ -101,6 +101,10 @@ func TestTooLargeForSeveral(t *testing.T) {
 	if err != nil || !d.TooLarge || d.RefusedBy.Max != 100 || p.Decision.RefusedBy != d.RefusedBy {
 		t.Errorf("refused by %s, and in a preview by %s (%v): want output_tokens_per_minute", d.RefusedBy.Name(), p.Decision.RefusedBy.Name(), err)
 	}
+	r.Cost.Requests, r.Cost.OutputTokens, r.Cost.Tokens = 1_000_000, 0, 2000
+	if d := decide(t, limiter, r); !d.TooLarge || d.RefusedBy.Metric != quota.Requests {
+		t.Errorf("refused by %s: want requests, which come first, whatever their number", d.RefusedBy.Name())
+	}
 }
 
 // TestCredit gives back what was taken.

@@ -192,10 +192,10 @@ func TestDecisions(t *testing.T) {
 			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Minute}}},
 			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-01T12:35:00Z", never: true,
 		},
-		"a limit of 0 goes before one with a longer wait": {
+		"a limit of 0 goes before one with a longer wait, which is told": {
 			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Day, Max: 1}, {Metric: Requests, Window: Minute}, {Metric: Requests, Window: Hour, Max: 1}}},
 			used: map[string]int64{"requests/day": 1, "requests/hour": 1},
-			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-01T12:35:00Z", never: true,
+			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-02T00:00:00Z", never: true,
 		},
 		"a token limit of 0 refuses whatever the cost": {
 			tier: Tier{Limits: append(limits()[:1], Limit{Metric: Tokens, Window: Day})},

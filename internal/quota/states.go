@@ -31,18 +31,26 @@ type Standing struct {
 }
 
 // States returns every limit that can apply to an account, whatever it asks for, the
-// base limits first. It takes nothing.
+// base limits first. It takes nothing. Beside an error, nothing remains of any limit, as in
+// Decide.
 func (l *Limiter) States(ctx context.Context, r Request, now time.Time) (Standing, error) {
 	charges := r.Tier.all(r.Overrides, now)
 	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges, OnFailure: r.Tier.Tier.OnFailure})
+	s := Standing{make([]State, len(charges)), taken.Now, taken.Degraded}
 	if err != nil {
-		return Standing{}, err
+		s.Now, s.Degraded = now, true
 	}
-	states := make([]State, len(charges))
 	for i, c := range charges {
-		states[i] = stateOf(c, taken.Used[i], taken.Now)
+		used := int64(0)
+		switch {
+		case err == nil:
+			used = taken.Used[i]
+		case c.Limit.Max != NoMax:
+			used = c.Limit.Max
+		}
+		s.States[i] = stateOf(c, used, s.Now)
 	}
-	return Standing{states, taken.Now, taken.Degraded}, nil
+	return s, err
 }
 
 // all returns a charge without cost for each counter that a request could be charged

@@ -124,7 +124,7 @@ func TestLimits(t *testing.T) {
 // so.
 func TestLimitsWithoutRedis(t *testing.T) {
 	t.Parallel()
-	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
 	redis := store.NewRedis(store.RedisOptions{Address: "127.0.0.1:1", KeyPrefix: "test", Timeout: time.Second, PoolSize: 1})
 	t.Cleanup(func() { redis.Close() })
 	began := time.Now()
@@ -143,6 +143,22 @@ func TestLimitsWithoutRedis(t *testing.T) {
 		if w.Code != http.StatusOK || w.Header().Get("X-RateLimit-Degraded") != "1" || w.Header().Get("X-RateLimit-Remaining") != "5" ||
 			(path == "/v1/limits" && !strings.Contains(w.Body.String(), `"degraded":true`)) {
 			t.Errorf("%s: %d %v %s", path, w.Code, w.Header(), w.Body)
+		}
+	}
+	denying := *accounts
+	denying.Plans = map[string]*quota.Plan{}
+	for name, plan := range accounts.Plans {
+		tier := plan.Tier
+		tier.OnFailure = quota.Deny
+		denying.Plans[name] = quota.NewPlan(tier, quota.ByKey, nil)
+	}
+	c.Use(&denying)
+	for _, path := range paths {
+		w := get(c, path, "X-Api-Key", "sk-a")
+		h := w.Header()
+		if w.Code != http.StatusServiceUnavailable || h.Get("X-RateLimit-Degraded") != "1" || h.Get("X-RateLimit-Limit") != "10" || h.Get("X-RateLimit-Remaining") != "0" ||
+			h.Get("X-RateLimit-Used") != "10" || h.Get("X-Request-Priority") != "1" {
+			t.Errorf("%s, where nothing passes: %d %v %s", path, w.Code, h, w.Body)
 		}
 	}
 }

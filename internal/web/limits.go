@@ -75,16 +75,16 @@ func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts
 		return standing{}, false
 	}
 	stands, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
-	if err != nil {
-		unavailable(w)
-		return standing{}, false
-	}
 	s := standing{stands, record.Granted(plan.Tier.Priority)}
 	if state, ok := s.shown(); ok {
 		setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
 	}
 	if s.Degraded {
 		w.Header().Set("X-RateLimit-Degraded", "1")
+	}
+	if err != nil {
+		unavailable(w)
+		return standing{}, false
 	}
 	return s, true
 }
