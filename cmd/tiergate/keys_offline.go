@@ -106,11 +106,9 @@ func keysHash(_ context.Context, args []string, env environment) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read the key from standard input: %w", err)
 	}
-	text := strings.TrimRight(line, "\r\n")
-	key, err := apikey.Parse(text)
-	if err != nil || len(text) < apikey.MinForeign {
-		return fmt.Errorf("the text on standard input cannot be a key: want %d to %d visible ASCII characters "+
-			"without a comma and, after %s, a right checksum", apikey.MinForeign, apikey.MaxLen, apikey.Prefix)
+	key, err := apikey.ParseForeign(strings.TrimRight(line, "\r\n"))
+	if err != nil {
+		return fmt.Errorf("the text on standard input %w", err)
 	}
 	var peppers []apikey.Pepper
 	if *pepper != "" {

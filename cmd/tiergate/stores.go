@@ -77,7 +77,7 @@ type directory struct {
 	log     *slog.Logger
 	loaded  chan struct{} // closed when it has been read
 
-	config atomic.Pointer[config.Reload] // in use; nil: none yet
+	config atomic.Pointer[config.Reload] // in use
 }
 
 func newDirectory(c config.Reload, m *metrics, log *slog.Logger) *directory {
@@ -129,7 +129,7 @@ func (d *directory) tell(faults []apikey.RecordError) {
 // configured.
 func (d *directory) tellTiers(records iter.Seq[*apikey.Record]) {
 	c := d.config.Load()
-	if c == nil || c.RateLimit.Tier != "" || c.Identity.Tier.Namespace != "" { // Envoy may name another
+	if c.RateLimit.Tier != "" || c.Identity.Tier.Namespace != "" { // Envoy may name another
 		return
 	}
 	keys, example, now := map[string]int{}, map[string]string{}, time.Now()

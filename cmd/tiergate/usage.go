@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -113,11 +112,7 @@ func printLimits(w io.Writer, s web.LimitsView) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET")
 	for _, l := range s.Limits {
-		most := "unlimited"
-		if l.Limit != nil {
-			most = strconv.FormatInt(*l.Limit, 10)
-		}
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", l.Name, l.Used, most, timeText(time.Unix(l.Reset, 0), ""))
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", l.Name, l.Used, orUnlimited(l.Limit), timeText(time.Unix(l.Reset, 0), ""))
 	}
 	_ = table.Flush() // as with any printing
 }

@@ -21,10 +21,10 @@ const (
 	Prefix = "tg_live_"
 	// MaxLen is the longest key, in bytes.
 	MaxLen = 512
-	// MinForeign is the shortest key made elsewhere that is taken up, in bytes. It is short
-	// because the keys of others are what they are; a shorter one could be found by asking.
-	MinForeign = 8
 
+	// minForeign is the shortest key made elsewhere that is taken up, in bytes. It is short
+	// because the keys of others are what they are; a shorter one could be found by asking.
+	minForeign  = 8
 	randomLen   = 26 // letters of base 32, see crypto/rand.Text: 130 bits
 	checksumLen = 6  // letters of base 62: a CRC-32 always fits
 	redacted    = "[API key redacted]"
@@ -70,6 +70,16 @@ func Parse(text string) (Key, error) {
 		}
 	}
 	return keyOf(text), nil
+}
+
+// ParseForeign reads a key that is to be taken up, which may be made elsewhere: of at least 8
+// bytes, else as Parse. Its error says what is wanted, and nothing of the text.
+func ParseForeign(text string) (Key, error) {
+	k, err := Parse(text)
+	if err != nil || len(text) < minForeign {
+		return Key{}, fmt.Errorf("cannot be a key: want %d to %d visible ASCII characters without a comma and, after %s, a right checksum", minForeign, MaxLen, Prefix)
+	}
+	return k, nil
 }
 
 func keyOf(secret string) Key { return Key{&secret} }

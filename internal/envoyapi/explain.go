@@ -44,7 +44,8 @@ type Explanation struct {
 
 // reasons are what is known of a request while it is decided.
 type reasons struct {
-	input     int64 // tokens reserved for the prompt
+	rule      string // by which the resource was found
+	input     int64  // tokens reserved for the prompt
 	inputFrom quota.Source
 	ticket    ticket
 	demands   []quota.Demand
@@ -63,14 +64,13 @@ func (g *Gate) Explain(ctx context.Context, question Question) Explanation {
 	v := Verdict{At: g.now()}
 	g.consider(ctx, s, &q, &v)
 	e := Explanation{
-		Outcome: string(v.Outcome), Code: v.problem.Code, Err: v.Err, At: v.At, Priority: v.Priority,
+		Outcome: string(v.Outcome), Code: v.problem.Code, Err: v.Err, At: v.At, Resource: v.Resource, Rule: why.rule, Priority: v.Priority,
 		Input: why.input, InputFrom: why.inputFrom, Output: why.ticket.output, OutputFrom: why.ticket.source, Weight: why.ticket.weight,
 		Decision: v.Decision, Demands: why.demands, Status: v.status(),
 	}
 	if v.counted() {
 		e.At = v.Decision.Now
 	}
-	e.Resource, e.Rule = s.Resources.find(q.resource, q.path)
 	if plan := s.Plans[v.Tier]; plan != nil {
 		e.Granted = v.Key.Granted(plan.Tier.Priority)
 	}

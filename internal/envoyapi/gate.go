@@ -136,6 +136,9 @@ func (g *Gate) consider(ctx context.Context, s *Settings, q *inquiry, v *Verdict
 	if q.resource != "" && rule != byName {
 		v.Misnamed = q.resource[:min(len(q.resource), maxMisnamed)]
 	}
+	if q.reasons != nil {
+		q.reasons.rule = rule
+	}
 	if g.identify(s, q, v) {
 		g.decide(ctx, s, q, v)
 	}

@@ -126,7 +126,7 @@ func (v *Verdict) appendRefusal(hs []header) []header {
 			header{"X-RateLimit-Limited-By", v.Decision.RefusedBy.Name()},
 			header{"Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10)},
 		)
-		if wait <= longWait && !v.Decision.Never {
+		if wait <= longWait && !v.Decision.Never() {
 			hs = append(hs, header{"retry-after-ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10)})
 		} else {
 			hs = append(hs, header{"x-should-retry", "false"})

@@ -223,7 +223,7 @@ func (t *factTexts) read(metadata string) bool {
 		}
 		if namespace, facts := m.entryOf(); namespace == RequestNamespace {
 			*t = factTexts{}
-			if !t.readStruct(facts) {
+			if !facts.eachText(t.set) {
 				return false
 			}
 		}
@@ -231,19 +231,21 @@ func (t *factTexts) read(metadata string) bool {
 	return !m.odd
 }
 
-func (t *factTexts) readStruct(s fields) bool {
-	for s.next() {
-		if s.number != 1 { // fields
+// eachText walks through a Struct and hands on what text returns of each of its fields, or
+// reports that it is unusual.
+func (f *fields) eachText(set func(name, text string)) bool {
+	for f.next() {
+		if f.number != 1 { // fields
 			continue
 		}
-		name, value := s.entryOf()
+		name, value := f.entryOf()
 		text := value.valueText()
 		if value.odd {
 			return false
 		}
-		t.set(name, text)
+		set(name, text)
 	}
-	return !s.odd
+	return !f.odd
 }
 
 // entryOf returns the field as an entry of a map with messages.

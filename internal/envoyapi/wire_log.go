@@ -124,33 +124,26 @@ func (e *logEntry) readMetadata(metadata fields) bool {
 
 // readNamespace reads the values of a namespace, which take the place of those before.
 func (e *logEntry) readNamespace(namespace string, values fields) bool {
-	var ticket *string
 	switch namespace {
-	case authzFilter:
-		ticket, e.authz = &e.authz, ""
-	case rateLimitFilter:
-		ticket, e.rateLimit = &e.rateLimit, ""
 	case UsageNamespace:
 		e.counted = noCounts()
+		return values.eachText(func(name, text string) { e.counted.set(name, tokens(text)) })
+	case authzFilter, rateLimitFilter:
+		ticket := ""
+		usual := values.eachText(func(name, text string) {
+			if name == reservationField {
+				ticket = text
+			}
+		})
+		if namespace == authzFilter {
+			e.authz = ticket
+		} else {
+			e.rateLimit = ticket
+		}
+		return usual
 	default:
 		return !values.odd
 	}
-	for values.next() {
-		if values.number != 1 { // fields
-			continue
-		}
-		name, value := values.entryOf()
-		text := value.valueText()
-		switch {
-		case value.odd:
-			return false
-		case ticket == nil:
-			e.counted.set(name, tokens(text))
-		case name == reservationField:
-			*ticket = text
-		}
-	}
-	return !values.odd
 }
 
 // readResponse reads HTTPResponseProperties.

@@ -23,10 +23,6 @@ type Decision struct {
 	RefusedUsed int64
 	Asked       int64 // what did not fit on top of that
 
-	// Never: no wait helps, since RefusedBy is 0 or TooLarge holds. Reset and Wait are
-	// as for any other refusal: a changed tier may have another limit by then.
-	Never bool
-
 	// TooLarge: what the request declares, Declared, is more than the whole of
 	// RefusedBy, so it can never pass.
 	TooLarge bool
@@ -96,6 +92,12 @@ func decide(charges []Charge, taken Taken) Decision {
 	return d
 }
 
+// Never reports whether no wait helps, since RefusedBy is 0 or TooLarge holds. Reset and Wait
+// are as for any other refusal: a changed tier may have another limit by then.
+func (d *Decision) Never() bool {
+	return d.TooLarge || (d.RefusedBy != (Limit{}) && d.RefusedBy.Max == 0)
+}
+
 // unanswered is the decision on charges where nobody can be asked what is used. Nothing
 // is admitted, so nothing remains of the limit, and Used is what makes that so, as in
 // Taken. Where there is no limit, nothing is known to be used.
@@ -129,9 +131,9 @@ func (d *Decision) show(l Limit, used int64) {
 // ever. Reset is the latest end of all that refuse.
 func (d *Decision) refuse(c Charge, used int64) {
 	_, end := c.Limit.Window.Bounds(d.Now)
-	never, first := c.Limit.Max == 0, d.RefusedBy == (Limit{})
-	if first || (never && !d.Never) || (never == d.Never && end.After(d.Reset)) {
-		d.RefusedBy, d.RefusedUsed, d.Asked, d.Never = c.Limit, used, c.Cost, never
+	first, never, before := d.RefusedBy == (Limit{}), c.Limit.Max == 0, d.Never()
+	if first || (never && !before) || (never == before && end.After(d.Reset)) {
+		d.RefusedBy, d.RefusedUsed, d.Asked = c.Limit, used, c.Cost
 	}
 	if first || end.After(d.Reset) {
 		d.Reset = end

@@ -104,7 +104,7 @@ func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Char
 	if err != nil {
 		return d, err
 	}
-	d.Admitted, d.Never, d.TooLarge, d.RefusedBy, d.Declared = false, true, true, c.Limit, c.Declared
+	d.Admitted, d.TooLarge, d.RefusedBy, d.Declared = false, true, c.Limit, c.Declared
 	return d, nil
 }
 

@@ -248,8 +248,8 @@ func TestDecisions(t *testing.T) {
 			if c.admitted {
 				return
 			}
-			if d.Never != c.never {
-				t.Errorf("never: %t, want %t", d.Never, c.never)
+			if d.Never() != c.never {
+				t.Errorf("never: %t, want %t", d.Never(), c.never)
 			}
 			if d.RefusedBy.Name() != c.by || d.Wait != d.Reset.Sub(now) {
 				t.Errorf("refused by %s for %s: want %s for %s", d.RefusedBy.Name(), d.Wait, c.by, d.Reset.Sub(now))

@@ -36,21 +36,31 @@ type Standing struct {
 func (l *Limiter) States(ctx context.Context, r Request, now time.Time) (Standing, error) {
 	charges := r.Tier.all(r.Overrides, now)
 	taken, err := l.take(ctx, Order{Account: r.Account, Charges: charges, OnFailure: r.Tier.Tier.OnFailure})
-	s := Standing{make([]State, len(charges)), taken.Now, taken.Degraded}
 	if err != nil {
-		s.Now, s.Degraded = now, true
-	}
-	for i, c := range charges {
-		used := int64(0)
-		switch {
-		case err == nil:
-			used = taken.Used[i]
-		case c.Limit.Max != NoMax:
-			used = c.Limit.Max
+		taken = Taken{Now: now, Used: make([]int64, len(charges)), Degraded: true}
+		for i, c := range charges {
+			if c.Limit.Max != NoMax {
+				taken.Used[i] = c.Limit.Max
+			}
 		}
-		s.States[i] = stateOf(c, used, s.Now)
 	}
-	return s, err
+	states := make([]State, len(charges))
+	for i, c := range charges {
+		states[i] = stateOf(c, taken.Used[i], taken.Now)
+	}
+	return Standing{states, taken.Now, taken.Degraded}, err
+}
+
+// Shown returns how the account stands with the limit that the X-RateLimit headers describe:
+// of those on requests per minute that hold for a resource and a priority, the one with the
+// least remaining. With ByKeyAndResource each of them names its resource.
+func (s Standing) Shown(resource string, priority Priority) (least State, ok bool) {
+	for _, state := range s.States {
+		if l := state.Limit; l.shown() && applies(l, resource, priority) && (!ok || state.Remaining() < least.Remaining()) {
+			least, ok = state, true
+		}
+	}
+	return least, ok
 }
 
 // all returns a charge without cost for each counter that a request could be charged

@@ -123,7 +123,7 @@ func (a *gathered) refuse(d *Decided, how *quota.Decision) {
 	if n.tooLarge {
 		n.asked = how.Declared
 	}
-	if how.Never {
+	if how.Never() {
 		n.wait = 0
 	}
 	if len(a.refusals) < mostRefusals {

@@ -173,7 +173,7 @@ func TestRecorderReadsDecisions(t *testing.T) {
 		t.Errorf("%+v: want limits of 1,000 and 100,000, near none, last %s", k, d.At)
 	}
 	large := *how
-	large.Admitted, large.Never, large.TooLarge, large.Declared, large.Wait = false, true, true, 5000, time.Minute
+	large.Admitted, large.TooLarge, large.Declared, large.Wait = false, true, 5000, time.Minute
 	large.RefusedBy = quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 4000}
 	d.Reason, how = usage.TooLarge, &large
 	r.Decided(d, how)

@@ -197,7 +197,7 @@ func (e *Explained) view() Explanation {
 	}
 	if by := e.Decision.RefusedBy; by != (quota.Limit{}) {
 		v.RefusedBy = by.Name()
-		if !e.Decision.Never {
+		if !e.Decision.Never() {
 			v.Wait = (e.Decision.Wait + time.Millisecond - 1).Milliseconds() // 0 is never
 		}
 	}

@@ -41,7 +41,7 @@ func TestExplain(t *testing.T) {
 	if e.Verdict != "unauthenticated" || e.Code != "revoked_api_key" || e.Key.State != KeyRevoked || e.Tokens != nil || len(e.Limits) != 0 || e.Response.Status != 401 || e.Priority != (PriorityRule{1, 0, ""}) {
 		t.Errorf("%+v", e)
 	}
-	soon := Explained{Decision: quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute}, Wait: time.Microsecond}}
+	soon := Explained{Decision: quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1}, Wait: time.Microsecond}}
 	if e := soon.view(); e.Wait != 1 { // 0 is never
 		t.Errorf("in less than a millisecond: %+v", e)
 	}

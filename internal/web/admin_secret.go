@@ -72,10 +72,9 @@ func (a *AdminAccounts) takeHash(o *object) (h, plain apikey.Hash) {
 }
 
 func (a *AdminAccounts) hashSecret(o *object, secret string, hash func(apikey.Key) apikey.Hash) (h, plain apikey.Hash) {
-	key, err := apikey.Parse(secret)
-	if err != nil || len(secret) < apikey.MinForeign {
-		o.fault("secret", "cannot be a key: want %d to %d visible ASCII characters without a comma and, after %s, a right checksum",
-			apikey.MinForeign, apikey.MaxLen, apikey.Prefix)
+	key, err := apikey.ParseForeign(secret)
+	if err != nil {
+		o.fault("secret", "%s", err)
 		return apikey.Hash{}, apikey.Hash{}
 	}
 	if twin, _ := a.Keys.Lookup(key); twin != nil {

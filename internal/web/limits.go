@@ -76,7 +76,7 @@ func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts
 	}
 	stands, err := c.limiter.States(r.Context(), quota.Request{Account: record.ID, Tier: plan, Overrides: record.Overrides}, c.now())
 	s := standing{stands, record.Granted(plan.Tier.Priority)}
-	if state, ok := s.shown(); ok {
+	if state, ok := s.Shown(quota.DefaultResource, s.priority); ok {
 		setHeaders(w.Header(), state, s.priority, a.UnlimitedText)
 	}
 	if s.Degraded {
@@ -87,23 +87,6 @@ func (c *Customers) standing(w http.ResponseWriter, r *http.Request, a *Accounts
 		return standing{}, false
 	}
 	return s, true
-}
-
-// shown returns how the key stands with the limit that the headers describe: of those on
-// requests per minute that hold for the resource of this API, default, the one with the
-// least remaining. With count_by: key_and_resource each of them names its resource.
-func (s standing) shown() (least quota.State, ok bool) {
-	for _, state := range s.States {
-		l := state.Limit
-		if l.Metric != quota.Requests || l.Window != quota.Minute || (l.Resource != "" && l.Resource != quota.DefaultResource) ||
-			(l.Priority != 0 && l.Priority != s.priority) {
-			continue
-		}
-		if !ok || state.Remaining() < least.Remaining() {
-			least, ok = state, true
-		}
-	}
-	return least, ok
 }
 
 // setHeaders sets the six headers. Where there is no such limit, Envoy fills in 0.
