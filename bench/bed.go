@@ -259,21 +259,35 @@ func (t target) sent(ctx context.Context) (calls, entries float64, err error) {
 
 // metric returns the sum of TierGate's metrics whose lines begin so and have a label.
 func (t target) metric(ctx context.Context, beginning, label string) (float64, error) {
+	text, err := t.metrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return sumOf(text, beginning, label)
+}
+
+// metrics returns all of TierGate's metrics, as they were at one moment.
+func (t target) metrics(ctx context.Context) (string, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.operator+"/metrics", http.NoBody)
 	if err != nil {
-		return 0, fmt.Errorf("ask for metrics: %w", err)
+		return "", fmt.Errorf("ask for metrics: %w", err)
 	}
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {
-		return 0, fmt.Errorf("ask for metrics: %w", err)
+		return "", fmt.Errorf("ask for metrics: %w", err)
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	if err != nil {
-		return 0, fmt.Errorf("read metrics: %w", err)
+		return "", fmt.Errorf("read metrics: %w", err)
 	}
+	return string(text), nil
+}
+
+// sumOf returns the sum of metrics whose lines begin so and have a label.
+func sumOf(text, beginning, label string) (float64, error) {
 	sum := 0.0
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		if !strings.HasPrefix(line, beginning) || !strings.Contains(line, label) {
 			continue
 		}

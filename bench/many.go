@@ -200,10 +200,14 @@ type pauses struct{ all, short float64 }
 
 func (t target) pauses(ctx context.Context) (p pauses, err error) {
 	const name = "go_sched_pauses_total_gc_seconds_"
-	if p.all, err = t.metric(ctx, name+"count ", ""); err != nil {
+	text, err := t.metrics(ctx)
+	if err != nil {
 		return p, err
 	}
-	p.short, err = t.metric(ctx, name+`bucket{le="`+shortPause+`"}`, "")
+	if p.all, err = sumOf(text, name+"count ", ""); err != nil {
+		return p, err
+	}
+	p.short, err = sumOf(text, name+`bucket{le="`+shortPause+`"}`, "")
 	if err == nil && p.all > 0 && p.short == 0 {
 		err = fmt.Errorf("of %.0f pauses of the collector none is below %s s: has the metric %sbucket other bounds?", p.all, shortPause, name)
 	}

@@ -308,8 +308,8 @@ func TestAccessLogDrainsUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service.Drain()
 	began, ended := time.Now(), make(chan struct{})
+	service.Drain()
 	go func() {
 		_ = stream.RecvMsg(&alsv3.StreamAccessLogsResponse{})
 		close(ended)
