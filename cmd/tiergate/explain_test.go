@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -135,6 +137,55 @@ func TestExplainBesideRequests(t *testing.T) {
 			t.Errorf("%v: %s", err, out.String())
 		}
 	})
+}
+
+// TestExplainCapacity: beside a pool of all keys too, a server says what the next request gets,
+// and tells operators what that asks of the pool.
+func TestExplainCapacity(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{"tiergate.yaml", "keys.yaml"} {
+		content, err := os.ReadFile(filepath.Join("../../config", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "tiergate.yaml" {
+			content = append(content, "capacity: {images: {limits: [{metric: requests, per: minute, max: 20}, {metric: tokens, per: minute, max: 50000}]}}\n"...)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, store := range []string{"memory", "redis"} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			sets := []string{"store.type=" + store, "store.redis.timeout=2s", "usage.interval=1m"}
+			if store == "redis" {
+				redis, err := devstack.StartRedisServer(t.Context(), t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = redis.Stop() })
+				sets = append(sets, "store.redis.address="+redis.Address)
+			}
+			s := startServer(t, filepath.Join(dir, "tiergate.yaml"), sets...)
+			explainBeside(t, s, 4)
+			if n := s.metric(t, "tiergate_decisions_total", "capacity"); n == 0 {
+				t.Error("no request was shed")
+			}
+			var out bytes.Buffer
+			env := environment{getenv: func(string) string { return "" }, stdout: &out, stderr: io.Discard}
+			err := run(t.Context(), []string{"explain", "key_demo_pro", "--path", "/v1/images", "--server", "http://" + s.start.Operator.Address}, env)
+			for _, want := range []string{
+				`(?m)^capacity +minute +18 +\d+ +\d+ +1 .* of requests in the pool of images, up to the share of priority high$`,
+				`(?m)^capacity +minute +45000 .* of tokens in the pool of images, up to the share of priority high$`,
+			} {
+				if err != nil || !regexp.MustCompile(want).MatchString(out.String()) {
+					t.Errorf("%v: want %s in\n%s", err, want, out.String())
+				}
+			}
+		})
+	}
 }
 
 // TestExplainDenied: where nothing can be counted, it says why.

@@ -51,6 +51,7 @@ func (s *server) settings(c config.Reload) *envoyapi.Settings {
 		Identity:           envoyapi.Identity{KeyID: envoyapi.MetadataPath(c.Identity.KeyID), Tier: envoyapi.MetadataPath(c.Identity.Tier)},
 		Resources:          envoyapi.NewClassifier(c.Resources),
 		Plans:              c.Plans,
+		Pools:              c.Pools,
 		Keys:               s.keyring(c),
 		AllowDemoKeys:      c.AllowDemoKeys,
 		TicketKey:          s.ticketKey,

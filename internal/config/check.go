@@ -78,6 +78,7 @@ func (c *checker) check(f file) {
 	reload.Resources = c.resources(f.Resources)
 	reload.Tokens = c.tokens(f, reload.Resources)
 	reload.Plans = c.tiers(f, reload.Resources)
+	reload.Pools = c.pools(f.Capacity, reload.Resources)
 	reload.Directory = c.keys(f.Keys.File)
 }
 

@@ -78,6 +78,7 @@ type Reload struct {
 	ForwardCredentials bool
 	Resources          []quota.Resource
 	Plans              map[string]*quota.Plan // by tier name
+	Pools              map[string]*quota.Pool // by resource
 	Directory          *apikey.Directory
 	Peppers            []apikey.Pepper
 	AllowDemoKeys      bool
@@ -317,7 +318,7 @@ func apply(set string, into *file) Faults {
 	if !ok || path == "" {
 		return Faults{{Source: source, Problem: "want path=value, such as store.type=redis"}}
 	}
-	if section, _, _ := strings.Cut(path, "."); section == "tiers" || section == "resources" {
+	if section, _, _ := strings.Cut(path, "."); section == "tiers" || section == "resources" || section == "capacity" {
 		// A part of a tier would silently replace the whole of it.
 		return Faults{{Source: source, Problem: section + " can be changed in the file only"}}
 	}

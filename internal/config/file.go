@@ -32,6 +32,8 @@ type file struct {
 	CountBy string `yaml:"count_by" jsonschema:"enum=key,enum=key_and_resource"`
 	// The tiers, by name.
 	Tiers map[string]tierSection `yaml:"tiers"`
+	// What the backend can take of a resource from all keys together, by the resource's name. Requests beyond it are shed, those of a low priority first. A resource without is never shed.
+	Capacity map[string]poolSection `yaml:"capacity,omitempty"`
 	// What tokens are reserved when a request comes, and how they are settled when it is answered.
 	Tokens tokensSection `yaml:"tokens"`
 	// How responses describe limits.
@@ -295,6 +297,33 @@ type limitSection struct {
 	Resource string `yaml:"resource,omitempty"`
 	// Count only this priority, on top of the other limits.
 	Priority string `yaml:"priority,omitempty" jsonschema:"oneof_type=string;integer"`
+}
+
+type poolSection struct {
+	// The most that all requests for the resource may use in a window.
+	Limits []poolLimitSection `yaml:"limits" jsonschema:"required"`
+	// How much of that requests of each priority may use, as a share from 0 to 1 that does not fall as the priority rises.
+	Shares sharesSection `yaml:"shares,omitempty"`
+}
+
+type poolLimitSection struct {
+	// What is counted.
+	Metric string `yaml:"metric" jsonschema:"required,enum=requests,enum=tokens,enum=input_tokens,enum=output_tokens"`
+	// The window: second, minute, hour, day, week, month (UTC), or a duration such as 90s.
+	Per string `yaml:"per" jsonschema:"required"`
+	// The most that all keys together may use in a window.
+	Max *int64 `yaml:"max" jsonschema:"required,minimum=0"`
+}
+
+type sharesSection struct {
+	// Of priority 1; without this setting 0.5.
+	Low *float64 `yaml:"low,omitempty" jsonschema:"minimum=0,maximum=1"`
+	// Of priority 2; without this setting 0.75.
+	Normal *float64 `yaml:"normal,omitempty" jsonschema:"minimum=0,maximum=1"`
+	// Of priority 3; without this setting 0.9.
+	High *float64 `yaml:"high,omitempty" jsonschema:"minimum=0,maximum=1"`
+	// Of priority 4; without this setting 1.
+	Critical *float64 `yaml:"critical,omitempty" jsonschema:"minimum=0,maximum=1"`
 }
 
 type headersSection struct {

@@ -103,6 +103,12 @@ func TestSixtyCallsInAMinute(t *testing.T) {
 // must be the time left of the minute.
 func checkLimited(t *testing.T, r reply, before time.Time) int64 {
 	t.Helper()
+	return checkLimitedBy(t, r, before, "requests_per_minute")
+}
+
+// checkLimitedBy checks one by another limit per minute.
+func checkLimitedBy(t *testing.T, r reply, before time.Time, limit string) int64 {
+	t.Helper()
 	if r.StatusCode != http.StatusTooManyRequests {
 		t.Fatalf("%s: %s: want 429", r.Status, r.body)
 	}
@@ -119,7 +125,7 @@ func checkLimited(t *testing.T, r reply, before time.Time) int64 {
 		t.Errorf("body:\n%s\nwant:\n%s", r.body, want)
 	}
 	for name, want := range map[string]string{
-		"Content-Type": "application/json", "Cache-Control": "no-store", "X-RateLimit-Limited-By": "requests_per_minute",
+		"Content-Type": "application/json", "Cache-Control": "no-store", "X-RateLimit-Limited-By": limit,
 	} {
 		if values := r.Header.Values(name); len(values) != 1 || values[0] != want {
 			t.Errorf("%s: have %q, want %q", name, values, want)

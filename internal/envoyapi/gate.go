@@ -213,7 +213,7 @@ func (g *Gate) decide(ctx context.Context, s *Settings, q *inquiry, v *Verdict) 
 	}
 	request, reserved := g.request(s, q, v)
 	if !v.Key.MayUse(v.Resource) {
-		request.Cost, request.Estimate, q.look = quota.Cost{}, quota.Cost{}, true
+		request.Cost, request.Estimate, request.Pool, q.look = quota.Cost{}, quota.Cost{}, nil, true
 		v.Decision, v.Err = g.count(ctx, q, &request, v.At)
 		v.refuse(Forbidden, apierror.NotAllowed(v.Resource))
 		return
@@ -255,7 +255,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	plan := s.Plans[v.Tier]
 	v.Priority = quota.Effective(v.Key.Granted(plan.Tier.Priority), q.priority)
 	r := quota.Request{
-		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority,
+		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority, Pool: s.Pools[v.Resource],
 		Refundable: s.Tokens.refunds(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
 	}
 	for _, l := range q.override {

@@ -218,12 +218,15 @@ func (v *Verdict) descriptorStatus(code rlsv3.RateLimitResponse_Code) *rlsv3.Rat
 	return st
 }
 
-// told returns the limit that refuses, or the one that the headers show, and what remains
+// told returns the key's limit that refuses, or the one that the headers show, and what remains
 // of it, where there is one.
 func (v *Verdict) told() (limit quota.Limit, remaining int64, ok bool) {
 	limit, remaining = v.Decision.Shown, v.Decision.Remaining
 	switch v.Outcome {
 	case Limited:
+		if v.Decision.RefusedBy.Pooled { // how large a pool is is not for clients, whom Envoy may tell
+			break
+		}
 		limit, remaining = v.Decision.RefusedBy, max(v.Decision.RefusedBy.Max-v.Decision.RefusedUsed, 0)
 	case TooLarge:
 		limit, remaining = v.Decision.RefusedBy, 0

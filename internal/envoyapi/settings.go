@@ -14,6 +14,7 @@ type Settings struct {
 	Identity           Identity // whom external authorization believes instead
 	Resources          *Classifier
 	Plans              map[string]*quota.Plan // by tier name
+	Pools              map[string]*quota.Pool // by resource; one without has no bound
 	Keys               apikey.Keyring
 	AllowDemoKeys      bool
 	OmitUnlimited      bool   // leave Limit and Remaining out where there is no limit

@@ -113,6 +113,7 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	used := a.usage.Cost(quota.Weights{Model: t.weight, CachedInput: s.Tokens.CachedInput})
 	settlement := quota.Settlement{
 		Account: t.account, Request: t.request, Secret: t.secret, Stranger: s.stranger(t.account), OnlyRaise: !a.clean(), Used: used,
+		Pool: s.Pools[t.resource],
 	}
 	switch {
 	case t.source == quota.ByNothing:

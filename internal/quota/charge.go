@@ -42,6 +42,7 @@ type Request struct {
 	Overrides []Override
 	Resource  string
 	Priority  Priority
+	Pool      *Pool // of the resource; nil: it has none
 
 	// Cost is what the request says of itself: over the whole of a limit, it can
 	// never pass. Estimate is ours and comes on top; both together are cut to the
@@ -187,6 +188,15 @@ func (r Request) charges(now time.Time) []Charge {
 		if c.Cost != 0 || c.Limit.shown() || c.Limit.Metric != Requests || r.Cost.Requests == 0 {
 			charges = append(charges, c)
 		}
+	}
+	return charges
+}
+
+// all is what charges works out, followed by what the request takes of its pool.
+func (r Request) all(now time.Time) []Charge {
+	charges := r.charges(now)
+	if r.Pool != nil {
+		charges = append(charges, r.Pool.price(r)...)
 	}
 	return charges
 }

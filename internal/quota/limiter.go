@@ -74,21 +74,35 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 	if c, found := tooLargeOf(charges); found {
 		return l.tooLarge(ctx, r, now, c)
 	}
+	o := r.order(charges)
+	if r.Pool != nil {
+		return l.decidePooled(ctx, r, o, now)
+	}
+	return l.charge(ctx, o, now)
+}
+
+// order asks for charges.
+func (r Request) order(charges []Charge) Order {
 	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
-	if r.Refundable || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
+	if r.Refundable || r.Pool.settles() || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
-	if r.Secret != nil && (r.ID != "" || o.Keep > 0) {
+	if r.Secret != nil && (r.ID != "" || o.Keep > 0 || r.Pool != nil) {
 		o.Secret = r.Secret()
 	}
 	if r.ID == "" && o.Keep > 0 {
 		o.Request = o.Secret // as good a name as any for what nobody repeats
 	}
+	return o
+}
+
+// charge carries out an order and decides by its answer.
+func (l *Limiter) charge(ctx context.Context, o Order, now time.Time) (Decision, error) {
 	taken, err := l.take(ctx, o)
 	if err != nil {
-		return unanswered(charges, now), err
+		return unanswered(o.Charges, now), err
 	}
-	d := decide(charges, taken)
+	d := decide(o.Charges, taken)
 	d.Repeated = taken.Secret != "" && taken.Secret != o.Secret
 	if o.Keep > 0 && d.Secret != "" {
 		d.Reservation = o.Request
@@ -99,7 +113,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 // tooLarge refuses a request that does not fit into the whole of a limit, with
 // the counters as they are.
 func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Charge) (Decision, error) {
-	r.Cost, r.Estimate = Cost{}, Cost{}
+	r.Cost, r.Estimate, r.Pool = Cost{}, Cost{}, nil
 	d, err := l.Look(ctx, r, now)
 	if err != nil {
 		return d, err
@@ -110,16 +124,19 @@ func (l *Limiter) tooLarge(ctx context.Context, r Request, now time.Time, c Char
 
 // Look says what Decide would, with an error too, and takes nothing.
 func (l *Limiter) Look(ctx context.Context, r Request, now time.Time) (Decision, error) {
-	asked := r.charges(now)
+	asked := r.all(now)
 	taken, err := l.look(ctx, r, asked)
 	if err != nil {
 		return unanswered(asked, now), err
 	}
-	return decide(asked, taken), nil
+	return decideAll(asked, taken), nil
 }
 
 // look says what taking the charges of a request would, and what is used before that.
 func (l *Limiter) look(ctx context.Context, r Request, asked []Charge) (Taken, error) {
+	if r.Pool != nil {
+		return l.lookPooled(ctx, r, asked)
+	}
 	looking := slices.Clone(asked)
 	for i := range looking {
 		looking[i].Cost = 0
@@ -145,9 +162,13 @@ func (l *Limiter) take(ctx context.Context, o Order) (Taken, error) {
 	return taken, nil
 }
 
-// Settle corrects the charges of a request that has been answered.
+// Settle corrects the charges of a request that has been answered. After an error it may be
+// repeated: what has been settled is not settled again.
 func (l *Limiter) Settle(ctx context.Context, s Settlement) (Outcome, error) {
 	outcome, err := l.counts.Settle(ctx, s)
+	if err == nil && s.Pool.settles() && outcome != NotFound {
+		err = l.settlePooled(ctx, s)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("settle a reservation of %s: %w", s.Account, err)
 	}

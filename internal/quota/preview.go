@@ -25,7 +25,10 @@ type Demand struct {
 // Preview says what Decide would answer to a request that repeats no other, and takes
 // nothing.
 func (l *Limiter) Preview(ctx context.Context, r Request, now time.Time) (Preview, error) {
-	charges := r.charges(now)
+	charges := r.all(now)
+	if _, found := tooLargeOf(charges); found { // it does not get as far as its pool
+		r.Pool, charges = nil, r.charges(now)
+	}
 	d, before, err := l.preview(ctx, r, charges, now)
 	if err != nil {
 		return Preview{Decision: d}, err
@@ -60,7 +63,7 @@ func (l *Limiter) preview(ctx context.Context, r Request, charges []Charge, now 
 			taken.Used[i] = min(max(taken.Used[i]+c.Cost, 0), MaxUsed)
 		}
 	}
-	return decide(charges, taken), before, nil
+	return decideAll(charges, taken), before, nil
 }
 
 // overrides reports whether a limit is one of the request's overrides.

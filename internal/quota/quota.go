@@ -84,11 +84,19 @@ type Limit struct {
 	Max      int64    // 0 refuses every request; NoMax counts only
 	Resource string   // empty: every resource
 	Priority Priority // 0: every priority
+	Pooled   bool     // of a Pool: what requests of the priority may use of it, with all others
 }
 
+// CapacityName is the name of every limit of a Pool.
+const CapacityName = "capacity"
+
 // Name returns the limit's name as clients and metrics see it, such as
-// "requests_per_minute" or "images_requests_per_minute".
+// "requests_per_minute" or "images_requests_per_minute". How large a Pool is is nobody's
+// business, nor what it counts: all its limits have one name.
 func (l Limit) Name() string {
+	if l.Pooled {
+		return CapacityName
+	}
 	name := l.Metric.String() + "_per_" + l.Window.String()
 	if l.Priority != 0 {
 		name = l.Priority.String() + "_" + name
@@ -110,12 +118,12 @@ func (l Limit) Validate() error {
 // sameCounter reports whether two limits count the same thing. Two such limits
 // of one tier would contradict each other.
 func (l Limit) sameCounter(o Limit) bool {
-	return l.Metric == o.Metric && l.Window == o.Window && l.Resource == o.Resource && l.Priority == o.Priority
+	return l.Metric == o.Metric && l.Window == o.Window && l.Resource == o.Resource && l.Priority == o.Priority && l.Pooled == o.Pooled
 }
 
 // shown reports whether the limit is one on requests per minute, which is what
-// the X-RateLimit headers describe.
-func (l Limit) shown() bool { return l.Metric == Requests && l.Window == Minute }
+// the X-RateLimit headers describe, of the key's own.
+func (l Limit) shown() bool { return l.Metric == Requests && l.Window == Minute && !l.Pooled }
 
 // CountBy says what the limits of a tier that name no resource are counted by.
 type CountBy uint8

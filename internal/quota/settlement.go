@@ -73,6 +73,12 @@ type Settlement struct {
 	// OnlyRaise: the answer did not end as it should, so what was reported may be
 	// too little; the charge may rise and not fall.
 	OnlyRaise bool
+	// Void undoes the order as if it had never been, whatever was used: in windows that are
+	// open all is given back, and a repeat is none.
+	Void bool
+	// Pool is that of the request's resource, of which the rest of what it took is given back
+	// or taken; nil: it has none.
+	Pool *Pool
 	// RefundShare is not 0 where the whole charge is given back, whatever was
 	// used: as much of it as keeps what refunds give back in a window within this
 	// share of the limit's maximum, in thousandths.

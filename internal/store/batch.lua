@@ -11,8 +11,8 @@
 --          nothing; negative gives back; "?" = each order has its own). Then of each in turn
 --          order: the reservation's secret, if it is to be kept; the costs that are its own
 --          settlement: the secret; the share of each maximum, in thousandths, that refunds
---          may give back in a window (0 = no refund, -1 = the charge may only rise); the
---          tokens, input tokens and output tokens used ("-1" = unknown)
+--          may give back in a window (0 = no refund, -1 = the charge may only rise, -2 = the
+--          order is undone); the tokens, input tokens and output tokens used ("-1" = unknown)
 -- returns  {now in ms, then of each in turn}
 --          order: 1 = admitted, 0 = refused, and what is used of each charge's counter; or
 --          2 = it repeats another, and of that: when it was in ms, the secret, what was used
@@ -157,7 +157,7 @@ local function set(counter, current, was, u)
   if not was and current.stop > last then last = current.stop end
 end
 
--- Corrects what one order took to what was used, once.
+-- Corrects what one order took to what was used, once, or undoes it.
 local counters, changed, changes = {}, {}, {}
 local function settle(key, reservation, at)
   local kept = call('GET', reservation)
@@ -189,6 +189,8 @@ local function settle(key, reservation, at)
       if back > 0 and still then set(refunds, current, refunded, back) end
     elseif share == -1 and actual < taken then
       actual = taken
+    elseif share == -2 then
+      actual = 0
     end
     local change = actual - taken
     if change > 0 or change < 0 and still then
@@ -202,7 +204,11 @@ local function settle(key, reservation, at)
   end
   if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
   if last > 0 then keep_until(key, last) end
-  call('SET', reservation, sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1), 'PX', SETTLED)
+  if share == -2 then
+    call('DEL', reservation)
+  else
+    call('SET', reservation, sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1), 'PX', SETTLED)
+  end
   return 1
 end
 

@@ -442,6 +442,8 @@ func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement 
 		s.RefundShare, s.OnlyRaise = random.Int64N(1001), false
 	case 2:
 		s.Secret = s.Secret[:len(s.Secret)/2]
+	case 3:
+		s.Void = true
 	}
 	return s
 }

@@ -138,6 +138,21 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	return f.decide(p, o, outcomeUnknown(err), err)
 }
 
+// Refuses implements quota.Foresight.
+func (f *Fallback) Refuses(o quota.Order) (t quota.Taken, known bool) {
+	p := f.part(o.Account)
+	if p.open.Load() {
+		return quota.Taken{}, false
+	}
+	if owed, first := p.ledger.before(o, f.now); owed != nil || first != nil {
+		return quota.Taken{}, false
+	}
+	if t, known = p.exhausted.refuse(o, f.options.Elapsed()); known {
+		f.remembered.Add(1)
+	}
+	return t, known
+}
+
 // remember notes what Redis refuses, and what it is given back.
 func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Taken, err error, asked time.Duration) {
 	switch {
@@ -231,7 +246,7 @@ func (f *Fallback) settle(ctx context.Context, p *part, s quota.Settlement) (quo
 	outcome, err := f.redis.Settle(ctx, s)
 	now := f.options.Elapsed()
 	f.options.Notices.called(CallSettle, now-began, err)
-	if s.RefundShare > 0 {
+	if s.RefundShare > 0 || s.Void {
 		p.exhausted.forget(s.Account, now)
 	} else {
 		p.exhausted.settle(s.Account, now)

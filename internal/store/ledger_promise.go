@@ -76,6 +76,11 @@ func (l *ledger) settle(st quota.Settlement, instances int64, at time.Time) (quo
 		l.correct(h, c, st, instances, now)
 	}
 	p.settled, p.expires = true, now.Add(settledKept).UnixMilli()
+	if st.Void {
+		delete(h.promises, st.Request)
+		s.kept--
+		l.kept.Add(-1)
+	}
 	l.owe(s, st.Account, h)
 	return quota.Settled, here
 }

@@ -8,6 +8,9 @@ const settlementKind = 0
 // onlyRaise stands where a settlement's share of refunds would.
 const onlyRaise = -1
 
+// void stands there where the order is undone.
+const void = -2
+
 // nothingKept stands where it would be said how long the reservations of a plan are kept.
 const nothingKept = -1
 
@@ -142,7 +145,10 @@ func appendOrder(args []any, names *keyNames, o *quota.Order) []any {
 
 func appendSettlement(args []any, names *keyNames, s *quota.Settlement) []any {
 	share := s.RefundShare
-	if share == 0 && s.OnlyRaise {
+	switch {
+	case s.Void:
+		share = void
+	case share == 0 && s.OnlyRaise:
 		share = onlyRaise
 	}
 	names.add(s.Account, countsKind, "")

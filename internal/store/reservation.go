@@ -190,8 +190,13 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	if len(counters) != len(before) {
 		m.put(s, hash, st.Account, counters)
 	}
+	s.changed = true
+	if st.Void {
+		m.forget(s, id)
+		return quota.Settled, nil
+	}
 	r.settled, r.expires = true, now.Add(settledKept).UnixMilli()
-	s.reservations[id], s.changed = r, true
+	s.reservations[id] = r
 	return quota.Settled, nil
 }
 
@@ -226,6 +231,8 @@ func (c reserved) correction(st quota.Settlement, refundable int64) (change, ref
 		actual = c.cost
 	}
 	switch {
+	case st.Void:
+		actual = 0
 	case st.RefundShare > 0:
 		refund = max(min(c.cost, refundable), 0)
 		actual = c.cost - refund
@@ -241,5 +248,5 @@ func share(most, thousandths int64) int64 {
 	if most == quota.NoMax {
 		return quota.MaxUsed
 	}
-	return most/1000*thousandths + most%1000*thousandths/1000
+	return quota.Share(most, thousandths)
 }

@@ -132,6 +132,37 @@ func TestRefusedIsNotKept(t *testing.T) {
 	})
 }
 
+// TestVoid: an order that is undone has never been: all it took is given back, requests too, in
+// windows that are open, nothing answers a repeat, and only who knows the secret undoes it, once.
+func TestVoid(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		void := func(request string) quota.Settlement {
+			s := settlement(request, 5)
+			s.Void, s.OnlyRaise = true, true
+			return s
+		}
+		for _, r := range []string{"stays", "r", "late"} {
+			take(t, counts, perMinuteAndDay(r))
+		}
+		forged := void("r")
+		forged.Secret = "forged"
+		wantOutcome(t, settle(t, counts, forged), quota.NotFound)
+		wantOutcome(t, settle(t, counts, void("r")), quota.Settled)
+		wantUnknown(t, counts, settle(t, counts, void("r")))
+		wantUnknown(t, counts, settle(t, counts, settlement("r", 50)))
+		used(t, counts, 2, 200, 200)
+		again := perMinuteAndDay("r")
+		again.Secret = "another"
+		if taken := take(t, counts, again); taken.Secret != "another" {
+			t.Errorf("secret %q: the order repeats one that has never been", taken.Secret)
+		}
+		used(t, counts, 3, 300, 300)
+		*now = now.Add(15 * time.Second) // another minute of the same day
+		wantOutcome(t, settle(t, counts, void("late")), quota.Settled)
+		used(t, counts, 0, 0, 200)
+	})
+}
+
 // TestSettleCorrects in both directions, once, and only who knows the secret.
 func TestSettleCorrects(t *testing.T) {
 	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {

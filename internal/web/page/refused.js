@@ -12,6 +12,10 @@ const kinds = [
     help: ["The request asks for more than the whole limit, so trying it again never helps.", "Lower max_tokens, or send the input in smaller parts.", "A higher tier has a larger limit."],
   },
   {
+    heading: "Capacity", is: (r) => r.limit === "capacity",
+    help: ["All keys together use as much of this resource as there is, and requests of a higher priority go first. Your own limits are not charged.", "Wait for as long as Retry-After says, then try again; wait longer after each failure, with some randomness."],
+  },
+  {
     heading: "Limits of 0", is: (r) => r.fits_at === null,
     help: ["The key's tier leaves no room for this at all, so trying it again never helps.", "A higher tier may."],
   },
@@ -46,7 +50,8 @@ function when({ last, count, since }) {
   return `${number(count)} × ${times.both(since)}${since === last.at ? "" : `–${times.clock(last.at)}`}`;
 }
 
-function fits({ at, max, fits_at: seconds }) {
+function fits({ at, limit, max, fits_at: seconds }) {
+  if (seconds === null && limit === "capacity") return "Never";
   if (seconds === null) return `Never: the whole limit is ${number(max)}`;
   return `${times.both(seconds)}, ${wait(seconds - at)} later`;
 }
@@ -58,7 +63,7 @@ function refusalTable(refusals) {
     ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"],
     runs(refusals).map((run) => [
       when(run), run.last.resource, `${title(run.last.limit)} (${run.last.status})`,
-      run.last.status === 413 ? "–" : `${number(run.last.used)} of ${number(run.last.max)}`, // of a 413 it is not known
+      run.last.status === 413 || run.last.limit === "capacity" ? "–" : `${number(run.last.used)} of ${number(run.last.max)}`, // of a 413 it is not known
       run.least === run.most ? number(run.least) : `${number(run.least)} to ${number(run.most)}`, fits(run.last),
     ]));
 }

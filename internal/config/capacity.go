@@ -1,0 +1,56 @@
+package config
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// pools checks what the backend can take of each resource.
+func (c *checker) pools(sections map[string]poolSection, resources []quota.Resource) map[string]*quota.Pool {
+	pools := map[string]*quota.Pool{}
+	for _, n := range sortedKeys(sections) {
+		at, s := "capacity."+n, sections[n]
+		if !known(resources, n) {
+			c.fault(at, "unknown resource %q: add it to resources", n)
+		}
+		if len(s.Limits) == 0 {
+			c.fault(at+".limits", "empty: want the most that the backend takes in a window")
+		}
+		var limits []quota.Limit
+		for i, w := range s.Limits {
+			at := fmt.Sprintf("%s.limits[%d]", at, i)
+			l, ok := limit(c.fault, at, limitSection{Metric: w.Metric, Per: w.Per, Max: w.Max}, nil)
+			for _, other := range limits {
+				if ok && l.Metric == other.Metric && l.Window == other.Window {
+					c.fault(at, "a second limit %s: remove one of them", l.Name())
+				}
+			}
+			if ok {
+				limits = append(limits, l)
+			}
+		}
+		pools[n] = quota.NewPool(n, limits, c.shares(at+".shares", s.Shares))
+	}
+	return pools
+}
+
+// shares checks how much of a pool each priority may use.
+func (c *checker) shares(at string, s sharesSection) quota.Shares {
+	shares := quota.UsualShares()
+	written := map[quota.Priority]*float64{quota.Low: s.Low, quota.Normal: s.Normal, quota.High: s.High, quota.Critical: s.Critical}
+	for _, p := range quota.Priorities() {
+		if share := written[p]; share != nil {
+			shares[p] = int64(math.Round(quota.Whole * c.share(at+"."+p.String(), *share)))
+		}
+		if lower := p - 1; lower >= quota.Low && shares[lower] <= quota.Whole && shares[p] < shares[lower] {
+			c.fault(at, "%v for %s is less than %v for %s: the lower priority is to be shed first, so raise the first or lower the second",
+				part(shares[p]), p, part(shares[lower]), lower)
+		}
+	}
+	return shares
+}
+
+// part is a share as it is written.
+func part(thousandths int64) float64 { return float64(thousandths) / quota.Whole }

@@ -1,0 +1,169 @@
+package quota
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// A Pool is what the backend can take of one resource in a window, from all keys together.
+// Requests of a priority may use it up to their share: so the low are shed first, and for the
+// critical there is room last.
+type Pool struct {
+	account  string
+	charges  map[Priority][]Charge // without costs
+	onTokens bool                  // whether a limit is on tokens, so that a settlement changes what is used
+}
+
+// Whole is a share of all there is, in thousandths.
+const Whole = 1000
+
+// Shares say how much of a pool the requests of each priority may use, in thousandths of it.
+type Shares map[Priority]int64
+
+// UsualShares are those of a pool for which nothing else is said.
+func UsualShares() Shares {
+	return Shares{Low: Whole / 2, Normal: 3 * Whole / 4, High: 9 * Whole / 10, Critical: Whole}
+}
+
+// NewPool returns the pool of a resource. Its limits count that resource's requests, whatever
+// their key and priority.
+func NewPool(resource string, limits []Limit, shares Shares) *Pool {
+	// No key has such an ID.
+	p := &Pool{account: "capacity:" + resource, charges: map[Priority][]Charge{}}
+	for _, l := range limits {
+		p.onTokens = p.onTokens || l.Metric != Requests
+		counter := l.Metric.String() + "/" + l.Window.String()
+		for _, priority := range Priorities() {
+			share := Limit{Metric: l.Metric, Window: l.Window, Max: Share(l.Max, shares[priority]), Resource: resource, Priority: priority, Pooled: true}
+			p.charges[priority] = append(p.charges[priority], Charge{Limit: share, Counter: counter})
+		}
+	}
+	return p
+}
+
+// Share returns so many thousandths of a maximum, rounded down.
+func Share(most, thousandths int64) int64 {
+	return most/Whole*thousandths + most%Whole*thousandths/Whole
+}
+
+// settles reports whether a settlement changes what is used of the pool; of none it does not.
+func (p *Pool) settles() bool { return p != nil && p.onTokens }
+
+// price returns what a request takes of the pool. One that asks for more than there is for its
+// priority takes all of that: it passes where nobody else uses the pool.
+func (p *Pool) price(r Request) []Charge {
+	charges := slices.Clone(p.charges[r.Priority])
+	for i := range charges {
+		c := &charges[i]
+		c.price(r)
+		c.Declared = 0
+		if c.Limit.Max > 0 {
+			c.Cost = min(c.Cost, c.Limit.Max)
+		}
+	}
+	return charges
+}
+
+// order asks for what a request takes of the pool, under a name that follows from that of the
+// key's own order.
+func (p *Pool) order(r Request, own Order) Order {
+	return Order{
+		Account: p.account, Charges: p.price(r), Request: pooled(own.Account, own.Request, own.Secret), Secret: own.Secret,
+		Keep: own.Keep, OnFailure: own.OnFailure,
+	}
+}
+
+// pooled names in a pool the order of a request of an account.
+func pooled(account, request, secret string) string {
+	if request == "" || request == secret {
+		return secret // nobody repeats it
+	}
+	return account + "/" + request
+}
+
+// A Foresight is a Counts that may know, without asking anybody, that it would refuse.
+type Foresight interface {
+	// Refuses returns what Take is certain to answer to an order that it refuses; known is
+	// false where it may admit it.
+	Refuses(o Order) (t Taken, known bool)
+}
+
+// decidePooled charges a request to the pool of its resource, and then to its key. What the key
+// refuses the pool gets back. So neither ever has more than fits, and who is shed pays nothing;
+// for a moment a pool can have what is given back then.
+func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now time.Time) (Decision, error) {
+	if f, ok := l.counts.(Foresight); ok && !r.Credit {
+		if taken, known := f.Refuses(own); known {
+			return decide(own.Charges, taken), nil
+		}
+	}
+	share := r.Pool.order(r, own)
+	taken, err := l.take(ctx, share)
+	switch {
+	case err != nil:
+		return unanswered(own.Charges, now), err
+	case !taken.Admitted:
+		return l.shed(ctx, r, own.Charges, share.Charges, taken, now)
+	}
+	d, err := l.charge(ctx, own, now)
+	if !d.Admitted && share.Kept() {
+		// By the secret of this order: what another one took, which it repeats, stays. Where
+		// that fails the pool has less to give until its window ends.
+		back := Settlement{Account: share.Account, Request: share.Request, Secret: share.Secret, Void: true}
+		_, _ = l.counts.Settle(context.WithoutCancel(ctx), back)
+	}
+	d.Degraded = d.Degraded || taken.Degraded
+	return d, err
+}
+
+// shed refuses a request for which its pool has no room. What is said of the key's limits is how
+// they are.
+func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, pool Taken, now time.Time) (Decision, error) {
+	looking := r
+	looking.Pool = nil
+	taken, err := l.look(ctx, looking, own)
+	if err != nil {
+		return unanswered(own, now), err
+	}
+	taken.Admitted, taken.Degraded = false, taken.Degraded || pool.Degraded
+	taken.Used = append(taken.Used, pool.Used...)
+	return decideAll(append(slices.Clip(own), shared...), taken), nil
+}
+
+// decideAll is decide where the last charges may be those of a pool. These can refuse, but are
+// none of the key's limits.
+func decideAll(charges []Charge, taken Taken) Decision {
+	d := decide(charges, taken)
+	if n := slices.IndexFunc(charges, func(c Charge) bool { return c.Limit.Pooled }); n >= 0 {
+		d.charges, d.used = charges[:n], taken.Used[:n]
+	}
+	return d
+}
+
+// lookPooled is look for charges of which the last are those of the request's pool.
+func (l *Limiter) lookPooled(ctx context.Context, r Request, asked []Charge) (Taken, error) {
+	n := len(asked) - len(r.Pool.charges[r.Priority])
+	own, shared := r, r
+	own.Pool, shared.Pool, shared.Account = nil, nil, r.Pool.account
+	taken, err := l.look(ctx, own, asked[:n])
+	if err != nil {
+		return Taken{}, err
+	}
+	pool, err := l.look(ctx, shared, asked[n:])
+	if err != nil {
+		return Taken{}, err
+	}
+	taken.Used = append(taken.Used, pool.Used...)
+	taken.Admitted, taken.Degraded = taken.Admitted && pool.Admitted, taken.Degraded || pool.Degraded
+	return taken, nil
+}
+
+// settlePooled corrects what a request took of the pool of its resource, as its key's limits
+// were. Nothing is given back of an answer that failed: the backend had the work.
+func (l *Limiter) settlePooled(ctx context.Context, s Settlement) error {
+	s.Account, s.Request = s.Pool.account, pooled(s.Account, s.Request, s.Secret)
+	s.Pool, s.RefundShare = nil, 0
+	_, err := l.counts.Settle(ctx, s)
+	return err //nolint:wrapcheck // by the caller
+}

@@ -1,0 +1,202 @@
+package quota_test
+
+import (
+	"crypto/rand"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// newPooled returns a limiter, and a request of a tier with 10 requests per minute for which a
+// pool has 20 requests and 1,000 tokens per minute.
+func newPooled() (*quota.Limiter, quota.Request) {
+	limiter, r := newLimiter()
+	r.Pool = quota.NewPool("chat", []quota.Limit{
+		{Metric: quota.Requests, Window: quota.Minute, Max: 20}, {Metric: quota.Tokens, Window: quota.Minute, Max: 1000},
+	}, quota.UsualShares())
+	r.Secret, r.Keep = rand.Text, time.Hour
+	return limiter, r
+}
+
+// TestPoolShedsTheLowFirst: each priority may use the pool of all keys up to its share, and
+// whoever is shed pays nothing.
+func TestPoolShedsTheLowFirst(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Tier = quota.NewPlan(quota.Tier{Name: "large", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 100}}}, quota.ByKey, nil)
+	admitted := 0
+	for _, c := range []struct {
+		priority quota.Priority
+		upTo     int
+	}{{quota.Low, 10}, {quota.Normal, 15}, {quota.Low, 15}, {quota.High, 18}, {quota.Critical, 20}, {quota.Normal, 20}} {
+		r.Priority, r.Account = c.priority, "key-"+c.priority.String()
+		before := quota.Decision{}
+		for range 25 {
+			d := decide(t, limiter, r)
+			if d.Admitted {
+				admitted, before = admitted+1, d
+				continue
+			}
+			if d.RefusedBy.Name() != "capacity" || d.Wait != 30*time.Second || d.Reset.Unix() != noon.Add(30*time.Second).Unix() || d.Never() {
+				t.Errorf("%s: refused by %s for %s: want capacity, to the end of the minute", c.priority, d.RefusedBy.Name(), d.Wait)
+			}
+			if d.Shown.Max != 100 || (before.Admitted && d.Used != before.Used) {
+				t.Errorf("%s: %d of %d are used of the key's limit: want what it was before, %d of 100", c.priority, d.Used, d.Shown.Max, before.Used)
+			}
+			for s := range d.Limits {
+				if s.Limit.Pooled {
+					t.Errorf("%s: the pool is told of as a limit of the key", c.priority)
+				}
+			}
+		}
+		if admitted != c.upTo {
+			t.Errorf("%d requests have passed when those of priority %s are shed: want %d", admitted, c.priority, c.upTo)
+		}
+	}
+}
+
+// TestPoolGetsBack what a key's own limits refuse.
+func TestPoolGetsBack(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Priority = quota.Critical
+	for i := range 30 {
+		r.ID = "r" + strconv.Itoa(i)
+		if d := decide(t, limiter, r); d.Admitted != (i < 10) || (!d.Admitted && d.RefusedBy.Name() != "requests_per_minute") {
+			t.Errorf("request %d of 10: admitted %t, refused by %s", i, d.Admitted, d.RefusedBy.Name())
+		}
+	}
+	r.Account = "b"
+	for i := range 10 {
+		r.ID = "s" + strconv.Itoa(i)
+		if d := decide(t, limiter, r); !d.Admitted {
+			t.Errorf("request %d of another key is refused by %s: what was refused is still in the pool", i, d.RefusedBy.Name())
+		}
+	}
+}
+
+// TestPoolKnowsRepeats: a call that is repeated is charged to the pool once, and to another
+// key's request of the same ID anew.
+func TestPoolKnowsRepeats(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.ID, r.Priority = "r", quota.Critical
+	for range 30 {
+		if d := decide(t, limiter, r); !d.Admitted || d.Used != 1 {
+			t.Fatalf("a repeat: %+v", d)
+		}
+	}
+	for i := range 20 {
+		r.Account = "other" + strconv.Itoa(i)
+		if d := decide(t, limiter, r); d.Admitted != (i < 19) {
+			t.Errorf("key %d: admitted %t: want 20 in all", i, d.Admitted)
+		}
+	}
+}
+
+// TestPoolIsSettled: what a request has really used is what it takes of the pool, once, also
+// where its key has no limit on tokens.
+func TestPoolIsSettled(t *testing.T) {
+	t.Parallel()
+	for _, tier := range []quota.Tier{
+		{Name: "unlimited", Unlimited: true},
+		{Name: "tokens", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 100}, {Metric: quota.Tokens, Window: quota.Minute, Max: 100_000}}},
+	} {
+		limiter, r := newPooled()
+		r.Tier, r.Priority, r.Estimate = quota.NewPlan(tier, quota.ByKey, nil), quota.Critical, quota.Cost{Tokens: 900}
+		first := decide(t, limiter, r)
+		if !first.Admitted || first.Reservation == "" {
+			t.Fatalf("%s: %+v: want a reservation", tier.Name, first)
+		}
+		if d := decide(t, limiter, r); d.Admitted || d.RefusedBy.Name() != "capacity" {
+			t.Errorf("%s: a second estimate of 900 of 1,000: admitted %t", tier.Name, d.Admitted)
+		}
+		s := quota.Settlement{Account: r.Account, Request: first.Reservation, Secret: first.Secret, Pool: r.Pool, Used: quota.Cost{Requests: 1, Tokens: 100}}
+		for _, want := range []quota.Outcome{quota.Settled, quota.Duplicate} {
+			if outcome, err := limiter.Settle(t.Context(), s); err != nil || outcome != want {
+				t.Errorf("%s: %s, %v: want %s", tier.Name, outcome, err, want)
+			}
+		}
+		if d := decide(t, limiter, r); !d.Admitted {
+			t.Errorf("%s: 100 of 1,000 are used, and 900 are refused by %s", tier.Name, d.RefusedBy.Name())
+		}
+		if d := decide(t, limiter, r); d.Admitted {
+			t.Errorf("%s: all of the pool is used, and more is admitted", tier.Name)
+		}
+	}
+}
+
+// TestPoolIsNotRefunded: what failed in the end was work for the backend too.
+func TestPoolIsNotRefunded(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Priority, r.Cost.Tokens = quota.Critical, 900
+	d := decide(t, limiter, r)
+	s := quota.Settlement{Account: r.Account, Request: d.Reservation, Secret: d.Secret, Pool: r.Pool, Used: quota.Cost{Requests: 1, Tokens: 200}, RefundShare: 1000}
+	if outcome, err := limiter.Settle(t.Context(), s); err != nil || outcome != quota.Settled {
+		t.Fatalf("%s, %v", outcome, err)
+	}
+	if d := decide(t, limiter, r); d.Admitted || d.RefusedBy.Name() != "capacity" {
+		t.Errorf("900 where 200 of 1,000 are used: %+v", d)
+	}
+	r.Cost.Tokens = 800
+	if d := decide(t, limiter, r); !d.Admitted || used(d)["tokens_per_minute"] != 800 {
+		t.Errorf("800 there, of a key that got all back: %+v", d)
+	}
+}
+
+// TestPoolHasRoomForOne: a request that takes more than the share of its priority passes where
+// nobody else uses the pool, and only there; a share of nothing admits nobody.
+func TestPoolHasRoomForOne(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	tier := quota.Tier{Name: "large", Limits: []quota.Limit{
+		{Metric: quota.Requests, Window: quota.Minute, Max: 100}, {Metric: quota.Tokens, Window: quota.Minute, Max: 100_000},
+	}}
+	r.Tier, r.Cost.Tokens = quota.NewPlan(tier, quota.ByKey, nil), 600
+	if d := decide(t, limiter, r); !d.Admitted {
+		t.Errorf("the only request is refused by %s", d.RefusedBy.Name())
+	}
+	if d := decide(t, limiter, r); d.Admitted || d.TooLarge || d.Never() {
+		t.Errorf("the second: %+v: want a wait", d)
+	}
+	r.Pool = quota.NewPool("images", []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 20}}, quota.Shares{quota.High: 1000})
+	if d := decide(t, limiter, r); d.Admitted || !d.Never() {
+		t.Errorf("a share of 0: %+v", d)
+	}
+}
+
+// TestPoolIsLookedAt: a look and a preview say what a decision would, and take nothing of the
+// pool.
+func TestPoolIsLookedAt(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	for i := range 12 {
+		l, err := limiter.Look(t.Context(), r, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := limiter.Preview(t.Context(), r, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Account = "key" + strconv.Itoa(i)
+		d := decide(t, limiter, r)
+		if d.Admitted != (i < 10) || l.Admitted != d.Admitted || p.Decision.Admitted != d.Admitted || p.Decision.Reset != d.Reset || p.Decision.RefusedBy != d.RefusedBy || l.RefusedBy != d.RefusedBy {
+			t.Errorf("request %d: %+v, a look says %+v, a preview %+v", i, d, l, p.Decision)
+		}
+		last := p.Demands[len(p.Demands)-2]
+		if !last.Limit.Pooled || last.Used != int64(min(i, 10)) || last.Asks != 1 || last.Refuses == d.Admitted {
+			t.Errorf("request %d: what it asks of the pool is said to be %+v", i, last)
+		}
+	}
+	r.Credit = true
+	if d := decide(t, limiter, r); !d.Admitted {
+		t.Errorf("giving back: %+v", d)
+	}
+	if l, err := limiter.Look(t.Context(), quota.Request{Account: "b", Tier: r.Tier, Pool: r.Pool, Resource: r.Resource, Priority: quota.Low, Cost: quota.Cost{Requests: 1}}, noon); err != nil || !l.Admitted {
+		t.Errorf("there is room again for what was given back: %+v, %v", l, err)
+	}
+}
