@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/web"
 )
 
@@ -125,7 +126,11 @@ func printRefusals(w io.Writer, s web.RefusalsView) {
 		if r.FitsAt != nil {
 			fits = timeText(time.Unix(*r.FitsAt, 0), "")
 		}
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%s\n", timeText(time.Unix(r.At, 0), ""), r.Status, r.Resource, r.Limit, r.Used, r.Max, r.Asked, fits)
+		numbers := fmt.Sprintf("%d\t%d\t%d", r.Used, r.Max, r.Asked)
+		if r.Limit == quota.CapacityName { // of a pool they are not kept
+			numbers = "-\t-\t-"
+		}
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%s\n", timeText(time.Unix(r.At, 0), ""), r.Status, r.Resource, r.Limit, numbers, fits)
 	}
 	_ = table.Flush() // as with any printing
 }

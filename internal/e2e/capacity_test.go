@@ -2,9 +2,13 @@ package e2e
 
 import (
 	"net/http"
+	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/chromedp/chromedp"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -108,4 +112,43 @@ func TestCapacityOfTokens(t *testing.T) {
 			t.Errorf("%d of 5 have passed, one after the other, which used 50 of 1,000 each", passed)
 		}
 	})
+}
+
+// TestCapacityOnThePage: the holder of a key sees what was shed and what helps, and nothing of
+// how large the pool is.
+func TestCapacityOnThePage(t *testing.T) {
+	t.Parallel()
+	config, _ := ownConfig(t)
+	merge(t, config, `capacity:
+  chat: {limits: [{metric: tokens, per: month, max: 9000}]}
+  images: {limits: [{metric: requests, per: month, max: 100}], shares: {low: 0}}`)
+	s := up(t, devstack.Options{Config: config})
+	b := browse(t)
+	b.do("open the dashboard", chromedp.Navigate("http://"+s.API+"/dashboard"), chromedp.WaitVisible("input[name=key]"))
+	b.signIn(s, "sk-demo-free")
+	for i, want := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		r := do(t, s, call{key: "sk-demo-free", body: `{"max_tokens": 6000}`, header: http.Header{"X-Mock-Usage": {"2000,4000"}}})
+		if r.StatusCode != want {
+			t.Fatalf("request %d: %s: %s", i, r.Status, r.body)
+		}
+	}
+	rows := func() string {
+		return evaluate[string](b, `[...document.querySelectorAll("#refusals tbody tr")].map((r) => [...r.cells].slice(1).map((c) => c.innerText).join("|")).join("\n")`)
+	}
+	b.view("refused")
+	b.awaitText("#advice", "All keys together use as much of this resource as there is")
+	if got := rows(); !regexp.MustCompile(`^chat\|Capacity \(429\)\|–\|–\|.* later$`).MatchString(got) {
+		t.Errorf("what was shed is listed as\n%s", got)
+	}
+	if r := do(t, s, call{key: "sk-demo-free", path: "/v1/images/generations"}); r.StatusCode != http.StatusTooManyRequests || r.Header.Get("X-Should-Retry") != "false" {
+		t.Errorf("of a share of 0: %s, %v", r.Status, r.Header)
+	}
+	b.awaitText("#advice", "The key's tier leaves no room for this at all")
+	if got := rows(); !strings.HasPrefix(got, "images|Capacity (429)|–|–|Never\n") {
+		t.Errorf("what a share of 0 shed is listed as\n%s", got)
+	}
+	out, err := tiergate(t, "usage", "key_demo_free", "--refused", "--server", "http://"+s.Options.Operator, "--token-file", s.AdminTokenFile())
+	if err != nil || strings.Count(out, "capacity  -     -    -  ") != 2 {
+		t.Errorf("on the command line: %v:\n%s", err, out)
+	}
 }

@@ -120,8 +120,10 @@ func (a *gathered) refuse(d *Decided, how *quota.Decision) {
 	n := refusal{
 		at: d.At, resource: d.Resource, limit: how.RefusedBy, used: how.RefusedUsed, asked: how.Asked, wait: how.Wait, tooLarge: how.TooLarge,
 	}
-	if n.limit.Pooled { // how large a pool is, and what others use of it, is not for the key's holder
-		n.limit.Max, n.used = 0, 0
+	if n.limit.Pooled {
+		// How large a pool is, and what others use of it, is not for the key's holder; what was
+		// asked is cut to the share of the priority, and would tell.
+		n.limit.Max, n.used, n.asked = 0, 0, 0
 	}
 	if n.tooLarge {
 		n.asked = how.Declared

@@ -181,6 +181,11 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	closed.TooLarge, closed.Asked, closed.RefusedBy = false, 1, quota.Limit{Metric: quota.Requests, Window: quota.Day}
 	d.Reason = "requests_per_day"
 	r.Decided(d, &closed)
+	shed := *how
+	shed.TooLarge, shed.RefusedUsed, shed.Asked = false, 700, 500
+	shed.RefusedBy = quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 500, Resource: "chat", Priority: quota.Low, Pooled: true}
+	d.Reason = quota.CapacityName
+	r.Decided(d, &shed)
 	d.Reason = usage.Forbidden
 	r.Decided(d, how)
 	d.Reason, how = usage.Failed, nil
@@ -189,11 +194,12 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	want := []usage.Refusal{
 		{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true},
 		{At: d.At, Resource: "chat", Limit: "requests_per_day", Asked: 1}, // never fits
+		{At: d.At, Resource: "chat", Limit: "capacity", Wait: time.Minute}, // what it asked is cut to the share, and would tell of that
 	}
 	if !reflect.DeepEqual(k.Refusals, want) {
 		t.Errorf("refusals %+v, want %+v", k.Refusals, want)
 	}
-	if refused := k.Totals().Refused; len(refused) != 4 || k.Totals().Admitted != 0 {
+	if refused := k.Totals().Refused; len(refused) != 5 || k.Totals().Admitted != 0 {
 		t.Errorf("refused %v, want one of each", refused)
 	}
 	r.Settled(usage.Settled{Account: "k", At: d.At, Input: -1, Output: 5})

@@ -85,7 +85,7 @@ type Refusal struct {
 	At       time.Time     `json:"at"`
 	Resource string        `json:"resource"`
 	Limit    string        `json:"limit"`     // the name of the limit that refused
-	Used     int64         `json:"used"`      // of it, at that time
+	Used     int64         `json:"used"`      // of it, at that time; of a pool's 0, as the next two
 	Max      int64         `json:"max"`       // of the limit
 	Asked    int64         `json:"asked"`     // what did not fit any more
 	Wait     time.Duration `json:"wait"`      // nanoseconds until it would have fitted; 0: never

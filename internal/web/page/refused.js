@@ -12,12 +12,12 @@ const kinds = [
     help: ["The request asks for more than the whole limit, so trying it again never helps.", "Lower max_tokens, or send the input in smaller parts.", "A higher tier has a larger limit."],
   },
   {
-    heading: "Capacity", is: (r) => r.limit === "capacity",
-    help: ["All keys together use as much of this resource as there is, and requests of a higher priority go first. Your own limits are not charged.", "Wait for as long as Retry-After says, then try again; wait longer after each failure, with some randomness."],
-  },
-  {
     heading: "Limits of 0", is: (r) => r.fits_at === null,
     help: ["The key's tier leaves no room for this at all, so trying it again never helps.", "A higher tier may."],
+  },
+  {
+    heading: "Capacity", is: (r) => r.limit === "capacity",
+    help: ["All keys together use as much of this resource as there is, and requests of a higher priority go first. Your own limits are not charged.", "Wait for as long as Retry-After says, then try again; wait longer after each failure, with some randomness."],
   },
   {
     heading: "Limits per day and longer", is: (r) => /_per_(day|week|month|\d+h.*)$/.test(r.limit),
@@ -50,6 +50,17 @@ function when({ last, count, since }) {
   return `${number(count)} × ${times.both(since)}${since === last.at ? "" : `–${times.clock(last.at)}`}`;
 }
 
+/** used says what was used of the limit: of a 413 it is not known, of a pool not told. */
+function used({ status, limit, used: n, max }) {
+  return status === 413 || limit === "capacity" ? "–" : `${number(n)} of ${number(max)}`;
+}
+
+/** asked says what did not fit; of a pool that is not told. */
+function asked({ last, least, most }) {
+  if (last.limit === "capacity") return "–";
+  return least === most ? number(least) : `${number(least)} to ${number(most)}`;
+}
+
 function fits({ at, limit, max, fits_at: seconds }) {
   if (seconds === null && limit === "capacity") return "Never";
   if (seconds === null) return `Never: the whole limit is ${number(max)}`;
@@ -61,11 +72,7 @@ function refusalTable(refusals) {
   const latest = refusals.length === 1 ? "The latest request" : `The latest ${number(refusals.length)} requests`;
   return tableOf(`${latest} answered with 429 or 413. Those of the same limit and resource within a minute are one row. Times in ${times.zone()}.`,
     ["Time", "Resource", "Limit", "Used then", "Asked for", "Fits"],
-    runs(refusals).map((run) => [
-      when(run), run.last.resource, `${title(run.last.limit)} (${run.last.status})`,
-      run.last.status === 413 || run.last.limit === "capacity" ? "–" : `${number(run.last.used)} of ${number(run.last.max)}`, // of a 413 it is not known
-      run.least === run.most ? number(run.least) : `${number(run.least)} to ${number(run.most)}`, fits(run.last),
-    ]));
+    runs(refusals).map((run) => [when(run), run.last.resource, `${title(run.last.limit)} (${run.last.status})`, used(run.last), asked(run), fits(run.last)]));
 }
 
 /**
