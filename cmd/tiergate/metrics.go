@@ -36,6 +36,7 @@ type metrics struct {
 	demoKeysInUse prometheus.Gauge
 	settlements   *prometheus.CounterVec
 	accuracy      *prometheus.HistogramVec
+	capacity      *capacityGauges
 }
 
 // The metrics that a pulse reads too.
@@ -87,6 +88,7 @@ func newMetrics() *metrics {
 		demoKeysInUse: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tiergate_demo_keys_allowed", Help: "1 if the public demo keys work.",
 		}),
+		capacity: newCapacityGauges(time.Now),
 	}
 	m.addSettlements()
 	for _, reason := range []string{"timeout", "canceled", "other"} {
@@ -106,7 +108,7 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(
 		m.decisions, m.decisionTime, m.misnamed, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
-		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy,
+		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy, m.capacity,
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.GoRuntimeMetricsRule{Matcher: pauses})), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
@@ -176,6 +178,7 @@ func newObserver(m *metrics, u *usage.Recorder, log *slog.Logger) observer {
 func (o observer) Judged(ctx context.Context, v envoyapi.Verdict, took time.Duration) {
 	o.metrics.decisionTime.Observe(took.Seconds())
 	o.metrics.decisions.of(decisionLabels{v.Outcome, v.Code(), v.Label(), v.Tier, v.Resource, v.Priority}).Inc()
+	o.metrics.capacity.note(&v.Decision)
 	o.count(&v)
 	if v.Misnamed != "" {
 		o.misnames(ctx, &v)

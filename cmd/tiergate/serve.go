@@ -109,6 +109,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s.directory = newDirectory(c.Reload, s.metrics, log)
 	instance := newInstanceID()
 	s.noteFailing(c.Reload.Plans)
+	s.metrics.capacity.use(c.Reload.Pools)
 	var err error
 	w := watcher{instance, s.metrics, log}
 	if s.stores, err = openStores(c.Start.Store, c.Reload.Redis, s.directory.notices(), newSnapshotNotices(s.metrics, log), w); err != nil {

@@ -13,6 +13,7 @@ func (s *server) use(c config.Reload) {
 		s.stores.useAccess(c.Redis)
 	}
 	s.noteFailing(c.Plans)
+	s.metrics.capacity.use(c.Pools)
 	s.directory.use(c)
 	s.gate.Use(s.settings(c))
 	s.customers.Use(s.accounts(c))

@@ -71,6 +71,12 @@ func TestCapacity(t *testing.T) {
 				if r := do(t, s, call{key: "sk-demo-free", path: "/v1/images/generations"}); r.StatusCode != http.StatusOK {
 					t.Errorf("another resource: %s", r.Status)
 				}
+				if n := metric(t, s, "tiergate_capacity_used", `resource="chat"`, `metric="requests"`, `per="minute"`); n != 20 {
+					t.Errorf("%v of the pool are said to be used: want 20", n)
+				}
+				if n := metric(t, s, "tiergate_capacity_limit", `resource="chat"`, `priority="3"`); n != 18 {
+					t.Errorf("%v of the pool are said to be for high: want 18", n)
+				}
 				if n := metric(t, s, "tiergate_decisions_total", `limit="capacity"`, `priority="1"`, `tier="basic"`); n != 6 {
 					t.Errorf("%v of a low priority were shed: want 6", n)
 				}

@@ -220,7 +220,9 @@ func TestSymlinkSwap(t *testing.T) {
 // and has no label value that a client chose.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	s := up(t, devstack.Options{Store: "redis"})
+	config, _ := ownConfig(t)
+	merge(t, config, "capacity: {audio: {limits: [{metric: requests, per: minute, max: 100}]}}")
+	s := up(t, devstack.Options{Store: "redis", Config: config})
 	freshMinute(t, 10*time.Second)
 	for range 12 {
 		do(t, s, call{key: "sk-demo-free", path: "/v1/images/generations"})

@@ -42,6 +42,17 @@ func NewPool(resource string, limits []Limit, shares Shares) *Pool {
 	return p
 }
 
+// Limits returns the limits of each priority.
+func (p *Pool) Limits() []Limit {
+	var limits []Limit
+	for _, priority := range Priorities() {
+		for _, c := range p.charges[priority] {
+			limits = append(limits, c.Limit)
+		}
+	}
+	return limits
+}
+
 // Share returns so many thousandths of a maximum, rounded down.
 func Share(most, thousandths int64) int64 {
 	return most/Whole*thousandths + most%Whole*thousandths/Whole
@@ -107,7 +118,9 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 		return l.shed(ctx, r, own.Charges, share.Charges, taken, now)
 	}
 	d, err := l.charge(ctx, own, now)
-	if !d.Admitted && share.Kept() {
+	if d.Admitted {
+		d.pooled, d.usedPooled = share.Charges, taken.Used
+	} else if share.Kept() {
 		// By the secret of this order: what another one took, which it repeats, stays. Where
 		// that fails the pool has less to give until its window ends.
 		back := Settlement{Account: share.Account, Request: share.Request, Secret: share.Secret, Void: true}
@@ -136,7 +149,7 @@ func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, poo
 func decideAll(charges []Charge, taken Taken) Decision {
 	d := decide(charges, taken)
 	if n := slices.IndexFunc(charges, func(c Charge) bool { return c.Limit.Pooled }); n >= 0 {
-		d.charges, d.used = charges[:n], taken.Used[:n]
+		d.charges, d.used, d.pooled, d.usedPooled = charges[:n], taken.Used[:n], charges[n:], taken.Used[n:]
 	}
 	return d
 }

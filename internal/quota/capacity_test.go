@@ -37,6 +37,11 @@ func TestPoolShedsTheLowFirst(t *testing.T) {
 			d := decide(t, limiter, r)
 			if d.Admitted {
 				admitted, before = admitted+1, d
+			}
+			if got := ofPool(d); got[quota.Requests] != int64(admitted) {
+				t.Errorf("%s: %v are said to be used of the pool: want %d requests", c.priority, got, admitted)
+			}
+			if d.Admitted {
 				continue
 			}
 			if d.RefusedBy.Name() != "capacity" || d.Wait != 30*time.Second || d.Reset.Unix() != noon.Add(30*time.Second).Unix() || d.Never() {
@@ -57,6 +62,15 @@ func TestPoolShedsTheLowFirst(t *testing.T) {
 	}
 }
 
+// ofPool is what a decision says is used of its pool.
+func ofPool(d quota.Decision) map[quota.Metric]int64 {
+	used := map[quota.Metric]int64{}
+	for s := range d.Pooled {
+		used[s.Limit.Metric] = s.Used
+	}
+	return used
+}
+
 // TestPoolGetsBack what a key's own limits refuse.
 func TestPoolGetsBack(t *testing.T) {
 	t.Parallel()
@@ -66,6 +80,8 @@ func TestPoolGetsBack(t *testing.T) {
 		r.ID = "r" + strconv.Itoa(i)
 		if d := decide(t, limiter, r); d.Admitted != (i < 10) || (!d.Admitted && d.RefusedBy.Name() != "requests_per_minute") {
 			t.Errorf("request %d of 10: admitted %t, refused by %s", i, d.Admitted, d.RefusedBy.Name())
+		} else if n := len(ofPool(d)); (n > 0) != d.Admitted {
+			t.Errorf("request %d of 10: what is given back is said to be used", i)
 		}
 	}
 	r.Account = "b"

@@ -46,6 +46,9 @@ type Decision struct {
 
 	charges []Charge
 	used    []int64
+
+	pooled     []Charge // of the resource's pool, likewise; see Pooled
+	usedPooled []int64
 }
 
 // Limits yields each limit that applies to the request, and what is used of it.
@@ -62,6 +65,17 @@ func (d Decision) Limits(yield func(s State) bool) {
 func (d *Decision) Counted(yield func(l *Limit, used int64) bool) {
 	for i := range d.charges {
 		if !yield(&d.charges[i].Limit, d.used[i]) {
+			return
+		}
+	}
+}
+
+// Pooled yields each limit of the resource's pool, for the request's priority, and what all
+// keys together use of it; nothing where there is no pool, or where what the request took of it
+// was given back.
+func (d *Decision) Pooled(yield func(s State) bool) {
+	for i, c := range d.pooled {
+		if !yield(stateOf(c, d.usedPooled[i], d.Now)) {
 			return
 		}
 	}

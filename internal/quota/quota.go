@@ -8,7 +8,8 @@
 //
 //	Body    ──▶ Reserve   what its answer may use             pure
 //	Request ──▶ charges   one per limit that applies          pure
-//	        ──▶ Counts    all are charged or none is          the only I/O
+//	        ──▶ Counts    all are charged or none is; before  the only I/O
+//	                      that the resource's Pool, if any
 //	        ──▶ decide    counters become a Decision          pure
 //	… answered:
 //	Usage   ──▶ Cost      what it has really used             pure

@@ -193,7 +193,7 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	k = find(t, r.Flush(), "k")
 	want := []usage.Refusal{
 		{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true},
-		{At: d.At, Resource: "chat", Limit: "requests_per_day", Asked: 1}, // never fits
+		{At: d.At, Resource: "chat", Limit: "requests_per_day", Asked: 1},  // never fits
 		{At: d.At, Resource: "chat", Limit: "capacity", Wait: time.Minute}, // what it asked is cut to the share, and would tell of that
 	}
 	if !reflect.DeepEqual(k.Refusals, want) {
