@@ -18,6 +18,7 @@ func (c *checker) pools(sections map[string]poolSection, resources []quota.Resou
 		if len(s.Limits) == 0 {
 			c.fault(at+".limits", "empty: want the most that the backend takes in a window")
 		}
+		shares := c.shares(at+".shares", s.Shares)
 		var limits []quota.Limit
 		for i, w := range s.Limits {
 			at := fmt.Sprintf("%s.limits[%d]", at, i)
@@ -28,12 +29,27 @@ func (c *checker) pools(sections map[string]poolSection, resources []quota.Resou
 				}
 			}
 			if ok {
+				c.leavesRoom(at+".max", l.Max, shares)
 				limits = append(limits, l)
 			}
 		}
-		pools[n] = quota.NewPool(n, limits, c.shares(at+".shares", s.Shares))
+		pools[n] = quota.NewPool(n, limits, shares)
 	}
 	return pools
+}
+
+// leavesRoom checks that a priority which has a share of a maximum may use some of it. The
+// lowest that has one tells: the others have as much or more.
+func (c *checker) leavesRoom(at string, most int64, shares quota.Shares) {
+	for _, p := range quota.Priorities() {
+		if shares[p] == 0 {
+			continue
+		}
+		if most > 0 && quota.Share(most, shares[p]) == 0 {
+			c.fault(at, "the share of %s, %v of %d, is nothing: raise it, over a longer window, or say in shares that %s has 0", p, part(shares[p]), most, p)
+		}
+		return
+	}
 }
 
 // shares checks how much of a pool each priority may use.
