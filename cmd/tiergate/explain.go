@@ -187,17 +187,20 @@ func noteText(l web.DemandView) string {
 	if l.Override {
 		notes = append(notes, "the key's own")
 	}
+	cut := "estimate cut to the limit"
 	if l.Name == quota.CapacityName {
-		return strings.Join(append(notes, fmt.Sprintf("of %s in the pool of %s, up to the share of priority %s", l.Metric, l.Resource, priorityName(l.Priority))), ", ")
-	}
-	if l.Resource != "" {
-		notes = append(notes, "of "+l.Resource+" only")
-	}
-	if l.Priority != 0 {
-		notes = append(notes, "of priority "+priorityName(l.Priority)+" only")
+		notes = append(notes, fmt.Sprintf("of %s in the pool of %s, up to the share of priority %s", l.Metric, l.Resource, priorityName(l.Priority)))
+		cut = "cut to the share" // what is declared too
+	} else {
+		if l.Resource != "" {
+			notes = append(notes, "of "+l.Resource+" only")
+		}
+		if l.Priority != 0 {
+			notes = append(notes, "of priority "+priorityName(l.Priority)+" only")
+		}
 	}
 	if l.Cut {
-		notes = append(notes, "estimate cut to the limit")
+		notes = append(notes, cut)
 	}
 	return cmp.Or(strings.Join(notes, ", "), "-")
 }
