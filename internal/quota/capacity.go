@@ -139,8 +139,7 @@ func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, poo
 	if err != nil {
 		return unanswered(own, now), err
 	}
-	taken.Admitted, taken.Degraded = false, taken.Degraded || pool.Degraded
-	taken.Used = append(taken.Used, pool.Used...)
+	taken.join(pool)
 	return decideAll(append(slices.Clip(own), shared...), taken), nil
 }
 
@@ -149,7 +148,7 @@ func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, poo
 func decideAll(charges []Charge, taken Taken) Decision {
 	d := decide(charges, taken)
 	if n := slices.IndexFunc(charges, func(c Charge) bool { return c.Limit.Pooled }); n >= 0 {
-		d.charges, d.used, d.pooled, d.usedPooled = charges[:n], taken.Used[:n], charges[n:], taken.Used[n:]
+		d.charges, d.used, d.pooled, d.usedPooled = charges[:n], d.used[:n], charges[n:], taken.Used[n:]
 	}
 	return d
 }
@@ -167,9 +166,18 @@ func (l *Limiter) lookPooled(ctx context.Context, r Request, asked []Charge) (Ta
 	if err != nil {
 		return Taken{}, err
 	}
-	taken.Used = append(taken.Used, pool.Used...)
-	taken.Admitted, taken.Degraded = taken.Admitted && pool.Admitted, taken.Degraded || pool.Degraded
+	taken.join(pool)
 	return taken, nil
+}
+
+// join adds to what is known of a key's charges what is known of a pool's, whose windows do not
+// slide.
+func (t *Taken) join(pool Taken) {
+	t.Used = append(t.Used, pool.Used...)
+	if t.Before != nil {
+		t.Before = append(t.Before, make([]int64, len(pool.Used))...)
+	}
+	t.Admitted, t.Degraded = t.Admitted && pool.Admitted, t.Degraded || pool.Degraded
 }
 
 // settlePooled corrects what a request took of the pool of its resource, as its key's limits

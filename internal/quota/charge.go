@@ -31,8 +31,9 @@ func (c Cost) of(m Metric) int64 {
 
 // An Override replaces a limit of the key's tier, or adds one, until a moment.
 type Override struct {
-	Limit Limit
-	Until time.Time // zero: without end
+	Limit    Limit
+	Until    time.Time // zero: without end
+	Inherits bool      // slides where the limit that it replaces does
 }
 
 // A Request is a question to the Limiter.
@@ -83,8 +84,8 @@ func tooLargeOf(charges []Charge) (least Charge, found bool) {
 	return least, found
 }
 
-// Exceeds reports whether the charge does not fit on top of what is used. The
-// Redis script states the same comparison; the contract suite ties the two.
+// Exceeds reports whether the charge does not fit on top of what is used, as Window.Weighed
+// says. The Redis script states the same comparison; the contract suite ties the two.
 func (c Charge) Exceeds(used int64) bool { return c.Cost > 0 && used+c.Cost > c.Limit.Max }
 
 // A Plan is a tier made ready for charging: which limits apply to each resource
@@ -219,7 +220,7 @@ func overridden(limits []Limit, overrides []Override, now time.Time) []Limit {
 	result := append([]Limit(nil), limits...)
 	for _, o := range overrides {
 		if !o.over(now) {
-			result = put(result, o.Limit)
+			result = put(result, o)
 		}
 	}
 	return result
@@ -227,12 +228,15 @@ func overridden(limits []Limit, overrides []Override, now time.Time) []Limit {
 
 func (o Override) over(now time.Time) bool { return !o.Until.IsZero() && !now.Before(o.Until) }
 
-func put(limits []Limit, l Limit) []Limit {
+func put(limits []Limit, o Override) []Limit {
 	for i := range limits {
-		if limits[i].sameCounter(l) {
-			limits[i] = l
+		if limits[i].sameCounter(o.Limit) {
+			if o.Inherits {
+				o.Limit.Window = limits[i].Window
+			}
+			limits[i] = o.Limit
 			return limits
 		}
 	}
-	return append(limits, l)
+	return append(limits, o.Limit)
 }

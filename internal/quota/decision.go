@@ -29,7 +29,7 @@ type Decision struct {
 	Declared int64
 
 	Now   time.Time     // the clock that counted
-	Reset time.Time     // end of the minute; refused: when the request can pass
+	Reset time.Time     // end of the minute; refused: when the request can pass, a whole ms
 	Wait  time.Duration // refused: from Now to Reset
 
 	// Degraded: the counts could not be reached; see Taken and unanswered.
@@ -88,15 +88,16 @@ func (d Decision) Unlimited() bool { return d.Shown.Max == NoMax }
 // number for each charge.
 func decide(charges []Charge, taken Taken) Decision {
 	d := Decision{
-		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, Degraded: taken.Degraded, Pending: taken.Pending, charges: charges, used: taken.Used,
+		Admitted: taken.Admitted, Now: taken.Now, Remaining: -1, Secret: taken.Secret, Degraded: taken.Degraded, Pending: taken.Pending,
+		charges: charges, used: taken.weighed(charges),
 	}
 	for i, c := range charges {
-		used := taken.Used[i]
+		used := d.used[i]
 		if c.Limit.shown() {
 			d.show(c.Limit, used)
 		}
 		if !taken.Admitted && c.Exceeds(used) {
-			d.refuse(c, used)
+			d.refuse(c, used, taken.fits(i, c))
 		}
 	}
 	d.Remaining = max(d.Remaining, 0)
@@ -142,9 +143,8 @@ func (d *Decision) show(l Limit, used int64) {
 }
 
 // refuse takes the limit as the one that refuses if it does so for longest: one of 0 does for
-// ever. Reset is the latest end of all that refuse.
-func (d *Decision) refuse(c Charge, used int64) {
-	_, end := c.Limit.Window.Bounds(d.Now)
+// ever. Reset is the latest end of all refusals.
+func (d *Decision) refuse(c Charge, used int64, end time.Time) {
 	first, never, before := d.RefusedBy == (Limit{}), c.Limit.Max == 0, d.Never()
 	if first || (never && !before) || (never == before && end.After(d.Reset)) {
 		d.RefusedBy, d.RefusedUsed, d.Asked = c.Limit, used, c.Cost

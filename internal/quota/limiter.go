@@ -47,10 +47,13 @@ func (o Order) Repeatable() bool { return o.Kept() && o.Request != o.Secret }
 type Taken struct {
 	Now      time.Time // the one clock by which the windows were computed
 	Admitted bool      // whether the charges were taken
-	Used     []int64   // of each charge's counter, after what was taken
-	Secret   string    // the order's, or that of the one it repeats; empty: nothing is kept
-	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used
-	// then is so that what remains is what this instance would still admit.
+	Used     []int64   // of each charge's counter in the current window, after what was taken
+	// Before is what was used in the window before the current one, for charges whose windows
+	// slide; 0 for others, and nil where there are only others.
+	Before []int64
+	Secret string // the order's, or that of the one it repeats; empty: nothing is kept
+	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used, with
+	// Before, then is so that what remains is what this instance would still admit.
 	Degraded bool
 	// Pending is nil where the order has been carried out. Else it was answered before that,
 	// by what was known, and Pending has a function called once it has been: by whether it
@@ -148,8 +151,9 @@ func (l *Limiter) look(ctx context.Context, r Request, asked []Charge) (Taken, e
 	if taken.Degraded && r.Tier.Tier.OnFailure == Allow {
 		return taken, nil // whatever is used
 	}
+	used := taken.weighed(asked)
 	for i, c := range asked {
-		taken.Admitted = taken.Admitted && !c.Exceeds(taken.Used[i])
+		taken.Admitted = taken.Admitted && !c.Exceeds(used[i])
 	}
 	return taken, nil
 }

@@ -57,7 +57,7 @@ func (l *Limiter) preview(ctx context.Context, r Request, charges []Charge, now 
 	if err != nil {
 		return unanswered(charges, now), nil, err
 	}
-	before = slices.Clone(taken.Used)
+	before = slices.Clone(taken.weighed(charges))
 	for i, c := range charges {
 		if taken.Admitted {
 			taken.Used[i] = min(max(taken.Used[i]+c.Cost, 0), MaxUsed)

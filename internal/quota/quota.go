@@ -116,15 +116,15 @@ func (l Limit) Validate() error {
 	return nil
 }
 
-// sameCounter reports whether two limits count the same thing. Two such limits
-// of one tier would contradict each other.
+// sameCounter reports whether two limits count the same thing, in whatever way. Two such
+// limits of one tier would contradict each other.
 func (l Limit) sameCounter(o Limit) bool {
-	return l.Metric == o.Metric && l.Window == o.Window && l.Resource == o.Resource && l.Priority == o.Priority && l.Pooled == o.Pooled
+	return l.Metric == o.Metric && l.Window.Fixed() == o.Window.Fixed() && l.Resource == o.Resource && l.Priority == o.Priority && l.Pooled == o.Pooled
 }
 
 // shown reports whether the limit is one on requests per minute, which is what
 // the X-RateLimit headers describe, of the key's own.
-func (l Limit) shown() bool { return l.Metric == Requests && l.Window == Minute && !l.Pooled }
+func (l Limit) shown() bool { return l.Metric == Requests && l.Window.Fixed() == Minute && !l.Pooled }
 
 // CountBy says what the limits of a tier that name no resource are counted by.
 type CountBy uint8

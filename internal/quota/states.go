@@ -8,8 +8,8 @@ import (
 
 // A State is a limit of an account and what is used of it in the current window.
 type State struct {
-	Limit Limit // Max is NoMax where it only counts
-	Used  int64
+	Limit Limit     // Max is NoMax where it only counts
+	Used  int64     // see Window.Weighed
 	Reset time.Time // when the window ends
 }
 
@@ -44,9 +44,9 @@ func (l *Limiter) States(ctx context.Context, r Request, now time.Time) (Standin
 			}
 		}
 	}
-	states := make([]State, len(charges))
+	states, used := make([]State, len(charges)), taken.weighed(charges)
 	for i, c := range charges {
-		states[i] = stateOf(c, taken.Used[i], taken.Now)
+		states[i] = stateOf(c, used[i], taken.Now)
 	}
 	return Standing{states, taken.Now, taken.Degraded}, err
 }

@@ -9,7 +9,7 @@ import (
 // A Window is the span of time over which a limit counts, in milliseconds, or
 // Month. Windows are fixed and aligned to UTC: minutes begin at second 0, days
 // at midnight, weeks on Monday, months on the first; any other length is
-// aligned to the Unix epoch.
+// aligned to the Unix epoch. One that slides has the same bounds and name; see Slide.
 type Window int64
 
 // The named windows.
@@ -56,7 +56,7 @@ func ParseWindow(s string) (Window, error) {
 
 // String returns the window's name, or its length as a duration such as "15m".
 func (w Window) String() string {
-	switch w {
+	switch w = w.Fixed(); w {
 	case Second:
 		return "second"
 	case Minute:
@@ -84,7 +84,7 @@ func (w Window) String() string {
 // Bounds returns the beginning and the end of the window that holds the
 // instant now. The end is the beginning of the next window.
 func (w Window) Bounds(now time.Time) (start, end time.Time) {
-	if w == Month {
+	if w = w.Fixed(); w == Month {
 		y, m, _ := now.UTC().Date()
 		return time.Date(y, m, 1, 0, 0, 0, 0, time.UTC), time.Date(y, m+1, 1, 0, 0, 0, 0, time.UTC)
 	}

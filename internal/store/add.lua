@@ -4,11 +4,12 @@
 -- KEYS[1]  the account's counters
 -- KEYS[2]  the batch
 -- KEYS[3…] reservations that the instance has made meanwhile
--- ARGV     how long to remember the batch in ms, how many counters follow; four for
---          each: counter, start and end of the window in ms, what to add (negative
---          gives back); then two for each reservation: its record and its TTL in ms
+-- ARGV     how long to remember the batch in ms, how many counters follow; five for
+--          each: counter, window length as in batch.lua, start and end of the window in ms,
+--          what to add (negative gives back); then two for each reservation: its record and its TTL in ms
 -- returns  now in ms, then what is used of each counter after that, -1 = its window is
---          not the current one, and nothing was added
+--          not the current one, and nothing was added; -2 = it is the one before, which
+--          still counts, and that has it
 
 local kept = redis.call('GET', KEYS[2])
 if kept then
@@ -17,15 +18,38 @@ if kept then
   return list
 end
 
+-- Adds to a counter whose window slides. Returns what is used of it after that.
+local function add_sliding(counter, length, start, amount)
+  local fields, window = {}, {}
+  local sliding = make_sliding({}, fields)
+  window.start, window.stop = bounds(length, now)
+  sliding.window(window, length)
+  if start == window.last then
+    sliding.add(KEYS[1], counter, window, amount, 0, 0)
+    write(KEYS[1], fields, window.keep)
+    return -2
+  elseif start ~= window.start then
+    return -1
+  end
+  local prefix = whole(start) .. ' '
+  local used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
+  local n = sliding.add(KEYS[1], counter, window, 0, 0, 0)
+  fields[n + 1], fields[n + 2] = counter, prefix .. whole(used)
+  write(KEYS[1], fields, window.keep)
+  return used
+end
+
 local HEAD = 2
 local n = tonumber(ARGV[2])
 local reply = {whole(now)}
 local writes, last = {}, 0
 for i = 1, n do
-  local at = HEAD + 4 * (i - 1)
-  local counter, start, stop, amount = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local at = HEAD + 5 * (i - 1)
+  local counter, length, start, stop, amount = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   local used = -1
-  if start <= now and now < stop then
+  if length < -1 then
+    used = add_sliding(counter, length, start, amount)
+  elseif start <= now and now < stop then
     local prefix = whole(start) .. ' '
     used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
     writes[#writes + 1] = counter
@@ -37,7 +61,7 @@ end
 if last > 0 then write(KEYS[1], writes, last) end
 
 for k = 3, #KEYS do
-  local at = HEAD + 4 * n + 2 * (k - 3)
+  local at = HEAD + 5 * n + 2 * (k - 3)
   redis.call('SET', KEYS[k], ARGV[at + 1], 'PX', ARGV[at + 2], 'NX')
 end
 redis.call('SET', KEYS[2], table.concat(reply, ' '), 'PX', ARGV[1])

@@ -7,15 +7,17 @@
 -- ARGV     a text with a byte for each in turn: the number of an order's plan, from 1; 0 =
 --          it is a settlement. How many plans; of each plan: how long to keep reservations
 --          in ms (-1 = nothing is to be kept), how many charges, and of each charge: counter,
---          window length in ms ("-1" = calendar month), maximum, cost (0 looks and takes
---          nothing; negative gives back; "?" = each order has its own). Then of each in turn
+--          window length in ms ("-1" = calendar month; below that, it slides: "-60000", and
+--          "-2" = month), maximum, cost (0 looks and takes nothing; negative gives back; "?" =
+--          each order has its own). Then of each in turn
 --          order: the reservation's secret, if it is to be kept; the costs that are its own
 --          settlement: the secret; the share of each maximum, in thousandths, that refunds
 --          may give back in a window (0 = no refund, -1 = the charge may only rise, -2 = the
 --          order is undone); the tokens, input tokens and output tokens used ("-1" = unknown)
 -- returns  {now in ms, then of each in turn}
 --          order: 1 = admitted, 0 = refused, and what is used of each charge's counter; or
---          2 = it repeats another, and of that: when it was in ms, the secret, what was used
+--          2 = it repeats another, and of that: when it was in ms, the secret, what was used;
+--          then what was used in the window before by each charge that slides
 --          settlement: 0 = there is no such reservation, 1 = settled, 2 = it was before
 --          one that failed: a text that says why
 
@@ -28,14 +30,19 @@ local KEYS, ARGV = KEYS, ARGV
 local reply, replied = {now}, 1
 local made = whole(now) .. ' '
 
--- The current window of a length, worked out once.
-local windows = {}
+-- The current window of a length, worked out once. sliding is nil until one slides.
+local windows, fields, sliding = {}, {}, nil
 local function window(length)
   local w = windows[length]
   if not w then
-    local start, stop = bounds(tonumber(length), now)
+    local number = tonumber(length)
+    local start, stop = bounds(number, now)
     w = {start = start, stop = stop, prefix = whole(start) .. ' '}
     w.size = #w.prefix
+    if number < -1 then
+      sliding = sliding or make_sliding(reply, fields)
+      sliding.window(w, number)
+    end
     windows[length] = w
   end
   return w
@@ -43,9 +50,9 @@ end
 
 -- A reservation is a text: when it was made, its secret, 0, or 1 if it is settled; then,
 -- with no blank in it, of each charge what is the same for many orders: counter, window
--- length, maximum, what was taken or "?"; then what was taken where that is "?", and what
--- was used of each counter after that:
--- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,60000,1000,?;|350,4,720
+-- length, maximum, what was taken or "?"; then what was taken where that is "?", what was
+-- used of each counter after that, and before its window where that slides:
+-- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,-60000,1000,?;|350,4,720,81
 local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^;]+);', '^([^,]+),?()'
 local BLANK, UNSETTLED = byte(' 0', 1, 2)
 
@@ -67,6 +74,10 @@ local function read(kept, from)
       charges[charges.n] = {counter = counter, place = PLACES[match(counter, '^[^/]+')], current = window(length),
         max = tonumber(max), taken = tonumber(taken)}
       if taken == '?' then charges.open = charges.open + 1 end
+      if charges[charges.n].current.before then
+        charges.slides = charges.slides or {}
+        charges.slides[#charges.slides + 1] = counter
+      end
     end
     known[text] = charges
   end
@@ -89,9 +100,11 @@ local function repeats(plan, used, reservation)
       if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
     end
   end
+  if plan.slides and charges.slides then sliding.read(plan, {unpack(charges.slides)}, kept, place) end
   reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret
   for i = 1, plan.n do reply[replied + 3 + i] = used[i] end
   replied = replied + 3 + plan.n
+  if plan.slides then replied = sliding.answer(plan, replied) end
   return true
 end
 
@@ -103,12 +116,13 @@ end
 
 -- Takes all charges of an order, or none of them. What it has besides its plan begins after
 -- ARGV[at].
-local used, after, fields, numbers = {}, {}, {}, {}
+local used, after, numbers = {}, {}, {}
 local function take(plan, key, reservation, at)
   local n, counters, costs, prefixes = plan.n, plan.counters, plan.costs, plan.prefixes
   for i = 1, plan.open do costs[plan.opens[i]] = tonumber(ARGV[at + 1 + i]) end
   local values = call('HMGET', key, unpack(counters))
-  local maxima, refused, last = plan.maxima, false, 0
+  local maxima, slides, refused, last = plan.maxima, plan.slides, false, 0
+  if slides then maxima = sliding.weigh(plan, values) end
   for i = 1, n do
     local value, cost, size, u = values[i], costs[i], plan.sizes[i], 0
     if value and sub(value, 1, size) == prefixes[i] then
@@ -120,7 +134,10 @@ local function take(plan, key, reservation, at)
     used[i] = u
   end
   if refused then
-    if not (reservation and repeats(plan, used, reservation)) then answer(0, n, used) end
+    if not (reservation and repeats(plan, used, reservation)) then
+      answer(0, n, used)
+      if slides then replied = sliding.answer(plan, replied) end
+    end
     return
   end
 
@@ -136,9 +153,15 @@ local function take(plan, key, reservation, at)
     end
     if reservation then numbers[open + i] = text end
   end
+  local all = open + n
+  if slides then
+    w, last = sliding.move(plan, w, last)
+    for k = 1, #slides do numbers[all + k] = whole(sliding.before[k]) end
+    all = all + #slides
+  end
   if reservation then
     for i = 1, open do numbers[i] = ARGV[at + 1 + i] end
-    local text = made .. ARGV[at + 1] .. plan.text .. concat(numbers, ',', 1, open + n)
+    local text = made .. ARGV[at + 1] .. plan.text .. concat(numbers, ',', 1, all)
     if not call('SET', reservation, text, 'PX', plan.keep, 'NX') then
       if repeats(plan, used, reservation) then return end
       call('SET', reservation, text, 'PX', plan.keep)
@@ -147,6 +170,7 @@ local function take(plan, key, reservation, at)
   if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
   if last > 0 then keep_until(key, last) end
   answer(1, n, after)
+  if slides then replied = sliding.answer(plan, replied) end
 end
 
 -- What a settlement changes: fields to write, and the end of the longest of their windows.
@@ -154,7 +178,8 @@ local w, last
 local function set(counter, current, was, u)
   fields[w + 1], fields[w + 2] = counter, current.prefix .. whole(clamp((was or 0) + u))
   w = w + 2
-  if not was and current.stop > last then last = current.stop end
+  local stop = current.keep or current.stop
+  if not was and stop > last then last = stop end
 end
 
 -- Corrects what one order took to what was used, once, or undoes it.
@@ -196,6 +221,9 @@ local function settle(key, reservation, at)
     if change > 0 or change < 0 and still then
       n = n + 1
       counters[n], changed[n], changes[n] = charge.counter, current, change
+      if current.before then w, last = sliding.add(key, charge.counter, current, 0, w, last) end
+    elseif change < 0 and current.before and share <= 0 and current.last <= first and first < current.start then
+      w, last = sliding.add(key, charge.counter, current, change, w, last)
     end
   end
   if n > 0 then
@@ -225,12 +253,19 @@ for p = 1, tonumber(ARGV[2]) do
     local w = window(length)
     plan.counters[i], plan.maxima[i], plan.costs[i] = counter, tonumber(max), tonumber(cost)
     plan.prefixes[i], plan.sizes[i], plan.stops[i] = w.prefix, w.size, w.stop
+    if w.before then
+      plan.slides, plan.windows = plan.slides or {}, plan.windows or {}
+      plan.slides[#plan.slides + 1], plan.windows[i], plan.stops[i] = i, w, w.keep
+    end
     if cost == '?' then
       plan.open = plan.open + 1
       plan.opens[plan.open] = i
     end
     text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
     args = args + 4
+  end
+  if plan.slides then
+    for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
   end
   plan.text = text .. '|'
   plans[p] = plan

@@ -26,7 +26,10 @@ local function month_bounds(now)
 end
 
 local function bounds(length, now)
-  if length == -1 then return month_bounds(now) end
+  if length < 0 then
+    if length >= -2 then return month_bounds(now) end
+    length = -length
+  end
   local offset = 0
   if length == WEEK then offset = MONDAY end
   local start = now - (now - offset) % length

@@ -273,7 +273,7 @@ func newScriptedRedis(t *testing.T, s *devstack.Stack) *scriptedRedis {
 	}
 	client := redis.NewClient(&redis.Options{Addr: s.Options.RedisAddress})
 	t.Cleanup(func() { client.Close() })
-	return &scriptedRedis{client: client, batch: redis.NewScript(common + batchSource)}
+	return &scriptedRedis{client: client, batch: redis.NewScript(common + slidingSource + batchSource)}
 }
 
 func (r *scriptedRedis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
@@ -374,11 +374,16 @@ func TestBatchesAgree(t *testing.T) {
 				continue
 			}
 			one, two := op.taken, take(t, memory, *op.order)
-			if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() || one.Secret != two.Secret {
+			if !sameTaken(one, two) {
 				t.Fatalf("seed %d, %d of %d at %s: %+v: Redis %+v, memory %+v", seed, i, len(together), scripted.now, op.order, one, two)
 			}
 		}
 	}
+}
+
+func sameTaken(one, two quota.Taken) bool {
+	return one.Admitted == two.Admitted && slices.Equal(one.Used, two.Used) && slices.Equal(one.Before, two.Before) &&
+		one.Now.UnixMilli() == two.Now.UnixMilli() && one.Secret == two.Secret
 }
 
 func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota.Taken), before func(*rand.Rand)) {
@@ -396,7 +401,7 @@ func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota
 			after(one)
 		}
 		two := take(t, memory, o)
-		if one.Admitted != two.Admitted || !slices.Equal(one.Used, two.Used) || one.Now.UnixMilli() != two.Now.UnixMilli() || one.Secret != two.Secret {
+		if !sameTaken(one, two) {
 			t.Fatalf("seed %d, call %d at %s: %+v: Redis %+v, memory %+v", seed, i, one.Now, o, one, two)
 		}
 		if one.Secret == o.Secret { // else it repeats another
@@ -415,12 +420,19 @@ func randomOrder(random *rand.Rand, i int, before []quota.Order) quota.Order {
 		return before[len(before)-1-random.IntN(min(len(before), 5))]
 	}
 	windows := []quota.Window{quota.Second, 2 * quota.Second, 90 * quota.Second, quota.Minute, quota.Day, quota.Week, quota.Month}
-	o := quota.Order{Account: "account" + strconv.Itoa(random.IntN(3)), Keep: 10_000 * time.Hour}
+	kind := random.IntN(3)
+	o := quota.Order{Account: "account" + strconv.Itoa(kind), Keep: 10_000 * time.Hour}
 	for _, k := range random.Perm(len(windows))[:1+random.IntN(4)] {
 		c := charge(windows[k], random.Int64N(12), random.Int64N(4)-random.Int64N(2)*random.Int64N(2))
 		c.Limit.Metric = quota.Metrics()[random.IntN(4)]
 		c.Counter = c.Limit.Metric.String() + "/" + windows[k].String()
+		if kind == 1 || kind == 2 && random.IntN(2) == 0 { // those of account0 are fixed, those of account2 change
+			c.Limit.Window = windows[k].Slide()
+		}
 		o.Charges = append(o.Charges, c)
+	}
+	if kind == 2 { // so that Redis keeps what a fixed limit has counted, as Memory does until it sweeps
+		o.Charges = append(o.Charges, charge(366*quota.Day, quota.MaxMax, 1))
 	}
 	if random.IntN(3) > 0 {
 		o.Request, o.Secret = "r"+strconv.Itoa(i), "s"+strconv.Itoa(i)
@@ -430,7 +442,7 @@ func randomOrder(random *rand.Rand, i int, before []quota.Order) quota.Order {
 
 func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement {
 	o := orders[len(orders)-1-random.IntN(min(len(orders), 20))]
-	used := func() int64 { return random.Int64N(12) - 1 }
+	used := func() int64 { return random.Int64N(1+random.Int64N(12)) - 1 }
 	s := quota.Settlement{
 		Account: o.Account, Request: o.Request, Secret: o.Secret, OnlyRaise: random.IntN(3) == 0,
 		Used: quota.Cost{Requests: 1, Tokens: used(), InputTokens: used(), OutputTokens: used()},
@@ -462,13 +474,14 @@ func checkInvariants(t *testing.T, charges []quota.Charge, taken quota.Taken) {
 	t.Helper()
 	refusing := 0
 	for i, c := range charges {
-		if taken.Admitted && c.Cost > 0 && taken.Used[i] > c.Limit.Max {
-			t.Errorf("%s: admitted to %d of %d", c.Counter, taken.Used[i], c.Limit.Max)
+		used := counts(&taken, i, &c)
+		if taken.Admitted && c.Cost > 0 && used > c.Limit.Max {
+			t.Errorf("%s: admitted to %d of %d", c.Counter, used, c.Limit.Max)
 		}
-		if taken.Used[i] < 0 {
-			t.Errorf("%s: %d used", c.Counter, taken.Used[i])
+		if taken.Used[i] < 0 || used < taken.Used[i] || (used > taken.Used[i] && !c.Limit.Window.Sliding()) {
+			t.Errorf("%s: %d used, of which %d in the current window", c.Counter, used, taken.Used[i])
 		}
-		if !taken.Admitted && c.Exceeds(taken.Used[i]) {
+		if !taken.Admitted && c.Exceeds(used) {
 			refusing++
 		}
 	}

@@ -28,8 +28,8 @@ const (
 // exhausted remembers orders that Redis has refused, to refuse more of their kind without
 // asking it, for as long as that is certain. It is safe for concurrent use.
 //
-// A counter of requests that nothing gives back stays full to the end of its window. That
-// is reckoned from the time that Redis said, by a clock that nobody sets, and asked for anew
+// A counter of requests that nothing gives back stays full to the end of its window; where
+// that slides, to the moment at which the window before weighs less. That is reckoned from the time that Redis said, by a clock that nobody sets, and asked for anew
 // after firmKept. What may be given back is believed for refusalKept. Each order is judged by its own maximum and cost: a
 // limit that has been changed is asked for again.
 type exhausted struct {
@@ -61,6 +61,7 @@ type exhaustedCounter struct {
 	end   int64 // of its window, Unix ms
 	max   int64
 	used  int64
+	last  int64         // used in the window before, where it slides
 	since time.Duration // when all of that was heard first, by Elapsed
 	cost  int64         // that it refused; quota.NoMax: none
 	firm  bool          // never given back
@@ -94,6 +95,9 @@ func (x *exhausted) refuse(o quota.Order, now time.Duration) (t quota.Taken, kno
 	t = quota.Taken{Now: time.UnixMilli(r.at + (now - r.heard).Milliseconds()).UTC(), Used: make([]int64, len(r.counters))}
 	for i := range r.counters {
 		t.Used[i] = r.counters[i].used
+		if o.Charges[i].Limit.Window.Sliding() {
+			noteBefore(&t, i, r.counters[i].last)
+		}
 	}
 	return t, true
 }
@@ -129,7 +133,7 @@ func (r *exhaustion) certain(o quota.Order, now time.Duration) bool {
 	refused := false
 	for i := range o.Charges {
 		c, k := &o.Charges[i], &r.counters[i]
-		exceeds := c.Exceeds(k.used)
+		exceeds := c.Exceeds(k.counts(c, latest))
 		firm := k.firm && o.Firm
 		switch {
 		case latest >= k.end, exceeds && c.Limit.Max != k.max:
@@ -143,19 +147,28 @@ func (r *exhaustion) certain(o quota.Order, now time.Duration) bool {
 		case exceeds:
 			refused = refused || (!o.Repeatable() && c.Cost >= k.cost)
 		}
-		if age >= shownKept && (!firm || !r.stands(o, c)) {
+		if age >= shownKept && (!firm || !r.stands(o, c, latest)) {
 			return false
 		}
 	}
 	return refused
 }
 
+// counts returns what counts of a charge's limit at a time of Redis' in its window, Unix ms:
+// the later that is, the less.
+func (k *exhaustedCounter) counts(c *quota.Charge, at int64) int64 {
+	if !c.Limit.Window.Sliding() {
+		return k.used
+	}
+	return c.Limit.Window.Weighed(k.used, k.last, time.UnixMilli(at))
+}
+
 // stands reports whether nothing more can be charged to a counter that is never given back:
 // whatever is, would be charged to one that is full as well.
-func (r *exhaustion) stands(o quota.Order, c *quota.Charge) bool {
+func (r *exhaustion) stands(o quota.Order, c *quota.Charge, latest int64) bool {
 	for i := range o.Charges {
 		l, k := &o.Charges[i].Limit, &r.counters[i]
-		if k.firm && k.used >= l.Max && (l.Resource == "" || l.Resource == c.Limit.Resource) && (l.Priority == 0 || l.Priority == c.Limit.Priority) {
+		if k.firm && k.counts(&o.Charges[i], latest) >= l.Max && (l.Resource == "" || l.Resource == c.Limit.Resource) && (l.Priority == 0 || l.Priority == c.Limit.Priority) {
 			return true
 		}
 	}
@@ -186,7 +199,10 @@ func (x *exhausted) remember(o quota.Order, t quota.Taken, asked, heard time.Dur
 			name: c.Counter, end: end.UnixMilli(), max: c.Limit.Max, used: t.Used[i], since: heard, cost: quota.NoMax,
 			firm: o.Firm && c.Limit.Metric == quota.Requests,
 		}
-		if c.Exceeds(k.used) && (k.firm || asked > s.settled) {
+		if t.Before != nil {
+			k.last = t.Before[i]
+		}
+		if c.Exceeds(counts(&t, i, &c)) && (k.firm || asked > s.settled) {
 			k.cost = c.Cost
 			helps = helps || k.firm || !o.Repeatable()
 		}
@@ -205,7 +221,7 @@ func (x *exhausted) remember(o quota.Order, t quota.Taken, asked, heard time.Dur
 
 // same reports whether the same is known of a counter.
 func (k *exhaustedCounter) same(other *exhaustedCounter) bool {
-	return k.end == other.end && k.used == other.used && k.max == other.max && k.firm == other.firm
+	return k.end == other.end && k.used == other.used && k.last == other.last && k.max == other.max && k.firm == other.firm
 }
 
 // add adds a refusal. The oldest of the account, or those of some other, make room. The

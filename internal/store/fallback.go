@@ -76,7 +76,7 @@ type Fallback struct {
 // NewFallback returns a store on a Redis, which stays the caller's to close.
 func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 	f := &Fallback{
-		redis: r, options: o, add: newScript(commonSource + addSource), beats: newScript(commonSource + beatSource),
+		redis: r, options: o, add: newScript(commonSource + slidingSource + addSource), beats: newScript(commonSource + beatSource),
 		backs: newScript(commonSource + backSource), queue: newQueueQuota(o.MaxQueued),
 	}
 	for range r.parts() {
@@ -130,7 +130,10 @@ func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error)
 			f.tell(taken.Now)
 			p.ledger.note(o, &taken)
 			for i, n := range owed {
-				taken.Used[i] = clamp(taken.Used[i] + n)
+				taken.Used[i] = clamp(taken.Used[i] + n.used)
+				if taken.Before != nil {
+					taken.Before[i] = clamp(taken.Before[i] + n.before)
+				}
 			}
 		}
 		return taken, nil
@@ -154,7 +157,7 @@ func (f *Fallback) Refuses(o quota.Order) (t quota.Taken, known bool) {
 }
 
 // remember notes what Redis refuses, and what it is given back.
-func (f *Fallback) remember(p *part, o quota.Order, owed []int64, taken quota.Taken, err error, asked time.Duration) {
+func (f *Fallback) remember(p *part, o quota.Order, owed []debt, taken quota.Taken, err error, asked time.Duration) {
 	switch {
 	case slices.ContainsFunc(o.Charges, func(c quota.Charge) bool { return c.Cost < 0 }):
 		p.exhausted.forget(o.Account, f.options.Elapsed())
@@ -206,14 +209,14 @@ func (f *Fallback) decide(p *part, o quota.Order, doubt bool, cause error) (quot
 }
 
 // lessen returns an order that fits only where what Redis is yet to be given fits too.
-func lessen(o quota.Order, owed []int64) quota.Order {
+func lessen(o quota.Order, owed []debt) quota.Order {
 	if owed == nil {
 		return o
 	}
 	charges := append([]quota.Charge(nil), o.Charges...)
 	for i := range charges {
 		if l := &charges[i].Limit; l.Max != quota.NoMax {
-			l.Max = max(l.Max-owed[i], 0)
+			l.Max = max(l.Max-owed[i].used-owed[i].weighs, 0)
 		}
 	}
 	o.Charges = charges

@@ -19,7 +19,7 @@ func unlimited(o quota.Order) bool {
 	costs := false
 	for i := range o.Charges {
 		c := &o.Charges[i]
-		if c.Limit.Max != quota.NoMax || c.Cost < 0 {
+		if c.Limit.Max != quota.NoMax || c.Cost < 0 || c.Limit.Window.Sliding() {
 			return false
 		}
 		costs = costs || c.Cost > 0

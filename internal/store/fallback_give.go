@@ -86,7 +86,7 @@ func (f *Fallback) given(p *part, b *batch, reply *redis.Cmd) error {
 	switch {
 	case err == nil:
 		for _, n := range used {
-			if n >= 0 {
+			if n >= 0 || n == addedBefore {
 				f.totals.counts.Add(1)
 			}
 		}
@@ -137,7 +137,7 @@ func (f *Fallback) addArguments(b *batch) (keys []string, args []any) {
 	keys = []string{countsKey(prefix, b.account), givenKey(prefix, b.account, b.id)}
 	args = []any{givenKept.Milliseconds(), len(b.counts)}
 	for _, c := range b.counts {
-		args = append(args, c.name, c.start, c.end, c.amount)
+		args = append(args, c.name, int64(c.window), c.start, c.end, c.amount)
 	}
 	for _, p := range b.promises {
 		keys = append(keys, reservationKey(prefix, b.account, p.request))
@@ -145,6 +145,10 @@ func (f *Fallback) addArguments(b *batch) (keys []string, args []any) {
 	}
 	return keys, args
 }
+
+// addedBefore stands in the answer of add.lua where the window was the one before the current
+// one, which slides, and it was added to that.
+const addedBefore = -2
 
 // addReply reads the answer of add.lua.
 func addReply(reply *redis.Cmd, counts int) (at int64, used []int64, err error) {

@@ -38,17 +38,19 @@ type holding struct {
 	more     bool                // whether there is something that the latest batch has not
 }
 
-// A tally is one counted window of an account.
+// A tally is one counted window of an account. Where that slides, the window before it has
+// one too, by beforeCounter.
 type tally struct {
 	name  string
 	start int64 // Unix ms
-	end   int64 // Unix ms
+	end   int64 // Unix ms: until then it counts
 	seen  int64 // used, as Redis has said last
 	own   *own  // nil: nothing
 }
 
 // own is what this instance has admitted beside what was seen.
 type own struct {
+	window   quota.Window
 	mine     int64 // to be given back
 	giving   int64 // on its way
 	doubt    int64 // taken by calls of unknown outcome: Redis may have it
@@ -119,13 +121,22 @@ func (l *ledger) current(h *holding, t *tally, g given) *tally {
 	case t == nil:
 		h.tallies = append(h.tallies, tally{name: g.name, start: g.start, end: g.end})
 		return &h.tallies[len(h.tallies)-1]
+	case t.start != g.start && g.window.Sliding():
+		l.moveOn(h, *t, g)
+		t = h.find(g.name) // where it is now
+		*t = tally{name: g.name, start: g.start, end: g.end}
 	case t.start != g.start:
-		if t.own != nil && t.own.mine != 0 {
-			l.ended.Add(1)
-		}
+		l.over(t)
 		*t = tally{name: t.name, start: g.start, end: g.end}
 	}
 	return t
+}
+
+// over notes that a tally has ended.
+func (l *ledger) over(t *tally) {
+	if t.own != nil && t.own.mine != 0 {
+		l.ended.Add(1)
+	}
 }
 
 func (h *holding) find(counter string) *tally {
@@ -166,8 +177,8 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 	t := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges)), Degraded: true}
 	costs := o.Kept()
 	for i, c := range o.Charges {
-		t.Used[i] = h.used(c, how, now)
-		t.Admitted = t.Admitted && (how.mode == quota.Allow || !c.Exceeds(t.Used[i]))
+		h.tell(&t, i, c, how)
+		t.Admitted = t.Admitted && (how.mode == quota.Allow || !c.Exceeds(counts(&t, i, &c)))
 		costs = costs || c.Cost != 0
 	}
 	if first := h.repeated(o, now); first != nil {
@@ -188,7 +199,7 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 	for i, c := range o.Charges {
 		if c.Cost != 0 {
 			l.charge(h, c.Counter, c.Limit.Window, c.Cost, how.doubt, now)
-			t.Used[i] = h.used(c, how, now)
+			h.tell(&t, i, c, how)
 		}
 	}
 	if o.Kept() && (l.keep(s, h, o, t, how.doubt) || how.doubt) {
@@ -225,11 +236,11 @@ func (s *ledgerShard) makeRoom(account string) *holding {
 // charge adds to what this instance has taken of a counter; what is used stays from 0 to
 // quota.MaxUsed.
 func (l *ledger) charge(h *holding, counter string, w quota.Window, change int64, doubt bool, now time.Time) {
-	start, end := w.Bounds(now)
-	t := l.current(h, h.find(counter), given{counter, start.UnixMilli(), end.UnixMilli(), 0})
+	t := l.current(h, h.find(counter), givenNow(counter, w, now))
 	if t.own == nil {
 		t.own = &own{}
 	}
+	t.own.window = w
 	used := t.seen + t.own.sum()
 	change = clamp(used+change) - used
 	if doubt {

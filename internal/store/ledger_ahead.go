@@ -31,11 +31,11 @@ func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int6
 	}
 	start = make([]int64, len(o.Charges))
 	for i, c := range o.Charges {
-		begin, end := c.Limit.Window.Bounds(now)
-		start[i] = begin.UnixMilli()
-		k := l.current(h, h.find(c.Counter), given{c.Counter, start[i], end.UnixMilli(), 0})
+		g := givenNow(c.Counter, c.Limit.Window, now)
+		start[i] = g.start
+		k := l.current(h, h.find(c.Counter), g)
 		if k.own == nil {
-			k.own = &own{}
+			k.own = &own{window: c.Limit.Window}
 		}
 		k.own.inFlight += c.Cost
 		t.Used[i] = clamp(k.seen + k.own.sum())
@@ -66,8 +66,7 @@ func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 		l.seeAll(h, o, *taken)
 	default: // at least that is used
 		for i, c := range o.Charges {
-			begin, end := c.Limit.Window.Bounds(taken.Now)
-			l.see(h, given{c.Counter, begin.UnixMilli(), end.UnixMilli(), 0}, taken.Used[i], false)
+			l.see(h, givenNow(c.Counter, c.Limit.Window, taken.Now), taken.Used[i], false)
 		}
 	}
 }

@@ -1,6 +1,11 @@
 package store
 
-import "time"
+import (
+	"strings"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
 
 // maxPromises is how many reservations a batch takes along; the rest goes with the next.
 const maxPromises = 100
@@ -16,11 +21,22 @@ type batch struct {
 	answers  int           // of Redis that were errors
 }
 
-// given is what is added to a counter in the window from start to end, Unix ms.
+// given is what is added to a counter in the window from start, Unix ms. It counts to end.
 type given struct {
 	name       string
+	window     quota.Window
 	start, end int64
 	amount     int64
+}
+
+// givenNow is nothing yet, in the window that holds a moment.
+func givenNow(counter string, w quota.Window, now time.Time) given {
+	if w.Sliding() {
+		around := spanOf(w, now)
+		return given{counter, w, around.start, around.keep, 0}
+	}
+	start, end := w.Bounds(now)
+	return given{counter, w, start.UnixMilli(), end.UnixMilli(), 0}
 }
 
 // owed returns the accounts that have something to give back.
@@ -57,7 +73,7 @@ func (l *ledger) batch(account string, at time.Time, id func() string) *batch {
 		if t.own == nil || t.own.mine == 0 {
 			continue
 		}
-		b.counts = append(b.counts, given{t.name, t.start, t.end, t.own.mine})
+		b.counts = append(b.counts, given{strings.TrimSuffix(t.name, beforeSuffix), t.own.window, t.start, t.end, t.own.mine})
 		t.own.giving, t.own.mine = t.own.mine, 0
 	}
 	b.promises = h.open(now)
@@ -113,11 +129,18 @@ func (l *ledger) arrived(b *batch, at int64, used []int64) {
 	}
 	for i, g := range b.counts {
 		t := h.find(g.name)
+		if g.window.Sliding() {
+			t = h.of(g.name, g.start)
+		}
 		if t != nil && t.start == g.start && t.own != nil {
 			t.own.giving = 0
 		}
 		switch {
 		case used == nil:
+		case used[i] == addedBefore:
+			if t != nil {
+				t.seen = clamp(t.seen + g.amount)
+			}
 		case used[i] < 0:
 			l.ended.Add(1)
 		case at >= h.at || at < h.at-step:

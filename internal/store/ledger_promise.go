@@ -99,16 +99,19 @@ func (l *ledger) correct(h *holding, c reserved, st quota.Settlement, instances 
 	}
 	change, back := c.correction(st, share(c.max, st.RefundShare)/instances-refunded)
 	if back > 0 && start == c.start {
-		l.charge(h, refunds, c.window, back, false, now)
+		l.charge(h, refunds, c.window.Fixed(), back, false, now)
 	}
-	if change > 0 || (change < 0 && start == c.start) {
+	switch {
+	case change > 0, change < 0 && start == c.start:
 		l.charge(h, c.counter, c.window, change, false, now)
+	case change < 0 && c.window.Sliding() && st.RefundShare <= 0:
+		l.lower(h, c, change, now)
 	}
 }
 
 // record is the reservation as batch.lua writes it.
 func (r *reservation) record() string {
-	var b, used strings.Builder
+	var b, used, before strings.Builder
 	settled := '0'
 	if r.settled {
 		settled = '1'
@@ -120,14 +123,18 @@ func (r *reservation) record() string {
 			used.WriteByte(',')
 		}
 		used.WriteString(strconv.FormatInt(c.used, 10))
+		if c.window.Sliding() {
+			before.WriteByte(',')
+			before.WriteString(strconv.FormatInt(c.before, 10))
+		}
 	}
-	return b.String() + "|" + used.String()
+	return b.String() + "|" + used.String() + before.String()
 }
 
 // before says what an order meets in the ledger of a part that can be reached: what is yet
 // to be given back of each charge's counter, nil where that is nothing, and the answer to
 // an order that it repeats and that Redis does not know yet.
-func (l *ledger) before(o quota.Order, clock func() time.Time) (owed []int64, first *quota.Taken) {
+func (l *ledger) before(o quota.Order, clock func() time.Time) (owed []debt, first *quota.Taken) {
 	if l.owing.Load() == 0 {
 		return nil, nil
 	}
@@ -139,16 +146,21 @@ func (l *ledger) before(o quota.Order, clock func() time.Time) (owed []int64, fi
 		return nil, nil
 	}
 	now := s.clock(clock())
-	owed = make([]int64, len(o.Charges))
-	used := make([]int64, len(o.Charges))
+	owed = make([]debt, len(o.Charges))
+	known := quota.Taken{Now: now, Used: make([]int64, len(o.Charges))}
 	for i, c := range o.Charges {
 		if t := h.find(c.Counter); t != nil && t.start == windowStart(c.Limit.Window, now) && t.own != nil {
-			owed[i] = t.own.mine + t.own.giving
-			used[i] = clamp(t.seen + t.own.sum())
+			owed[i].used = t.own.mine + t.own.giving
+			known.Used[i] = clamp(t.seen + t.own.sum())
+		}
+		if c.Limit.Window.Sliding() {
+			seen, own := h.before(c.Counter, c.Limit.Window, now)
+			noteBefore(&known, i, clamp(seen+own.sum()))
+			owed[i].note(c, own, now)
 		}
 	}
 	if p := h.repeated(o, now); p != nil && p.place != inRedis {
-		answer := p.answer(o, quota.Taken{Used: used})
+		answer := p.answer(o, known)
 		answer.Degraded = true
 		return nil, &answer
 	}

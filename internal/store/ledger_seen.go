@@ -29,7 +29,11 @@ func (l *ledger) seeAll(h *holding, o quota.Order, t quota.Taken) {
 	}
 	for i := range o.Charges {
 		c := &o.Charges[i]
-		g := given{name: c.Counter}
+		if c.Limit.Window.Sliding() {
+			l.seeSliding(h, c, &t, i, later)
+			continue
+		}
+		g := given{name: c.Counter, window: c.Limit.Window}
 		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end { // as a rule: to work it out costs more
 			g.start, g.end = k.start, k.end
 		} else {

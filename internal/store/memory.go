@@ -125,7 +125,11 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 		t := m.target(before, c.Counter, c.Limit.Window, now)
 		targets = append(targets, t)
 		taken.Used[i] = t.used(before)
-		if c.Exceeds(taken.Used[i]) {
+		if c.Limit.Window.Sliding() {
+			_, used := m.before(before, c.Counter, c.Limit.Window, t, now)
+			noteBefore(&taken, i, used)
+		}
+		if c.Exceeds(counts(&taken, i, &c)) {
 			taken.Admitted = false
 		}
 	}
@@ -151,7 +155,7 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 			counters = make([]counter, 0, len(o.Charges))
 		}
 		taken.Used[i] = clamp(taken.Used[i] + c.Cost)
-		counters = m.set(s, counters, c.Counter, targets[i], taken.Used[i])
+		counters = m.count(s, counters, c.Counter, c.Limit.Window, targets[i], taken.Used[i], now)
 		s.changed = true
 	}
 	if len(counters) != len(before) {
@@ -181,6 +185,9 @@ type target struct {
 // target finds a counter by its name.
 func (m *Memory) target(counters []counter, name string, w quota.Window, now time.Time) target {
 	start, end := w.Bounds(now)
+	if w.Sliding() {
+		_, end = w.Bounds(end) // what is used now counts until then
+	}
 	t := target{-1, start.UnixMilli(), end.UnixMilli()}
 	names := m.names.all()
 	for i := range counters {

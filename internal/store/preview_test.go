@@ -16,7 +16,7 @@ import (
 func anyRequest(random *rand.Rand, id string, onFailure quota.OnFailure) quota.Request {
 	limits := []quota.Limit{
 		{Metric: quota.Requests, Window: quota.Month, Max: 20},
-		{Metric: quota.Tokens, Window: quota.Month, Max: 900},
+		{Metric: quota.Tokens, Window: quota.Month.Slide(), Max: 900},
 		{Metric: quota.OutputTokens, Window: quota.Month, Max: 400, Resource: "chat"},
 		{Metric: quota.Requests, Window: quota.Month, Max: 5, Priority: quota.Low},
 	}
@@ -42,7 +42,7 @@ func anyRequest(random *rand.Rand, id string, onFailure quota.OnFailure) quota.R
 func decided(d quota.Decision) string {
 	text := []any{fmt.Sprint(d.Admitted, d.TooLarge, d.Declared, d.RefusedBy, d.RefusedUsed, d.Asked, d.Degraded)}
 	for s := range d.Limits {
-		if s.Limit.Window == quota.Month {
+		if s.Limit.Window.Fixed() == quota.Month {
 			text = append(text, s.Limit.Name(), s.Used, s.Limit.Max)
 		}
 	}

@@ -18,7 +18,8 @@ type record struct {
 
 // packed is what never changes of a reservation: the time in Unix ns as 8 bytes, the
 // account, the request and the secret, each after its length, and the charges, each with the
-// number of its counter's name. Numbers are varints.
+// number of its counter's name; of one whose window slides, what was used in the one before
+// comes last. Numbers are varints.
 type packed string
 
 // An opened record is what is packed in it. Its texts are parts of that.
@@ -46,6 +47,9 @@ func packCharge(to []byte, name uint32, c reserved) []byte {
 	to = append(to, byte(c.metric))
 	for _, n := range [...]int64{int64(name), int64(c.window), c.max, c.start, c.cost, c.used} {
 		to = binary.AppendVarint(to, n)
+	}
+	if c.window.Sliding() {
+		to = binary.AppendVarint(to, c.before)
 	}
 	return to
 }
@@ -79,6 +83,9 @@ func (p *packed) charge(names []string) reserved {
 	*p = (*p)[1:]
 	c.counter = names[p.number()]
 	c.window, c.max, c.start, c.cost, c.used = quota.Window(p.number()), p.number(), p.number(), p.number(), p.number()
+	if c.window.Sliding() {
+		c.before = p.number()
+	}
 	return c
 }
 

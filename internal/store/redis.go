@@ -17,6 +17,9 @@ import (
 //go:embed common.lua
 var commonSource string
 
+//go:embed sliding.lua
+var slidingSource string
+
 //go:embed batch.lua
 var batchSource string
 
@@ -62,7 +65,7 @@ type Redis struct {
 func NewRedis(o RedisOptions) *Redis {
 	r := &Redis{
 		options: o, prefix: o.KeyPrefix,
-		batch:      newScript(commonSource + batchSource),
+		batch:      newScript(commonSource + slidingSource + batchSource),
 		operations: sync.Pool{New: func() any { return new(operation) }},
 	}
 	r.lane, r.lanes = r.newLane(r.sendTogether), map[string]*lane{}

@@ -123,6 +123,11 @@ func (a *answers) taken(now int64, o *quota.Order) quota.Taken {
 	for i := range t.Used {
 		t.Used[i] = a.number()
 	}
+	for i := range o.Charges {
+		if o.Charges[i].Limit.Window.Sliding() {
+			noteBefore(&t, i, a.number())
+		}
+	}
 	return t
 }
 

@@ -39,6 +39,7 @@ type reserved struct {
 	start   int64 // Unix ms of the window that was charged
 	cost    int64
 	used    int64 // after that
+	before  int64 // used in the window before; 0 where it does not slide
 }
 
 // repeated returns the reservation of the order that this one repeats, if there is one.
@@ -51,27 +52,31 @@ func (s *shard) repeated(id uint64, o quota.Order, now time.Time) (opened, bool)
 // answer returns what the first order was told. Counters that it did not charge
 // are as they are now.
 func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
-	first := quota.Taken{Now: r.at, Admitted: true, Used: now.Used, Secret: r.secret}
+	first := quota.Taken{Now: r.at, Admitted: true, Used: now.Used, Before: now.Before, Secret: r.secret}
 	for _, c := range r.charges {
-		c.tell(o, first.Used)
+		c.tell(o, &first)
 	}
 	return first
 }
 
 // answer does the same as that of a reservation.
 func (m *Memory) answer(r opened, o quota.Order, now quota.Taken) quota.Taken {
-	first := quota.Taken{Now: r.time(), Admitted: true, Used: now.Used, Secret: r.secret}
+	first := quota.Taken{Now: r.time(), Admitted: true, Used: now.Used, Before: now.Before, Secret: r.secret}
 	for rest := r.charges; rest != ""; {
-		rest.charge(m.names.all()).tell(o, first.Used)
+		rest.charge(m.names.all()).tell(o, &first)
 	}
 	return first
 }
 
 // tell puts what was used of the counter after the charge where an order asks for it.
-func (c reserved) tell(o quota.Order, used []int64) {
+func (c reserved) tell(o quota.Order, t *quota.Taken) {
 	for i := range o.Charges {
-		if o.Charges[i].Counter == c.counter {
-			used[i] = c.used
+		if o.Charges[i].Counter != c.counter {
+			continue
+		}
+		t.Used[i] = c.used
+		if c.window.Sliding() && o.Charges[i].Limit.Window.Sliding() {
+			t.Before[i] = c.before
 		}
 	}
 }
@@ -91,7 +96,7 @@ func (m *Memory) keep(s *shard, id uint64, o quota.Order, counters []counter, ta
 		} else {
 			name = m.names.number(c.Counter)
 		}
-		p = packCharge(p, name, took(c, targets[i].start, t.Used[i]))
+		p = packCharge(p, name, took(c, targets[i].start, t, i))
 	}
 	s.reservations[id], s.changed = record{packed: packed(p), expires: keptUntil(o, t.Now)}, true
 	return true
@@ -103,13 +108,17 @@ func (r *reservation) fill(o quota.Order, t quota.Taken) {
 	r.at, r.expires = t.Now, keptUntil(o, t.Now)
 	r.charges = r.few[:0]
 	for i, c := range o.Charges {
-		r.charges = append(r.charges, took(c, windowStart(c.Limit.Window, t.Now), t.Used[i]))
+		r.charges = append(r.charges, took(c, windowStart(c.Limit.Window, t.Now), t, i))
 	}
 }
 
-// took is what a charge took, with what is used after that.
-func took(c quota.Charge, start, used int64) reserved {
-	return reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, start, c.Cost, used}
+// took is what the ith charge of an order took, with what is used after that.
+func took(c quota.Charge, start int64, t quota.Taken, i int) reserved {
+	r := reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, start, c.Cost, t.Used[i], 0}
+	if t.Before != nil {
+		r.before = t.Before[i]
+	}
+	return r
 }
 
 // keptUntil returns when an order's reservation ends, in Unix ms.
@@ -201,7 +210,8 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 }
 
 // settle corrects one counter. In a window that has ended meanwhile there is
-// nothing to give back; what was used beyond the charge goes to the current one.
+// nothing to give back, unless it is the one before a window that slides; what was used
+// beyond the charge goes to the current one.
 func (m *Memory) settle(s *shard, counters []counter, c reserved, st quota.Settlement, now time.Time) []counter {
 	counted := m.target(counters, c.counter, c.window, now)
 	current := counted.start == c.start
@@ -210,15 +220,18 @@ func (m *Memory) settle(s *shard, counters []counter, c reserved, st quota.Settl
 	var refunded int64
 	if st.RefundShare > 0 {
 		name = refundCounter(c.counter)
-		refunds = m.target(counters, name, c.window, now)
+		refunds = m.target(counters, name, c.window.Fixed(), now)
 		refunded = refunds.used(counters)
 	}
 	change, back := c.correction(st, share(c.max, st.RefundShare)-refunded)
 	if back > 0 && current {
 		counters = m.set(s, counters, name, refunds, clamp(refunded+back))
 	}
-	if change > 0 || (change < 0 && current) {
-		counters = m.set(s, counters, c.counter, counted, clamp(counted.used(counters)+change))
+	switch {
+	case change > 0, change < 0 && current:
+		counters = m.count(s, counters, c.counter, c.window, counted, clamp(counted.used(counters)+change), now)
+	case change < 0 && c.window.Sliding() && st.RefundShare <= 0:
+		counters = m.lower(s, counters, c, counted, change, now)
 	}
 	return counters
 }

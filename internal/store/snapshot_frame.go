@@ -51,6 +51,7 @@ type reservationColumns struct {
 	// The charges, reservation by reservation.
 	Windows     []uint // index of the charged window
 	Costs, Used []int64
+	Before      []int64 // used in the window before; none where all are 0
 }
 
 // A shardCopy is what a shard holds at an instant, without what has ended. It is used
@@ -184,15 +185,17 @@ func (a *accountColumns) fill(accounts []accountCopy, counters []counter, names 
 // add adds reservations.
 func (r *reservationColumns) add(records []record, names []string) {
 	index := map[reserved]uint{} // by charged window
+	before, slides := make([]int64, 0, 4*len(records)), false
 	for _, one := range records {
 		o := one.open()
 		r.Accounts, r.Requests, r.Secrets = append(r.Accounts, o.account), append(r.Requests, o.request), append(r.Secrets, o.secret)
 		r.At, r.Expires, r.Settled = append(r.At, o.at), append(r.Expires, one.expires), append(r.Settled, one.settled)
-		before := len(r.Windows)
+		first := len(r.Windows)
 		for rest := o.charges; rest != ""; {
 			c := rest.charge(names)
 			r.Costs, r.Used = append(r.Costs, c.cost), append(r.Used, c.used)
-			c.cost, c.used = 0, 0
+			before, slides = append(before, c.before), slides || c.before != 0
+			c.cost, c.used, c.before = 0, 0, 0
 			k, known := index[c]
 			if !known {
 				k = uint(len(index))
@@ -202,6 +205,9 @@ func (r *reservationColumns) add(records []record, names []string) {
 			}
 			r.Windows = append(r.Windows, k)
 		}
-		r.Charges = append(r.Charges, uint(len(r.Windows)-before))
+		r.Charges = append(r.Charges, uint(len(r.Windows)-first))
+	}
+	if slides {
+		r.Before = before
 	}
 }

@@ -108,11 +108,12 @@ func (r *reservationColumns) check() error {
 	switch {
 	case !sameLength(len(r.Names), len(r.Metrics), len(r.Lengths), len(r.Max), len(r.Starts)),
 		!sameLength(len(r.Accounts), len(r.Requests), len(r.Secrets), len(r.At), len(r.Expires), len(r.Settled), len(r.Charges)),
-		!sameLength(len(r.Windows), len(r.Costs), len(r.Used)), !addsUpTo(len(r.Windows), r.Charges):
+		!sameLength(len(r.Windows), len(r.Costs), len(r.Used)), !addsUpTo(len(r.Windows), r.Charges),
+		len(r.Before) > 0 && len(r.Before) != len(r.Windows):
 		return errColumns
 	case !indexes(len(r.Names), r.Windows):
 		return errIndex
-	case !inRange(r.Used), slices.ContainsFunc(r.Costs, func(n int64) bool { return n < -quota.MaxUsed || n > quota.MaxUsed }),
+	case !inRange(r.Used), !inRange(r.Before), slices.ContainsFunc(r.Costs, func(n int64) bool { return n < -quota.MaxUsed || n > quota.MaxUsed }),
 		slices.ContainsFunc(r.Max, func(n int64) bool { return n < 0 }), !isWindows(r.Lengths), !isMetrics(r.Metrics):
 		return errValue
 	}
@@ -120,9 +121,10 @@ func (r *reservationColumns) check() error {
 }
 
 func isWindows(lengths []int64) bool {
-	const longest = int64(366 * quota.Day)
+	const longest = 366 * quota.Day
 	return !slices.ContainsFunc(lengths, func(n int64) bool {
-		return n != int64(quota.Month) && (n < int64(quota.Second) || n > longest)
+		w := quota.Window(n).Fixed()
+		return w != quota.Month && (w < quota.Second || w > longest)
 	})
 }
 
@@ -146,7 +148,11 @@ func (l *loader) loadReservations(c *reservationColumns) error {
 		p := pack(nil, c.At[i], account, c.Requests[i], c.Secrets[i])
 		for j, k := range windows {
 			metric := quota.Metric(c.Metrics[k]) //nolint:gosec // one of quota.Metrics
-			p = packCharge(p, numbers[k], reserved{c.Names[k], metric, quota.Window(c.Lengths[k]), c.Max[k], c.Starts[k], c.Costs[first+j], c.Used[first+j]})
+			charge := reserved{c.Names[k], metric, quota.Window(c.Lengths[k]), c.Max[k], c.Starts[k], c.Costs[first+j], c.Used[first+j], 0}
+			if len(c.Before) > 0 {
+				charge.before = c.Before[first+j]
+			}
+			p = packCharge(p, numbers[k], charge)
 		}
 		l.memory.putReservation(account, c.Requests[i], record{packed(p), c.Expires[i], c.Settled[i]})
 	}

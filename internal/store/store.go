@@ -13,6 +13,20 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
+// A span is a window that slides, and those beside it. All are Unix ms.
+type span struct {
+	before     int64 // the start of the window before
+	start, end int64 // of the current one
+	keep       int64 // the end of the next one: until then what is used now counts
+}
+
+func spanOf(w quota.Window, now time.Time) span {
+	start, end := w.Bounds(now)
+	before, _ := w.Bounds(start.Add(-time.Millisecond))
+	_, keep := w.Bounds(end)
+	return span{before.UnixMilli(), start.UnixMilli(), end.UnixMilli(), keep.UnixMilli()}
+}
+
 // windowStart returns the beginning of the current window in Unix milliseconds.
 func windowStart(w quota.Window, now time.Time) int64 {
 	start, _ := w.Bounds(now)
@@ -25,6 +39,29 @@ const settledKept = quota.RepeatWindow
 
 // refundCounter names the counter of what refunds have given back to another.
 func refundCounter(counter string) string { return counter + "!refunded" }
+
+// beforeSuffix ends the names of counters of what was used in the window before the current
+// one, where that slides.
+const beforeSuffix = "!before"
+
+// beforeCounter names the counter of what was used of another in the window before.
+func beforeCounter(counter string) string { return counter + beforeSuffix }
+
+// noteBefore notes of a charge whose window slides what was used in the one before.
+func noteBefore(t *quota.Taken, charge int, used int64) {
+	if t.Before == nil {
+		t.Before = make([]int64, len(t.Used))
+	}
+	t.Before[charge] = used
+}
+
+// counts returns what counts of a charge's limit, of which so much is used in its window.
+func counts(t *quota.Taken, charge int, c *quota.Charge) int64 {
+	if t.Before == nil {
+		return t.Used[charge]
+	}
+	return c.Limit.Window.Weighed(t.Used[charge], t.Before[charge], t.Now)
+}
 
 // usedOf returns what a settlement says was used of a metric.
 func usedOf(used quota.Cost, metric quota.Metric) int64 {

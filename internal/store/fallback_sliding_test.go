@@ -1,0 +1,138 @@
+package store
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
+
+// TestShareOfWhatSlides: this instance admits its share of what remained, which grows as the
+// window before weighs less, and what it has admitted itself weighs whole.
+func TestShareOfWhatSlides(t *testing.T) {
+	t.Parallel()
+	begin := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
+	l := newLedger(10)
+	o := of("a", sliding(quota.Minute, 10, 1))
+	l.note(o, &quota.Taken{Now: begin, Admitted: true, Used: []int64{2}, Before: []int64{8}})
+	two := manner{quota.Local, 2, false}
+	for _, step := range []struct {
+		after     time.Duration
+		admits    int
+		remaining int64
+	}{
+		{0, 2, 0},                 // half of 10 - 2 - 8 × 30/60
+		{15 * time.Second, 1, 0},  // of 10 - 2 - 8 × 15/60
+		{30 * time.Second, 1, 0},  // the next minute: of 10 - 2, less the 3 of its own
+		{75 * time.Second, 3, 0},  // of 10 - 2 × 15/60, rounded up, less 3 × 15/60 and 1
+		{90 * time.Second, 1, 0},  // the next: half of 10, less 4
+		{10 * time.Minute, 5, 0},  // nothing before, nothing of its own
+		{610 * time.Second, 0, 0}, // what it has admitted in this window stays
+	} {
+		now := begin.Add(step.after)
+		n := 0
+		for {
+			taken, err := l.take(o, two, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			remaining := 10 - counts(&taken, 0, &o.Charges[0])
+			if !taken.Admitted {
+				if n != step.admits || remaining != step.remaining {
+					t.Errorf("after %s: admits %d, %d remain: want %d and %d", step.after, n, remaining, step.admits, step.remaining)
+				}
+				break
+			}
+			if n++; n > 10 {
+				t.Fatalf("after %s: admits all", step.after)
+			}
+		}
+	}
+	// When more fits follows from its half of what was used before.
+	l.note(of("c", sliding(quota.Minute, 10, 1)), &quota.Taken{Now: begin, Used: []int64{2}, Before: []int64{8}})
+	taken, err := l.take(of("c", sliding(quota.Minute, 10, 2)), two, begin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantBoth(t, taken, true, 8, 4)
+	// Where nothing remains, there is nothing to share.
+	l.note(of("b", sliding(quota.Minute, 10, 1)), &quota.Taken{Now: begin, Used: []int64{6}, Before: []int64{8}})
+	look := of("b", sliding(quota.Minute, 10, 1))
+	if taken, err := l.take(look, two, begin); err != nil || taken.Admitted || counts(&taken, 0, &look.Charges[0]) != 10 {
+		t.Errorf("%+v, %v", taken, err)
+	}
+}
+
+// nearEdge returns a window that ends in 1 to 5 s, the longest of up to 1000 s.
+func nearEdge(t *testing.T, now time.Time) quota.Window {
+	t.Helper()
+	for w := 1000 * quota.Second; w >= 4*quota.Second; w -= quota.Second {
+		if _, end := w.Bounds(now); end.Sub(now) >= time.Second && end.Sub(now) < 5*time.Second {
+			return w
+		}
+	}
+	t.Fatal("there is no such window")
+	return 0
+}
+
+// TestSlidingWindowEndsDuringAnOutage: what was admitted in the window before the current one
+// is given back to that.
+func TestSlidingWindowEndsDuringAnOutage(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), nil)
+	p := f.part("a")
+	take(t, f, of("a", charge(quota.Month, 100, 1))) // Redis has told its time
+	w := nearEdge(t, f.now())
+	order := func(cost int64) quota.Order { return of("a", sliding(w, 100, cost)) }
+	wantBoth(t, take(t, f, order(5)), true, 5, 0)
+	kill(t, server)
+	first := take(t, f, order(3))
+	wantBoth(t, first, true, 8, 0)
+	_, end := w.Bounds(first.Now)
+	becomes(t, "the window is over", func() bool { return !f.now().Before(end) })
+	wantBoth(t, take(t, f, order(2)), true, 2, 8)
+	p.ledger.sweep(f.now().UnixMilli())
+	start(t, server) // empty
+	becomes(t, "all is given back", func() bool { f.mend(t.Context(), p); return allShared(f) })
+	direct := redisStore(t, server)
+	wantBoth(t, take(t, direct, order(0)), true, 2, 3)
+	wantBoth(t, take(t, direct, order(1)), true, 3, 3)
+	wantBoth(t, take(t, f, order(0)), true, 3, 3)
+	if n := f.Totals(); n.Ended != 0 || n.Counts != 2 {
+		t.Errorf("%d ended, %d given back: want 0 and 2", n.Ended, n.Counts)
+	}
+}
+
+// TestOwedToTheWindowBefore: what Redis is yet to be given of it counts at once, and is added
+// to what is there, whether anything has been counted since or not.
+func TestOwedToTheWindowBefore(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(redisStore(t, redisServer(t)), nil)
+	p := f.part("a")
+	take(t, f, of("a", charge(quota.Month, 100, 1)))
+	w := nearEdge(t, f.now())
+	order := func(account string, limit, cost int64) quota.Order { return of(account, sliding(w, limit, cost)) }
+	for _, account := range []string{"a", "b"} {
+		wantBoth(t, take(t, f, order(account, 100, 5)), true, 5, 0)
+		taken, err := p.ledger.take(order(account, 100, 3), manner{quota.Local, 1, false}, f.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBoth(t, taken, true, 8, 0)
+	}
+	_, end := w.Bounds(f.now())
+	becomes(t, "the window is over", func() bool { return !take(t, f, of("c", sliding(w, 100, 0))).Now.Before(end) })
+	wantBoth(t, take(t, f, order("a", 9, 4)), false, 0, 8)
+	wantBoth(t, take(t, f, order("a", 9, 1)), true, 1, 8)
+	f.mend(t.Context(), p)
+	for account, used := range map[string]int64{"a": 1, "b": 0} {
+		wantBoth(t, take(t, f, order(account, 100, 0)), true, used, 8)
+		wantBoth(t, take(t, f, order(account, 100, 2)), true, used+2, 8)
+	}
+	// One that ends before the one before is dropped.
+	b := &batch{account: "d", id: "late", counts: []given{{"requests/minute", quota.Minute.Slide(), 60_000, 180_000, 7}}}
+	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || f.redis.client.Exists(t.Context(), "test:{d}:counts").Val() != 0 {
+		t.Errorf("given to a window of 1970: %v %v", used, err)
+	}
+}
