@@ -187,6 +187,9 @@ func noteText(l web.DemandView) string {
 	if l.Override {
 		notes = append(notes, "the key's own")
 	}
+	if l.Algorithm != "" {
+		notes = append(notes, l.Algorithm)
+	}
 	cut := "estimate cut to the limit"
 	if l.Name == quota.CapacityName {
 		notes = append(notes, fmt.Sprintf("of %s in the pool of %s, up to the share of priority %s", l.Metric, l.Resource, priorityName(l.Priority)))

@@ -259,6 +259,9 @@ func overrideText(o web.OverrideView) string {
 	if o.Priority != 0 {
 		text += " at priority " + priorityName(o.Priority)
 	}
+	if o.Algorithm != "" {
+		text += ", " + o.Algorithm
+	}
 	if !o.Until.IsZero() {
 		text += ", until " + timeText(o.Until, "")
 	}

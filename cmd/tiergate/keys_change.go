@@ -41,6 +41,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	resource := flags.String("resource", "", "count requests for this `resource` alone")
 	priority := flags.String("priority", "", "count requests of this `priority` alone")
 	limit := flags.String("max", "", "the most that is admitted in a window; 0 refuses everything")
+	algorithm := flags.String("algorithm", "", "how it counts: fixed, or sliding (default fixed)")
 	until := flags.String("until", "", "the end of the override, "+aTime)
 	remove := flags.Bool("remove", false, "take the limit away")
 	path, err := parseKey(flags, args, env, "/overrides")
@@ -48,8 +49,8 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 		return err
 	}
 	if *remove {
-		if *limit != "" || *until != "" {
-			return usagef("--remove takes neither --max nor --until")
+		if *limit != "" || *until != "" || *algorithm != "" {
+			return usagef("--remove takes none of --max, --algorithm and --until")
 		}
 		query := given(flags, "metric", "per", "resource", "priority")
 		return askFor(ctx, f, env, request{http.MethodDelete, path, query, nil}, printChanged("The key has no such limit of its own: nothing is changed. This is the key:"))
@@ -64,6 +65,9 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	}
 	if *resource != "" {
 		body["resource"] = *resource
+	}
+	if *algorithm != "" {
+		body["algorithm"] = *algorithm
 	}
 	if *until != "" {
 		body["until"] = instant(*until)

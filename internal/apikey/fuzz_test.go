@@ -20,6 +20,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(`{"id":"a","hash":"` + hash + `","former":{"hash":"` + hash + `","until":"2026-03-01T12:00:00+01:00"},"labels":{"a":"b"}}`)
 	f.Add(`{"id":"a","hash":"` + hash + `","overrides":[{"metric":"tokens","per":"90s","max":5,"priority":1,"until":"2026-03-01T12:00:00Z"}]}`)
 	f.Add(`{"id":"a","hash":"` + hash + `","overrides":[{"metric":"tokens","per":"day","max":-5}]}`)
+	f.Add(`{"id":"a","hash":"` + hash + `","overrides":[{"metric":"tokens","per":"month","max":5,"algorithm":"sliding"}]}`)
 	f.Add(`{"id":"a","hash":"` + hash + `","overrides":[{"metric":"tokens","per":"day","max":5,"priority":200}]}`)
 	f.Add(`{"id":"a","hash":"` + hash + `","priority":9}`)
 	f.Add(`{"id":"a","hash":"sk-a-secret-in-the-wrong-place","former":{"hash":"sk-another-secret","until":"never"}}`)

@@ -34,12 +34,13 @@ type formerJSON struct {
 }
 
 type overrideJSON struct {
-	Metric   string         `json:"metric"`
-	Per      string         `json:"per"`
-	Max      int64          `json:"max"`
-	Resource string         `json:"resource,omitempty"`
-	Priority quota.Priority `json:"priority,omitempty"`
-	Until    time.Time      `json:"until,omitzero"`
+	Metric    string         `json:"metric"`
+	Per       string         `json:"per"`
+	Max       int64          `json:"max"`
+	Algorithm string         `json:"algorithm,omitempty"` // without: fixed
+	Resource  string         `json:"resource,omitempty"`
+	Priority  quota.Priority `json:"priority,omitempty"`
+	Until     time.Time      `json:"until,omitzero"`
 }
 
 // MarshalJSON encodes the record. A zero Hash is left out.
@@ -53,7 +54,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	}
 	for _, o := range r.Overrides {
 		j.Overrides = append(j.Overrides, overrideJSON{
-			o.Limit.Metric.String(), o.Limit.Window.String(), o.Limit.Max, o.Limit.Resource, o.Limit.Priority, o.Until,
+			o.Limit.Metric.String(), o.Limit.Window.String(), o.Limit.Max, o.Limit.Window.UnusualAlgorithm(), o.Limit.Resource, o.Limit.Priority, o.Until,
 		})
 	}
 	return json.Marshal(j)
@@ -96,10 +97,11 @@ func (r *Record) UnmarshalJSON(text []byte) error {
 // override reads one.
 func (o overrideJSON) override() (quota.Override, error) {
 	l := quota.Limit{Max: o.Max, Resource: o.Resource, Priority: o.Priority}
-	var errs [4]error
+	var errs [5]error
 	l.Metric, errs[0] = quota.ParseMetric(o.Metric)
 	l.Window, errs[1] = quota.ParseWindow(o.Per)
-	errs[2], errs[3] = l.Validate(), known(o.Priority)
+	l.Window, errs[2] = l.Window.ParseAlgorithm(o.Algorithm)
+	errs[3], errs[4] = l.Validate(), known(o.Priority)
 	return quota.Override{Limit: l, Until: o.Until}, cmp.Or(errs[:]...)
 }
 

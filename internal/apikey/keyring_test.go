@@ -158,7 +158,7 @@ func TestRecordsAsJSON(t *testing.T) {
 	want := Record{
 		ID: "a", Name: "n", Owner: "o", Hash: New().Hash(), Former: &Former{New().Hash(), at}, Tier: "t", Priority: quota.High,
 		Resources: []string{"chat"}, Labels: map[string]string{"k": "v"}, Created: at, Expires: at.Add(1e9), Revoked: true, Demo: true, Revision: 7,
-		Overrides: []quota.Override{{Limit: quota.Limit{Metric: quota.Tokens, Window: 90 * quota.Second, Max: 5, Resource: "chat", Priority: quota.Low}, Until: at}},
+		Overrides: []quota.Override{{Limit: quota.Limit{Metric: quota.Tokens, Window: 90 * quota.Second, Max: 5, Resource: "chat", Priority: quota.Low}, Until: at}, {Limit: quota.Limit{Metric: quota.Requests, Window: quota.Month.Slide(), Max: 7}}},
 	}
 	text, err := json.Marshal(want)
 	if err != nil {
@@ -169,10 +169,13 @@ func TestRecordsAsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := json.Marshal(have)
-	if err != nil || string(again) != string(text) || have.Overrides[0] != want.Overrides[0] || *have.Former != *want.Former || have.Hash != want.Hash {
+	if err != nil || string(again) != string(text) || !slices.Equal(have.Overrides, want.Overrides) || *have.Former != *want.Former || have.Hash != want.Hash {
 		t.Errorf("%s\nbecomes\n%s, %v", text, again, err)
 	}
-	for _, bad := range []string{`{"hash":"md5:00"}`, `{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"x"}]}`, `[]`} {
+	for _, bad := range []string{
+		`{"hash":"md5:00"}`, `{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"x"}]}`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"day","max":1,"algorithm":"leaky"}]}`, `[]`,
+	} {
 		if err := json.Unmarshal([]byte(bad), &have); err == nil {
 			t.Errorf("%s is a record", bad)
 		}

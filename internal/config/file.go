@@ -293,6 +293,8 @@ type limitSection struct {
 	Per string `yaml:"per" jsonschema:"required"`
 	// The most that is admitted in a window; 0 refuses everything.
 	Max *int64 `yaml:"max" jsonschema:"required,minimum=0"`
+	// How it counts: fixed, by the current window alone, which is so where nothing is said, or sliding, where of the window before counts the part of the current one that is left.
+	Algorithm string `yaml:"algorithm,omitempty" jsonschema:"enum=fixed,enum=sliding"`
 	// Count only this resource, on top of the other limits.
 	Resource string `yaml:"resource,omitempty"`
 	// Count only this priority, on top of the other limits.

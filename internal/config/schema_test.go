@@ -85,12 +85,13 @@ func TestSchemas(t *testing.T) {
 	t.Parallel()
 	for name, files := range map[string]struct{ good, bad []string }{
 		"tiergate.schema.json": {
-			good: []string{"@../../config/tiergate.yaml", shortTiers, shortTiers + "headers: {unlimited: 1000}"},
+			good: []string{"@../../config/tiergate.yaml", shortTiers, shortTiers + "headers: {unlimited: 1000}", "tiers: {free: {limits: [{metric: requests, per: minute, max: 1, algorithm: sliding}]}}"},
 			bad: []string{
 				"stores: {}", "store: {type: sqlite}", "allow_demo_keys: perhaps", "log: {format: xml}",
 				"tiers: {free: {limits: [{metric: requests, per: minute}]}}",
 				"tiers: {free: {limits: [{metric: calls, per: minute, max: 1}]}}",
 				"tiers: {free: {limits: [{metric: requests, per: minute, max: -1}]}}",
+				"tiers: {free: {limits: [{metric: requests, per: minute, max: 1, algorithm: leaky}]}}",
 			},
 		},
 		"keys.schema.json": {

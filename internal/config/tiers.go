@@ -73,6 +73,9 @@ func limit(report reportFunc, at string, s limitSection, resources []quota.Resou
 	if l.Window, err = quota.ParseWindow(s.Per); err != nil {
 		wrong("per", err)
 	}
+	if l.Window, err = l.Window.ParseAlgorithm(s.Algorithm); err != nil {
+		wrong("algorithm", err)
+	}
 	if s.Max == nil {
 		wrong("max", "missing: want the most that is admitted in a window; 0 refuses everything")
 	} else if l.Max = *s.Max; l.Max == quota.NoMax {

@@ -57,7 +57,7 @@ func (v *Verdict) appendPerMetric(hs []header) []header {
 		var least quota.State
 		for s := range v.Decision.Limits {
 			l, none := s.Limit, least.Limit == quota.Limit{}
-			if l.Metric == metric && l.Window == quota.Minute && l.Max != quota.NoMax && (none || s.Remaining() < least.Remaining()) {
+			if l.Metric == metric && l.Window.Fixed() == quota.Minute && l.Max != quota.NoMax && (none || s.Remaining() < least.Remaining()) {
 				least = s
 			}
 		}
@@ -109,12 +109,13 @@ func (v *Verdict) appendLimit(hs []header, s *Settings) []header {
 	return append(hs, header{"X-RateLimit-Limit", limit}, header{"X-RateLimit-Remaining", remaining})
 }
 
-// reset returns Unix seconds. Windows end on whole seconds.
+// reset returns Unix seconds. Windows end on whole seconds; where one slides, a request may fit
+// between two, and certainly at the next.
 func (v *Verdict) reset() int64 {
 	if !v.counted() {
 		return v.At.Unix()
 	}
-	return v.Decision.Reset.Unix()
+	return v.Decision.Reset.Add(time.Second - time.Nanosecond).Unix()
 }
 
 func (v *Verdict) appendRefusal(hs []header) []header {

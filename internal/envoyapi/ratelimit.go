@@ -235,8 +235,12 @@ func (v *Verdict) told() (limit quota.Limit, remaining int64, ok bool) {
 	return limit, remaining, v.counted() && limit.Max != quota.NoMax
 }
 
-// untilEnd returns how long the window of a limit lasts yet.
+// untilEnd returns how long the window of a limit lasts yet; of one that slides and refuses,
+// until the request fits.
 func (v *Verdict) untilEnd(l quota.Limit) time.Duration {
+	if v.Outcome == Limited && l.Window.Sliding() {
+		return v.Decision.Wait
+	}
 	_, end := l.Window.Bounds(v.Decision.Now)
 	return end.Sub(v.Decision.Now)
 }
@@ -245,7 +249,7 @@ func upTo32(n int64) uint32 { return uint32(min(n, math.MaxUint32)) } //nolint:g
 
 // unit returns the protocol's name of a window; lengths without one are UNKNOWN.
 func unit(w quota.Window) rlsv3.RateLimitResponse_RateLimit_Unit {
-	switch w {
+	switch w.Fixed() {
 	case quota.Second:
 		return rlsv3.RateLimitResponse_RateLimit_SECOND
 	case quota.Minute:

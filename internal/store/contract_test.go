@@ -194,7 +194,7 @@ func TestNeverMoreUnderConcurrency(t *testing.T) {
 		for range 64 {
 			group.Go(func() {
 				for range 50 {
-					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month, 1000, 1), charge(quota.Week, 2000, 1)}})
+					taken, err := counts.Take(t.Context(), quota.Order{Account: "a", Charges: []quota.Charge{charge(quota.Month.Slide(), 1000, 1), charge(quota.Week, 2000, 1)}})
 					if err != nil {
 						t.Error(err)
 						return

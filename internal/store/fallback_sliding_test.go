@@ -12,7 +12,7 @@ import (
 func TestShareOfWhatSlides(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
-	l := newLedger(10)
+	l := newLedger(10_000) // so that no two share the room of one shard
 	o := of("a", sliding(quota.Minute, 10, 1))
 	l.note(o, &quota.Taken{Now: begin, Admitted: true, Used: []int64{2}, Before: []int64{8}})
 	two := manner{quota.Local, 2, false}

@@ -56,6 +56,24 @@ func TestThePreviousWindowCounts(t *testing.T) {
 	})
 }
 
+// TestSlidingInEveryForm: a limit that slides is kept, repeated and settled wherever counts are.
+func TestSlidingInEveryForm(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		order := func(request string) quota.Order {
+			return keptOrder("a", request, tokens(quota.Tokens, quota.Month.Slide(), 1000, 300), charge(quota.Week, 9, 1))
+		}
+		for i, r := range []string{"one", "two", "three"} {
+			wantBoth(t, take(t, counts, order(r)), true, 300*int64(i+1), 0)
+		}
+		wantBoth(t, take(t, counts, order("four")), false, 900, 0)
+		again := order("two")
+		again.Secret = "another"
+		wantBoth(t, take(t, counts, again), true, 600, 0)
+		wantOutcome(t, settle(t, counts, settlement("one", 100)), quota.Settled)
+		wantBoth(t, take(t, counts, order("four")), true, 1000, 0)
+	})
+}
+
 // TestAlgorithmIsChanged: what is counted in the current window goes on, and what was in the
 // one before is known where that was counted as sliding, or nothing has been since.
 func TestAlgorithmIsChanged(t *testing.T) {

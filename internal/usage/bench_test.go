@@ -16,7 +16,7 @@ func decisionOf(tb testing.TB) *quota.Decision {
 	tb.Helper()
 	tier := quota.Tier{Name: "pro", Priority: quota.High, Limits: []quota.Limit{
 		{Metric: quota.Requests, Window: quota.Minute, Max: 1000},
-		{Metric: quota.Tokens, Window: quota.Minute, Max: 100_000},
+		{Metric: quota.Tokens, Window: quota.Minute.Slide(), Max: 100_000},
 		{Metric: quota.Requests, Window: quota.Day, Max: 100_000},
 	}}
 	limiter := quota.NewLimiter(store.NewMemory(time.Now, 10))

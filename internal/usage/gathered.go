@@ -148,7 +148,7 @@ func (s *standing) follow(d *quota.Decision) {
 		if share := float64(used) / float64(l.Max); share > s.share {
 			s.near, s.share = *l, share
 		}
-		if l.Window == quota.Minute && l.Resource == "" && l.Priority == 0 {
+		if l.Window.Fixed() == quota.Minute && l.Resource == "" && l.Priority == 0 {
 			switch l.Metric {
 			case quota.Requests:
 				s.requests = l.Max

@@ -165,7 +165,7 @@ func TestUsageOfAKey(t *testing.T) {
 		Refusals: []usage.Refusal{
 			{At: noon.Add(-time.Second), Resource: "chat", Limit: "tokens_per_minute", Max: 10, Asked: 11, TooLarge: true},
 			{At: noon.Add(-2 * time.Second), Resource: "chat", Limit: "requests_per_day", Asked: 1},
-			{At: noon, Resource: "chat", Limit: "requests_per_minute", Used: 10, Max: 10, Asked: 1, Wait: 30 * time.Second},
+			{At: noon.Add(900 * time.Millisecond), Resource: "chat", Limit: "requests_per_minute", Used: 10, Max: 10, Asked: 1, Wait: 29200 * time.Millisecond},
 		},
 	})
 	counts := `"requests":5,"admitted":3,"refused":{"requests_per_minute":2},"input_tokens":10,"output_tokens":20`
@@ -186,7 +186,7 @@ func TestUsageOfAKey(t *testing.T) {
 	f.refused("GET", "/keys/nobody/usage", "", kindNoKey, "")
 	f.refused("GET", "/keys/~tier/usage", "", kindNoKey, "")
 
-	want := `{"key_id":"key_file","refusals":[{"at":1772366430,"status":429,"resource":"chat","limit":"requests_per_minute","used":10,"max":10,"asked":1,"fits_at":1772366460},` +
+	want := `{"key_id":"key_file","refusals":[{"at":1772366430,"status":429,"resource":"chat","limit":"requests_per_minute","used":10,"max":10,"asked":1,"fits_at":1772366461},` +
 		`{"at":1772366429,"status":413,"resource":"chat","limit":"tokens_per_minute","used":0,"max":10,"asked":11,"fits_at":null},` +
 		`{"at":1772366428,"status":429,"resource":"chat","limit":"requests_per_day","used":0,"max":0,"asked":1,"fits_at":null}]}`
 	if have := strings.TrimSpace(f.do("GET", "/keys/key_file/refusals", "").Body.String()); have != want {

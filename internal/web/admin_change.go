@@ -93,6 +93,9 @@ func (a *Admin) setOverride(c *call) (any, error) {
 			r.Overrides = append(r.Overrides, override)
 		}
 		detail := fmt.Sprintf("override %s: %d", override.Limit.Name(), override.Limit.Max)
+		if override.Limit.Window.Sliding() {
+			detail += ", " + override.Limit.Window.Algorithm()
+		}
 		if !override.Until.IsZero() {
 			detail += ", until " + timeText(override.Until)
 		}

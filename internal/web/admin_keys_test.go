@@ -143,7 +143,7 @@ func TestFaultsOfAKey(t *testing.T) {
 	f.faults("POST", "/keys", `{"id":"key_file","pepper":"p9","tier":"gold","name":7,"owner":"a\nb","priority":5,"resources":["chat","chatt","chat"],`+
 		`"labels":{"":"x","long":"`+strings.Repeat("x", 257)+`"},"expires":"2026-03-01T12:00:00Z","overrides":[{"metric":"wishes","per":"fortnight","max":1.5,"colour":1},`+
 		`{"metric":"requests","per":"minute","max":1},{"metric":"requests","per":"minute","max":2,"resource":"video","priority":0},`+
-		`{"metric":"requests","per":"minute","max":9223372036854775807}],"secret":"sk-secret"}`,
+		`{"metric":"requests","per":"minute","max":9223372036854775807,"algorithm":"sliding"}],"secret":"sk-secret"}`,
 		`id: the file of keys has a key key_file: choose another`,
 		`pepper: the configuration has no pepper of this name under keys.peppers`,
 		`tier: unknown tier "gold": want one of enterprise, free, pro`,
@@ -296,10 +296,16 @@ func TestOverrides(t *testing.T) {
 		return string(text)
 	}
 	minute := `{"metric":"requests","per":"minute","max":20}`
+	slides := `{"metric":"requests","per":"minute","max":20,"algorithm":"sliding"}`
 	images := `{"metric":"requests","per":"minute","max":0,"resource":"images","priority":1,"until":"2026-04-01T00:00:00Z"}`
 	for i, step := range []struct{ have, want string }{
 		{set(`{"metric":"requests","per":"60s","max":10}`), `[{"metric":"requests","per":"minute","max":10}]`},
 		{set(minute), "[" + minute + "]"},
+		{set(slides), "[" + slides + "]"},
+		{set(`{"metric":"requests","per":"minute","max":20,"algorithm":"fixed"}`), "[" + minute + "]"},
+		{set(slides), "[" + slides + "]"},
+		{remove("metric=requests&per=minute"), "null"},
+		{set(`{"metric":"requests","per":"minute","max":20,"algorithm":null}`), "[" + minute + "]"},
 		{set(images), "[" + minute + "," + images + "]"},
 		{set(images), "[" + minute + "," + images + "]"},
 		{remove("metric=requests&per=minute"), "[" + images + "]"},
@@ -313,13 +319,14 @@ func TestOverrides(t *testing.T) {
 	f.faults("POST", "/keys/key_ada/overrides", `{"until":"2026-03-01T00:00:00Z"}`,
 		"metric: missing: want requests, tokens, input_tokens or output_tokens", "per: missing: want second, minute, hour, day, week, month or a duration such as 90s",
 		"max: missing: want the most that is admitted in a window; 0 refuses everything", "until: has passed: want a time to come; to end an override now, remove it")
+	f.faults("POST", "/keys/key_ada/overrides", `{"metric":"requests","per":"day","max":1,"algorithm":"leaky"}`, `algorithm: unknown algorithm "leaky": want fixed or sliding`)
 	f.faults("DELETE", "/keys/key_ada/overrides?priority=9", "", "metric: want requests, tokens, input_tokens or output_tokens",
 		"per: want second, minute, hour, day, week, month or a duration such as 90s", "priority: want 1 (low) to 4 (critical)")
 	for i := range maxOverrides {
 		set(fmt.Sprintf(`{"metric":"requests","per":"%ds","max":1}`, i+100))
 	}
 	f.faults("POST", "/keys/key_ada/overrides", minute, ": the key has 64 overrides: remove one first")
-	if n := len(ok[AuditLog](f, "GET", "/audit?key=key_ada&limit=1000", "").Events); n != 1+5+maxOverrides {
+	if n := len(ok[AuditLog](f, "GET", "/audit?key=key_ada&limit=1000", "").Events); n != 1+10+maxOverrides {
 		t.Errorf("%d events", n)
 	}
 }

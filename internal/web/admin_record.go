@@ -228,6 +228,12 @@ func (a *AdminAccounts) limited(o *object) quota.Limit {
 			o.fault("per", "%v", err)
 		}
 	}
+	var algorithm string
+	if take(o, "algorithm", aText, &algorithm) {
+		if l.Window, err = l.Window.ParseAlgorithm(short(algorithm)); err != nil {
+			o.fault("algorithm", "%v", err)
+		}
+	}
 	if take(o, "resource", aText, &l.Resource) && l.Resource != "" && !a.offers(l.Resource) {
 		o.fault("resource", "unknown resource %q: want one of %s", short(l.Resource), strings.Join(a.resourceNames(), ", "))
 	}
@@ -235,9 +241,9 @@ func (a *AdminAccounts) limited(o *object) quota.Limit {
 	return l
 }
 
-// alike reports whether two limits count the same.
+// alike reports whether two limits count the same, in whatever way.
 func alike(a, b quota.Limit) bool {
-	a.Max = b.Max
+	a.Max, a.Window, b.Window = b.Max, a.Window.Fixed(), b.Window.Fixed()
 	return a == b
 }
 

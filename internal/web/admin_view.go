@@ -49,12 +49,13 @@ type KeyView struct {
 
 // An OverrideView is a limit that a key has instead of its tier's, or beside them.
 type OverrideView struct {
-	Metric   string    `json:"metric"`
-	Per      string    `json:"per"`
-	Max      int64     `json:"max"`
-	Resource string    `json:"resource,omitempty"`
-	Priority int       `json:"priority,omitempty"`
-	Until    time.Time `json:"until,omitzero"` // without: without end
+	Metric    string    `json:"metric"`
+	Per       string    `json:"per"`
+	Max       int64     `json:"max"`
+	Algorithm string    `json:"algorithm,omitempty"` // without: fixed
+	Resource  string    `json:"resource,omitempty"`
+	Priority  int       `json:"priority,omitempty"`
+	Until     time.Time `json:"until,omitzero"` // without: without end
 }
 
 // view shows a record.
@@ -74,7 +75,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	}
 	for _, o := range r.Overrides {
 		v.Overrides = append(v.Overrides, OverrideView{
-			Metric: o.Limit.Metric.String(), Per: o.Limit.Window.String(), Max: o.Limit.Max,
+			Metric: o.Limit.Metric.String(), Per: o.Limit.Window.String(), Max: o.Limit.Max, Algorithm: o.Limit.Window.UnusualAlgorithm(),
 			Resource: o.Limit.Resource, Priority: int(o.Limit.Priority), Until: o.Until,
 		})
 	}
@@ -107,7 +108,8 @@ func tierView(t quota.Tier) TierView {
 	v := TierView{Name: t.Name, Priority: int(t.Priority), Unlimited: t.Unlimited, Limits: make([]OverrideView, len(t.Limits))}
 	for i, l := range t.Limits {
 		v.Limits[i] = OverrideView{
-			Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Resource: l.Resource, Priority: int(l.Priority),
+			Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Algorithm: l.Window.UnusualAlgorithm(),
+			Resource: l.Resource, Priority: int(l.Priority),
 		}
 	}
 	return v

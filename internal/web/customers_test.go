@@ -120,6 +120,34 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestSlidingLimits are said to be that, with what counts of them.
+func TestSlidingLimits(t *testing.T) {
+	t.Parallel()
+	now := noon
+	c, limiter, accounts := newCustomers(t, func() time.Time { return now })
+	changed := *accounts
+	changed.Plans = map[string]*quota.Plan{"free": quota.NewPlan(quota.Tier{Name: "free", Priority: quota.Low, Limits: []quota.Limit{
+		{Metric: quota.Requests, Window: quota.Minute.Slide(), Max: 10},
+	}}, quota.ByKey, nil)}
+	c.Use(&changed)
+	for range 2 {
+		for range 4 {
+			_, err := limiter.Decide(t.Context(), quota.Request{
+				Account: "key_b", Tier: changed.Plans["free"], Resource: "default", Priority: quota.Low, Cost: quota.Cost{Requests: 1},
+			}, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		now = now.Add(45 * time.Second)
+	}
+	now = now.Add(-15 * time.Second) // 12:01:45: a quarter of the first 4, and the others
+	want := `{"name":"requests_per_minute","metric":"requests","per":"minute","algorithm":"sliding","limit":10,"used":5,"remaining":5,"reset":1772366520}`
+	if w := get(c, "/v1/limits", "X-Api-Key", "sk-b"); !strings.Contains(w.Body.String(), want) || w.Header().Get("X-RateLimit-Used") != "5" {
+		t.Errorf("%v\n%s\nwant\n%s", w.Header(), w.Body, want)
+	}
+}
+
 // TestLimitsWithoutRedis: what is shown then is what this instance knows, and the answer says
 // so.
 func TestLimitsWithoutRedis(t *testing.T) {

@@ -28,9 +28,10 @@ type LimitView struct {
 	Name      string `json:"name"`
 	Metric    string `json:"metric"`
 	Per       string `json:"per"`
-	Resource  string `json:"resource,omitempty"` // counts this one alone
-	Priority  int    `json:"priority,omitempty"` // the same
-	Limit     *int64 `json:"limit"`              // null: unlimited
+	Algorithm string `json:"algorithm,omitempty"` // without: fixed
+	Resource  string `json:"resource,omitempty"`  // counts this one alone
+	Priority  int    `json:"priority,omitempty"`  // the same
+	Limit     *int64 `json:"limit"`               // null: unlimited
 	Used      int64  `json:"used"`
 	Remaining *int64 `json:"remaining"` // null: unlimited
 	Reset     int64  `json:"reset"`     // Unix seconds
@@ -103,8 +104,8 @@ func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited
 
 func viewOf(s quota.State) LimitView {
 	v := LimitView{
-		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Resource: s.Limit.Resource,
-		Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
+		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Algorithm: s.Limit.Window.UnusualAlgorithm(),
+		Resource: s.Limit.Resource, Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
 	}
 	if s.Limit.Max != quota.NoMax {
 		most, remaining := s.Limit.Max, s.Remaining()

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tiergate/tiergate/internal/apierror"
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/usage"
 )
@@ -60,7 +59,7 @@ func viewOfRefusal(r *usage.Refusal) RefusalView {
 	if r.TooLarge || r.Wait <= 0 {
 		return v
 	}
-	fits := r.At.Unix() + apierror.Up(r.Wait, time.Second)
+	fits := max(r.At.Add(r.Wait+time.Second-1).Unix(), r.At.Unix()+1) // rounded up
 	v.FitsAt = &fits
 	return v
 }

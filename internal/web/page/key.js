@@ -38,7 +38,7 @@ function describe(k) {
 /** overrides lists the limits that a key has instead of its tier's. */
 const overrides = (all) => tableOf("Limits of its own, instead of its tier's or beside them.", ["Limit", ">At most", "Only for", "Until"],
   all.map((o) => [
-    `${title(o.metric)} per ${o.per}`, number(o.max),
+    `${title(o.metric)} per ${o.per}${o.algorithm ? `, ${o.algorithm}` : ""}`, number(o.max),
     [o.resource, o.priority && `priority ${o.priority} ${priorities[o.priority]}`].filter(Boolean).join(", ") || "–", moment(o.until, "Without end"),
   ]));
 

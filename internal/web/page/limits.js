@@ -20,7 +20,7 @@ function stateOf(limit) {
 function makeCard(limit) {
   const part = (tag, className = "") => element(tag, { className });
   const card = { box: part("article"), mark: part("span", "mark"), count: part("p", "count"), fill: part("div"), left: part("span"), reset: part("span") };
-  const only = [limit.resource && `only ${limit.resource}`, limit.priority && `only priority ${limit.priority} ${priorities[limit.priority]}`].filter(Boolean);
+  const only = [limit.algorithm && `${limit.algorithm} ${limit.per}`, limit.resource && `only ${limit.resource}`, limit.priority && `only priority ${limit.priority} ${priorities[limit.priority]}`].filter(Boolean);
   card.meter = element("div", { className: "meter", role: "meter", "aria-label": title(limit.name), "aria-valuemin": "0" }, card.fill);
   card.box.append(
     element("header", {}, element("h4", {}, title(`${limit.metric}_per_${limit.per}`)), card.mark),
