@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/store"
 )
 
 // newPooled returns a limiter, and a request of a tier with 10 requests per minute for which a
@@ -214,5 +215,33 @@ func TestPoolIsLookedAt(t *testing.T) {
 	}
 	if l, err := limiter.Look(t.Context(), quota.Request{Account: "b", Tier: r.Tier, Pool: r.Pool, Resource: r.Resource, Priority: quota.Low, Cost: quota.Cost{Requests: 1}}, noon); err != nil || !l.Admitted {
 		t.Errorf("there is room again for what was given back: %+v, %v", l, err)
+	}
+}
+
+// TestPoolBesideSlidingLimits: who is shed is told how the key's limits are, those that slide too.
+func TestPoolBesideSlidingLimits(t *testing.T) {
+	t.Parallel()
+	now := noon.Add(-time.Minute)
+	limiter := quota.NewLimiter(store.NewMemory(func() time.Time { return now }, 1000))
+	_, r := newPooled()
+	r.Tier = quota.NewPlan(quota.Tier{Name: "sliding", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute.Slide(), Max: 100}}}, quota.ByKey, nil)
+	for range 10 {
+		decide(t, limiter, r)
+	}
+	now = noon // half of the 10 count yet, and none of the pool
+	for i := range int64(12) {
+		l, err := limiter.Look(t.Context(), r, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := limiter.Preview(t.Context(), r, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := decide(t, limiter, r)
+		want := min(i, 10)
+		if d.Admitted != (i < 10) || l.Admitted != d.Admitted || p.Decision.Admitted != d.Admitted || l.Used != 5+want || d.Used != 5+min(i+1, 10) || p.Demands[0].Used != 5+want {
+			t.Errorf("request %d: %+v, a look says %+v, a preview %+v", i, d, l, p)
+		}
 	}
 }
