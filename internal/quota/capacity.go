@@ -120,14 +120,27 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 	d, err := l.charge(ctx, own, now)
 	if d.Admitted {
 		d.pooled, d.usedPooled = share.Charges, taken.Used
-	} else if share.Kept() {
-		// By the secret of this order: what another one took, which it repeats, stays. Where
-		// that fails the pool has less to give until its window ends.
-		back := Settlement{Account: share.Account, Request: share.Request, Secret: share.Secret, Void: true}
-		_, _ = l.counts.Settle(context.WithoutCancel(ctx), back)
+	} else {
+		l.undo(ctx, share, taken)
 	}
 	d.Degraded = d.Degraded || taken.Degraded
 	return d, err
+}
+
+// undo gives back what an order took. Where that fails there is less until the windows end.
+func (l *Limiter) undo(ctx context.Context, o Order, taken Taken) {
+	ctx = context.WithoutCancel(ctx)
+	switch taken.Secret {
+	case "": // there was no room to keep it: what was taken in a window that ends now comes back in the next
+		o.Charges, o.Request, o.Secret = slices.Clone(o.Charges), "", ""
+		for i := range o.Charges {
+			o.Charges[i].Cost = -o.Charges[i].Cost
+		}
+		_, _ = l.counts.Take(ctx, o)
+	case o.Secret:
+		_, _ = l.counts.Settle(ctx, Settlement{Account: o.Account, Request: o.Request, Secret: o.Secret, Void: true})
+	default: // it repeats another one: what that took stays
+	}
 }
 
 // shed refuses a request for which its pool has no room. What is said of the key's limits is how

@@ -166,3 +166,38 @@ func TestPoolAroundAnOutage(t *testing.T) {
 		t.Errorf("when Redis is back: %+v: want 100 used", d)
 	}
 }
+
+// TestPoolGetsBackWhatIsNotKept: where no more reservations are kept, as in an outage with many
+// requests, what a key's limits refuse is given back all the same.
+func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
+	t.Parallel()
+	limiter := quota.NewLimiter(fallbackOn(noRedis(t), nil))
+	requests := 0
+	ask := func(account string, limit int64) quota.Decision {
+		t.Helper()
+		r := pooled(account, limit)
+		r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: minReservations + 200}}, quota.UsualShares())
+		requests++
+		r.ID = strconv.Itoa(requests)
+		d, err := limiter.Decide(t.Context(), r, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	for i := range minReservations {
+		if d := ask("key"+strconv.Itoa(i%100), 1000); !d.Admitted {
+			t.Fatalf("request %d is refused by %s", i, d.RefusedBy.Name())
+		}
+	}
+	for i := range 500 {
+		if d := ask("small", 5); d.Admitted != (i < 5) || (!d.Admitted && d.RefusedBy.Name() != "requests_per_month") {
+			t.Fatalf("request %d of 5: admitted %t, refused by %s", i, d.Admitted, d.RefusedBy.Name())
+		}
+	}
+	for i := range 200 {
+		if d := ask("large", 1000); d.Admitted != (i < 195) {
+			t.Fatalf("request %d of the 195 that are left: admitted %t, refused by %s", i, d.Admitted, d.RefusedBy.Name())
+		}
+	}
+}
