@@ -101,8 +101,9 @@ type Foresight interface {
 }
 
 // decidePooled charges a request to the pool of its resource, and then to its key. What the key
-// refuses the pool gets back. So neither ever has more than fits, and who is shed pays nothing;
-// for a moment a pool can have what is given back then.
+// refuses the pool gets back. So neither ever has more than fits, and who is shed pays nothing.
+// For a moment a pool can have what is given back then, which others would be shed for: so a key
+// that was refused lately is looked at before.
 func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now time.Time) (Decision, error) {
 	if f, ok := l.counts.(Foresight); ok && !r.Credit {
 		if taken, known := f.Refuses(own); known {
@@ -110,6 +111,15 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 		}
 	}
 	share := r.Pool.order(r, own)
+	if l.refused.lately(r.Account, now) && !r.Credit {
+		looked, err := l.lookAtKey(ctx, r, own.Charges)
+		if err != nil {
+			return unanswered(own.Charges, now), err
+		}
+		if !looked.Admitted {
+			return l.decideKeyFirst(ctx, r, own, share, now)
+		}
+	}
 	taken, err := l.take(ctx, share)
 	switch {
 	case err != nil:
@@ -121,10 +131,43 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 	if d.Admitted {
 		d.pooled, d.usedPooled = share.Charges, taken.Used
 	} else {
+		l.refused.note(r.Account, now)
 		l.undo(ctx, share, taken)
 	}
 	d.Degraded = d.Degraded || taken.Degraded
 	return d, err
+}
+
+// decideKeyFirst is the rest of decidePooled where the key has no room, as it seems. If it has,
+// after all, because something was given back to it meanwhile or the request repeats one that was
+// admitted, the pool is charged then, which knows repeats too.
+func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Order, now time.Time) (Decision, error) {
+	key, err := l.take(ctx, own)
+	if err != nil {
+		return unanswered(own.Charges, now), err
+	}
+	d := own.decided(key)
+	if !d.Admitted {
+		l.refused.note(r.Account, now)
+		return d, nil
+	}
+	taken, err := l.take(ctx, share)
+	switch {
+	case err != nil:
+		l.undo(ctx, own, key)
+		return unanswered(own.Charges, now), err
+	case !taken.Admitted:
+		l.undo(ctx, own, key)
+		return l.shed(ctx, r, own.Charges, share.Charges, taken, now)
+	}
+	d.Degraded = d.Degraded || taken.Degraded
+	return d, nil
+}
+
+// lookAtKey is look without the pool.
+func (l *Limiter) lookAtKey(ctx context.Context, r Request, own []Charge) (Taken, error) {
+	r.Pool = nil
+	return l.look(ctx, r, own)
 }
 
 // undo gives back what an order took. Where that fails there is less until the windows end.
@@ -146,9 +189,7 @@ func (l *Limiter) undo(ctx context.Context, o Order, taken Taken) {
 // shed refuses a request for which its pool has no room. What is said of the key's limits is how
 // they are.
 func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, pool Taken, now time.Time) (Decision, error) {
-	looking := r
-	looking.Pool = nil
-	taken, err := l.look(ctx, looking, own)
+	taken, err := l.lookAtKey(ctx, r, own)
 	if err != nil {
 		return unanswered(own, now), err
 	}
@@ -169,9 +210,9 @@ func decideAll(charges []Charge, taken Taken) Decision {
 // lookPooled is look for charges of which the last are those of the request's pool.
 func (l *Limiter) lookPooled(ctx context.Context, r Request, asked []Charge) (Taken, error) {
 	n := len(asked) - len(r.Pool.charges[r.Priority])
-	own, shared := r, r
-	own.Pool, shared.Pool, shared.Account = nil, nil, r.Pool.account
-	taken, err := l.look(ctx, own, asked[:n])
+	shared := r
+	shared.Pool, shared.Account = nil, r.Pool.account
+	taken, err := l.lookAtKey(ctx, r, asked[:n])
 	if err != nil {
 		return Taken{}, err
 	}

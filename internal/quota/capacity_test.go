@@ -113,6 +113,33 @@ func TestPoolKnowsRepeats(t *testing.T) {
 	}
 }
 
+// TestPoolKnowsRepeatsOfTheRefused: an admitted call is repeated when its key has nothing left
+// and has been refused, and gets the first answer.
+func TestPoolKnowsRepeatsOfTheRefused(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Priority = quota.Critical
+	for i := range 12 {
+		r.ID = strconv.Itoa(i)
+		if d := decide(t, limiter, r); d.Admitted != (i < 10) {
+			t.Fatalf("request %d of 10: %+v", i, d)
+		}
+	}
+	for i := range 10 {
+		r.ID = strconv.Itoa(i)
+		if d := decide(t, limiter, r); !d.Admitted || !d.Repeated || d.Used != int64(i+1) {
+			t.Errorf("request %d again: %+v", i, d)
+		}
+	}
+	r.Account = "b"
+	for i := range 10 {
+		r.ID = strconv.Itoa(i)
+		if d := decide(t, limiter, r); !d.Admitted {
+			t.Errorf("request %d of another key is refused by %s: want 20 in all", i, d.RefusedBy.Name())
+		}
+	}
+}
+
 // TestPoolIsSettled: what a request has really used is what it takes of the pool, once, also
 // where its key has no limit on tokens.
 func TestPoolIsSettled(t *testing.T) {

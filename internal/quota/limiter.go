@@ -63,11 +63,12 @@ type Taken struct {
 
 // A Limiter decides requests by charging their limits.
 type Limiter struct {
-	counts Counts
+	counts  Counts
+	refused recent // accounts that their own limits have refused; see decidePooled
 }
 
 // NewLimiter returns a Limiter that counts in counts.
-func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts} }
+func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts, refused: newRecent()} }
 
 // Decide charges the request and says whether it may pass. now only serves to
 // end overrides; the windows go by the clock of the counts. With an error comes what
@@ -105,12 +106,17 @@ func (l *Limiter) charge(ctx context.Context, o Order, now time.Time) (Decision,
 	if err != nil {
 		return unanswered(o.Charges, now), err
 	}
+	return o.decided(taken), nil
+}
+
+// decided is the decision on an order that has been carried out.
+func (o Order) decided(taken Taken) Decision {
 	d := decide(o.Charges, taken)
 	d.Repeated = taken.Secret != "" && taken.Secret != o.Secret
 	if o.Keep > 0 && d.Secret != "" {
 		d.Reservation = o.Request
 	}
-	return d, nil
+	return d
 }
 
 // tooLarge refuses a request that does not fit into the whole of a limit, with

@@ -111,6 +111,95 @@ func TestHammeringLeavesThePoolAlone(t *testing.T) {
 	}
 }
 
+// TestRefusedKeyLeavesThePoolAlone: a key that has nothing left asks without end, many times at
+// once, and nobody is shed for that.
+func TestRefusedKeyLeavesThePoolAlone(t *testing.T) {
+	eachKind(t, func(t *testing.T, counts quota.Counts) {
+		limiter := quota.NewLimiter(counts)
+		var requests atomic.Int64
+		ask := func(account string, limit int64) quota.Decision {
+			r := pooled(account, limit)
+			r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: 21}}, quota.UsualShares())
+			r.ID = strconv.FormatInt(requests.Add(1), 10)
+			d, err := limiter.Decide(t.Context(), r, time.Now())
+			if err != nil {
+				t.Error(err)
+			}
+			return d
+		}
+		ask("small", 1)
+		ask("small", 1)
+		stop := make(chan struct{})
+		var group sync.WaitGroup
+		for range 32 {
+			group.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if d := ask("small", 1); d.Admitted || d.RefusedBy.Name() != "requests_per_month" {
+						t.Errorf("the key with nothing left: admitted %t, refused by %s", d.Admitted, d.RefusedBy.Name())
+						return
+					}
+				}
+			})
+		}
+		for i := range 20 {
+			if d := ask("large", 1000); !d.Admitted {
+				t.Errorf("request %d of 20 is refused by %s", i, d.RefusedBy.Name())
+			}
+		}
+		close(stop)
+		group.Wait()
+	})
+}
+
+// TestKeyGetsBackWhatIsShed: where a key has room again in the moment when it is asked, and the
+// pool has none, the key is not charged.
+func TestKeyGetsBackWhatIsShed(t *testing.T) {
+	eachKind(t, func(t *testing.T, counts quota.Counts) {
+		limiter := quota.NewLimiter(counts)
+		decide := func(r quota.Request) quota.Decision {
+			d, err := limiter.Decide(t.Context(), r, time.Now())
+			if err != nil {
+				t.Error(err)
+			}
+			return d
+		}
+		small := pooled("small", 1)
+		small.Firm = false
+		decide(small)
+		decide(small)
+		for range 100 {
+			decide(pooled("large", 1000))
+		}
+		unpooled := small
+		unpooled.Pool = nil
+		credit := unpooled
+		credit.Credit = true
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				for range 100 {
+					if d := decide(small); d.Admitted {
+						t.Error("more than the pool has is admitted")
+					}
+				}
+			})
+		}
+		for range 20 { // it has room, until the next request
+			decide(credit)
+			becomes(t, "what was shed is given back to the key", func() bool { return decide(unpooled).Admitted })
+		}
+		group.Wait()
+		if decide(unpooled).Admitted {
+			t.Error("the key got back more than it was charged")
+		}
+	})
+}
+
 // TestVoidMakesRoom: a refusal that is remembered does not outlive what an undone order gives back.
 func TestVoidMakesRoom(t *testing.T) {
 	t.Parallel()
