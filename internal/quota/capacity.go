@@ -62,14 +62,15 @@ func Share(most, thousandths int64) int64 {
 func (p *Pool) settles() bool { return p != nil && p.onTokens }
 
 // price returns what a request takes of the pool. One that asks for more than there is for its
-// priority takes all of that: it passes where nobody else uses the pool.
+// priority takes all of that: it passes where nobody else uses the pool. Nor does one give back
+// more.
 func (p *Pool) price(r Request) []Charge {
 	charges := slices.Clone(p.charges[r.Priority])
 	for i := range charges {
 		c := &charges[i]
 		c.price(r)
 		c.Declared = 0
-		if c.Limit.Max > 0 {
+		if c.Cost = max(c.Cost, -c.Limit.Max); c.Limit.Max > 0 {
 			c.Cost = min(c.Cost, c.Limit.Max)
 		}
 	}

@@ -212,6 +212,29 @@ func TestPoolHasRoomForOne(t *testing.T) {
 	}
 }
 
+// TestPoolCreditIsCut: who asked for more than there is and gives it back gives back no more than
+// it had.
+func TestPoolCreditIsCut(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Tier = quota.NewPlan(quota.Tier{Name: "unlimited", Unlimited: true}, quota.ByKey, nil)
+	large := r
+	large.Account, large.Priority, large.Cost.Requests = "large", quota.Low, 1000
+	r.Priority, r.Cost.Requests = quota.Critical, 10
+	for _, request := range []quota.Request{large, r} { // 10 each of 20
+		if d := decide(t, limiter, request); !d.Admitted {
+			t.Fatalf("%+v", d)
+		}
+	}
+	large.Credit = true
+	decide(t, limiter, large)
+	for _, admitted := range []bool{true, false} {
+		if d := decide(t, limiter, r); d.Admitted != admitted {
+			t.Errorf("10 more: admitted %t, want %t", d.Admitted, admitted)
+		}
+	}
+}
+
 // TestPoolIsLookedAt: a look and a preview say what a decision would, and take nothing of the
 // pool.
 func TestPoolIsLookedAt(t *testing.T) {
