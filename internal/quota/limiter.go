@@ -177,7 +177,9 @@ func (l *Limiter) take(ctx context.Context, o Order) (Taken, error) {
 func (l *Limiter) Settle(ctx context.Context, s Settlement) (Outcome, error) {
 	outcome, err := l.counts.Settle(ctx, s)
 	if err == nil && s.Pool.settles() && outcome != NotFound {
-		err = l.settlePooled(ctx, s)
+		if err = l.settlePooled(ctx, s); outcome == Queued {
+			err = nil // if it were repeated, it would wait twice
+		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("settle a reservation of %s: %w", s.Account, err)

@@ -290,3 +290,21 @@ func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
 		}
 	}
 }
+
+// TestFullQueueOfPool: where settlements wait for Redis, and there is no more room for those of a
+// pool, those of keys wait once.
+func TestFullQueueOfPool(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(noRedis(t), func(o *FallbackOptions) { o.MaxQueued = 30 })
+	limiter := quota.NewLimiter(f)
+	pool := quota.NewPool("chat", []quota.Limit{{Metric: quota.Tokens, Window: quota.Month, Max: 100}}, quota.UsualShares())
+	for i := range 15 {
+		s := quota.Settlement{Account: "key" + strconv.Itoa(i), Request: "r", Secret: "s", Pool: pool}
+		if outcome, err := limiter.Settle(t.Context(), s); outcome != quota.Queued || err != nil {
+			t.Errorf("of key %d: %s, %v: want it to wait, so that nobody repeats it", i, outcome, err)
+		}
+	}
+	if n := f.Totals().Lost; n == 0 {
+		t.Error("none of the pool's was lost: the test fills no queue")
+	}
+}
