@@ -101,6 +101,12 @@ type Foresight interface {
 	Refuses(o Order) (t Taken, known bool)
 }
 
+// A Recollection is a Counts that knows of whom it has refused an order, or could not carry one out,
+// in the last seconds. It may take others for such.
+type Recollection interface {
+	RefusedLately(account string) bool
+}
+
 // decidePooled charges a request to the pool of its resource, and then to its key. What the key
 // refuses the pool gets back. So neither ever has more than fits, and who is shed pays nothing.
 // For a moment a pool can have what is given back then, which others would be shed for: so a key
@@ -112,7 +118,7 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 		}
 	}
 	share := r.Pool.order(r, own)
-	if l.refused.lately(r.Account, now) && !r.Credit {
+	if c, ok := l.counts.(Recollection); ok && !r.Credit && c.RefusedLately(r.Account) {
 		looked, err := l.lookAtKey(ctx, r, own.Charges)
 		if err != nil {
 			return unanswered(own.Charges, now), err
@@ -132,7 +138,6 @@ func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now ti
 	if d.Admitted {
 		d.pooled, d.usedPooled = share.Charges, taken.Used
 	} else {
-		l.refused.note(r.Account, now)
 		l.undo(ctx, share, taken)
 	}
 	d.Degraded = d.Degraded || taken.Degraded
@@ -149,7 +154,6 @@ func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Orde
 	}
 	d := own.decided(key)
 	if !d.Admitted {
-		l.refused.note(r.Account, now)
 		return d, nil
 	}
 	taken, err := l.take(ctx, share)

@@ -63,12 +63,11 @@ type Taken struct {
 
 // A Limiter decides requests by charging their limits.
 type Limiter struct {
-	counts  Counts
-	refused recent // accounts that their own limits have refused; see decidePooled
+	counts Counts
 }
 
 // NewLimiter returns a Limiter that counts in counts.
-func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts, refused: newRecent()} }
+func NewLimiter(counts Counts) *Limiter { return &Limiter{counts: counts} }
 
 // Decide charges the request and says whether it may pass. now only serves to
 // end overrides; the windows go by the clock of the counts. With an error comes what

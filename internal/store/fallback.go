@@ -64,6 +64,7 @@ type Fallback struct {
 	batches atomic.Int64 // named so far
 	leaving atomic.Bool  // nothing waits any more
 	fleet   fleet
+	refused *latelyRefused
 
 	remembered    atomic.Int64 // see Remembered
 	answeredAhead atomic.Int64 // see AnsweredAhead
@@ -77,7 +78,7 @@ type Fallback struct {
 func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 	f := &Fallback{
 		redis: r, options: o, add: newScript(commonSource + slidingSource + addSource), beats: newScript(commonSource + beatSource),
-		backs: newScript(commonSource + backSource), queue: newQueueQuota(o.MaxQueued),
+		backs: newScript(commonSource + backSource), queue: newQueueQuota(o.MaxQueued), refused: newLatelyRefused(),
 	}
 	for range r.parts() {
 		most := max(1, o.MaxAccounts/r.parts())
@@ -104,6 +105,19 @@ func (f *Fallback) tell(now time.Time) {
 // Take implements quota.Counts. It fails with ErrAway where the order is to be denied, and
 // with ErrFull where an account that is not known yet finds no room.
 func (f *Fallback) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
+	taken, err := f.take(ctx, o)
+	if err != nil || !taken.Admitted {
+		f.refused.note(o.Account, int64(f.options.Elapsed()))
+	}
+	return taken, err
+}
+
+// RefusedLately implements quota.Recollection.
+func (f *Fallback) RefusedLately(account string) bool {
+	return f.refused.lately(account, int64(f.options.Elapsed()))
+}
+
+func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	p := f.part(o.Account)
 	if taken, open, err := f.takeOpen(p, o); open {
 		return taken, err

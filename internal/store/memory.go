@@ -44,6 +44,7 @@ type Memory struct {
 	accounts        room
 	ownReservations int  // how many reservations a shard has room for, whatever others hold
 	reservations    room // for those beyond
+	refused         *latelyRefused
 
 	sweeping sync.Mutex
 	swept    int64 // Unix s of the latest sweep
@@ -83,7 +84,7 @@ type counter struct {
 // NewMemory returns an empty store that holds so many accounts at the most. now is its
 // clock.
 func NewMemory(now func() time.Time, maxAccounts int) *Memory {
-	m := &Memory{now: now, seed: maphash.MakeSeed(), names: newNames(), shards: make([]shard, max(shardCount, maxAccounts/shardAccounts))}
+	m := &Memory{now: now, seed: maphash.MakeSeed(), names: newNames(), refused: newLatelyRefused(), shards: make([]shard, max(shardCount, maxAccounts/shardAccounts))}
 	for i := range m.shards {
 		m.shards[i].accounts = newAccounts()
 		m.shards[i].reservations = map[uint64]record{}
@@ -108,7 +109,15 @@ func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 		m.sweepForRoom()
 		taken, err = m.take(o)
 	}
+	if err == nil && !taken.Admitted {
+		m.refused.note(o.Account, taken.Now.UnixNano())
+	}
 	return taken, err
+}
+
+// RefusedLately implements quota.Recollection.
+func (m *Memory) RefusedLately(account string) bool {
+	return m.refused.lately(account, m.now().UnixNano())
 }
 
 func (m *Memory) take(o quota.Order) (quota.Taken, error) {
