@@ -165,6 +165,7 @@ func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Orde
 		l.undo(ctx, own, key)
 		return l.shed(ctx, r, own.Charges, share.Charges, taken, now)
 	}
+	d.pooled, d.usedPooled = share.Charges, taken.Used
 	d.Degraded = d.Degraded || taken.Degraded
 	return d, nil
 }
