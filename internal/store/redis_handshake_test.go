@@ -11,6 +11,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -117,13 +118,32 @@ func echoes() map[string]func(words []string) string {
 	}
 }
 
+// A lockedText is what was written so far. It is safe for concurrent use.
+type lockedText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // TestEchoedPassword: a server that repeats what it was sent brings the password into no
 // error and into no log, neither the first one nor one that it was changed to.
 func TestEchoedPassword(t *testing.T) {
 	t.Parallel()
 	const first, second = "pass-Opensesame", "pass-Swordfish"
-	var logged bytes.Buffer // the handler has a lock
-	LogRedis(slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	logged := &lockedText{} // clients of other tests may log to its end
+	LogRedis(slog.New(slog.NewTextHandler(logged, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	t.Cleanup(func() { // when all parts have ended
 		LogRedis(slog.New(slog.DiscardHandler))
 		for line := range strings.Lines(logged.String()) {
