@@ -26,6 +26,7 @@ func arrows() map[string][]string {
 		"internal/web":      {"internal/quota", "internal/apikey", "internal/apierror", "internal/usage"},
 		"internal/mockai":   {},
 		"internal/devstack": {"internal/mockai"},
+		"internal/rpc":      {},
 	}
 }
 

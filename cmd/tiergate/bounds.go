@@ -1,10 +1,7 @@
 package main
 
 import (
-	"context"
-	"math"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,14 +9,12 @@ import (
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
 
 	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/rpc"
 )
 
 // The bounds that are fixed.
@@ -47,15 +42,13 @@ const (
 	streamsOfConnection = 2
 	// streamWindow is how many bytes a call may send before they are read, and
 	// connectionWindow how many all calls of a connection may before they have arrived: one
-	// that is not read holds up no other. They are fixed: windows that follow the network
-	// cost a PING and its answer for every round trip, which is almost as often as there are
-	// calls.
+	// that is not read holds up no other.
 	streamWindow     = 256 << 10
 	connectionWindow = 1 << 20
-	// streamWorkers is how many goroutines wait for calls. Each keeps the stack that calls
+	// workers is how many goroutines wait for calls. Each keeps the stack that calls
 	// need, which a new goroutine grows step by step: that was a sixth of the processor
 	// time. Calls beyond get goroutines of their own.
-	streamWorkers = 128
+	workers = 128
 )
 
 // bounds hold what clients can make the process do at once, and count what they refuse.
@@ -73,7 +66,6 @@ type bound struct {
 	atomic.Int64 // under way
 
 	most    int64
-	lasts   bool // such a call lasts as long as the client likes: it is a stream
 	refused prometheus.Counter
 	err     error // the answer to calls that are one too many
 }
@@ -82,27 +74,18 @@ func (b *bound) limit(most int, refused prometheus.Counter, err error) {
 	b.most, b.refused, b.err = int64(most), refused, err
 }
 
-// enter takes a place, which the caller is to leave. It returns false where there is none.
-func (b *bound) enter() bool {
+// Enter implements rpc.Bound.
+func (b *bound) Enter() error {
 	if b.Add(1) <= b.most {
-		return true
+		return nil
 	}
-	b.leave()
+	b.Leave()
 	b.refused.Inc()
-	return false
+	return b.err
 }
 
-// leave gives the place back.
-func (b *bound) leave() { b.Add(-1) }
-
-// full reports whether there is no place, and counts the call that finds none.
-func (b *bound) full() bool {
-	if b.Load() < b.most {
-		return false
-	}
-	b.refused.Inc()
-	return true
-}
+// Leave implements rpc.Bound.
+func (b *bound) Leave() { b.Add(-1) }
 
 func newBounds(c config.Listener, m *metrics) *bounds {
 	b := &bounds{
@@ -122,7 +105,6 @@ func newBounds(c config.Listener, m *metrics) *bounds {
 	b.checks.limit(max(c.MaxCalls, spareCalls), call, errCalls)
 	for _, streams := range []*bound{&b.logs, &b.watches} {
 		streams.limit(streamsOfConnection*c.MaxConnections, stream, errStreams)
-		streams.lasts = true
 	}
 	m.registry.MustRegister(b.connections, b.connectionsRefused, refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tiergate_calls", Help: "gRPC calls under way; health checks and streams are not counted.",
@@ -146,20 +128,14 @@ func (b *bounds) all(l listeners) listeners {
 }
 
 // options make a gRPC server keep to the bounds.
-func (b *bounds) options() []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(b.listener.MaxMessageBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
-		// More than may be under way at all, so that Envoy never waits for one to end.
-		grpc.MaxConcurrentStreams(uint32(min(b.listener.MaxCalls+spareCalls, math.MaxInt32))), //nolint:gosec // not negative
-		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: deadAfter, Timeout: signOfLife}),
-		// Envoy's keepalive pings are no abuse, on idle connections either.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.InTapHandle(b.admit),
-		grpc.StaticStreamWindowSize(streamWindow),
-		grpc.StaticConnWindowSize(connectionWindow),
-		grpc.NumStreamWorkers(streamWorkers),
+func (b *bounds) options() rpc.Options {
+	return rpc.Options{
+		MaxMessageBytes: b.listener.MaxMessageBytes, MaxHeaderBytes: maxHeaderBytes,
+		MaxStreams: b.listener.MaxCalls + spareCalls, // more than may be under way at all, so that Envoy never waits for one to end
+		Workers:    workers, StreamWindow: streamWindow, Window: connectionWindow,
+		HandshakeTimeout: handshakeTimeout, CallTimeout: callTimeout, IdleTime: deadAfter, PingTimeout: signOfLife,
+		MinPing: time.Second, // Envoy's keepalive pings are no abuse, on idle connections either
+		Bound:   func(method string) rpc.Bound { return b.ofMethod(method) },
 	}
 }
 
@@ -184,61 +160,6 @@ func (b *bounds) ofMethod(name string) *bound {
 	default:
 		return &b.calls
 	}
-}
-
-// A boundedServer is a gRPC server that handles no more calls of its services at a time than
-// the bounds allow. A call counts from before its message is read until its handler has
-// ended, whether its caller waits for it or not.
-type boundedServer struct {
-	*grpc.Server
-
-	bounds *bounds
-}
-
-// RegisterService implements grpc.ServiceRegistrar.
-func (s boundedServer) RegisterService(d *grpc.ServiceDesc, service any) {
-	own := *d
-	own.Methods, own.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
-	for i := range own.Methods {
-		m := &own.Methods[i]
-		b, handle := s.bounds.ofMethod("/"+d.ServiceName+"/"+m.MethodName), m.Handler
-		m.Handler = func(service any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
-			if !b.enter() {
-				return nil, b.err
-			}
-			defer b.leave()
-			return handle(service, ctx, decode, intercept)
-		}
-	}
-	for i := range own.Streams {
-		m := &own.Streams[i]
-		b, handle := s.bounds.ofMethod("/"+d.ServiceName+"/"+m.StreamName), m.Handler
-		m.Handler = func(service any, stream grpc.ServerStream) error {
-			if !b.enter() {
-				return b.err
-			}
-			defer b.leave()
-			return handle(service, stream)
-		}
-	}
-	s.Server.RegisterService(&own, service)
-}
-
-// admit is asked before anything is spent on a call. It refuses one for which there is no
-// place now; else the call takes its place later, in its handler. It gives a call an end where
-// the caller gives it none, or a late one: else calls that say nothing more would take the
-// places of others for ever.
-func (b *bounds) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
-	bound := b.ofMethod(info.FullMethodName)
-	if bound.full() {
-		return nil, bound.err
-	}
-	if end, ends := ctx.Deadline(); bound.lasts || ends && time.Until(end) <= callTimeout {
-		return ctx, nil
-	}
-	soon, cancel := context.WithTimeout(ctx, callTimeout) //nolint:gosec // ended with ctx, which ends with the call
-	_ = cancel
-	return soon, nil
 }
 
 // A boundedListener closes connections that are too many. They do not wait for others to

@@ -30,6 +30,8 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/envoyapi"
+	"github.com/tiergate/tiergate/internal/rpc"
 )
 
 // dial connects to a server's gRPC listener in clear.
@@ -217,13 +219,20 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	}
 }
 
+// server is a server that keeps to the bounds.
+func (b *bounds) server() *rpc.Server {
+	o := b.options()
+	o.Codec = envoyapi.Codec()
+	return rpc.NewServer(o)
+}
+
 // quiet serves the bounds in a bubble of its own time.
 func quiet(t *testing.T, test func(t *testing.T, b *bounds, l *bufconn.Listener)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
-		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
-		authv3.RegisterAuthorizationServer(boundedServer{server, b}, authv3.UnimplementedAuthorizationServer{})
+		server, l := b.server(), bufconn.Listen(1<<20)
+		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
 		go func() { _ = server.Serve(l) }()
 		test(t, b, l)
 		server.Stop()
@@ -283,9 +292,9 @@ func TestPlacesAreHeldToTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 1, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
-		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
+		server, l := b.server(), bufconn.Listen(1<<20)
 		service := lingering{ended: make(chan struct{}, 2), release: make(chan struct{})}
-		authv3.RegisterAuthorizationServer(boundedServer{server, b}, service)
+		authv3.RegisterAuthorizationServer(server, service)
 		go func() { _ = server.Serve(l) }()
 		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -382,9 +391,9 @@ func TestUnreadLogsHoldUpNoCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics())
-		server, l := grpc.NewServer(b.options()...), bufconn.Listen(1<<20)
-		authv3.RegisterAuthorizationServer(boundedServer{server, b}, authv3.UnimplementedAuthorizationServer{})
-		alsv3.RegisterAccessLogServiceServer(boundedServer{server, b}, unread{})
+		server, l := b.server(), bufconn.Listen(1<<20)
+		authv3.RegisterAuthorizationServer(server, authv3.UnimplementedAuthorizationServer{})
+		alsv3.RegisterAccessLogServiceServer(server, unread{})
 		go func() { _ = server.Serve(l) }()
 		conn := dial(t, "passthrough:///x", grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -538,9 +547,11 @@ func TestEndedCallsAreNotHandled(t *testing.T) {
 	t.Parallel()
 	const calls = 2000
 	b := newBounds(config.Listener{MaxCalls: calls, MaxConnections: 1, MaxMessageBytes: 1 << 20}, newMetrics())
-	g := grpc.NewServer(append(b.options(), grpc.UnaryInterceptor((&server{}).survive), grpc.WaitForHandlers(true))...)
+	options := b.options()
+	options.Codec, options.Unary = envoyapi.Codec(), (&server{}).survive
+	g := rpc.NewServer(options)
 	counter := &endedCounter{}
-	authv3.RegisterAuthorizationServer(boundedServer{g, b}, counter)
+	authv3.RegisterAuthorizationServer(g, counter)
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -29,6 +29,7 @@ import (
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/envoyapi"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/rpc"
 	"github.com/tiergate/tiergate/internal/store"
 	"github.com/tiergate/tiergate/internal/usage"
 	"github.com/tiergate/tiergate/internal/web"
@@ -91,7 +92,7 @@ type server struct {
 	customers *web.Customers
 	admin     *web.Admin
 	operator  http.Handler
-	grpc      *grpc.Server
+	grpc      *rpc.Server
 	health    *grpchealth.Server
 	tls       *listenerTLS // of grpc; nil: it serves in clear
 	bounds    *bounds
@@ -193,18 +194,18 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 
 // addGRPC makes what serves Envoy.
 func (s *server) addGRPC() {
-	options := append(s.bounds.options(), envoyapi.Codec(), grpc.UnaryInterceptor(s.survive), grpc.StreamInterceptor(s.surviveStream), s.tracing.serverOption())
+	options := s.bounds.options()
+	options.Codec, options.Unary, options.Stream, options.Stats = envoyapi.Codec(), s.survive, s.surviveStream, s.tracing.handler()
 	if s.tls != nil {
-		options = append(options, grpc.Creds(s.tls.credentials()))
+		options.Credentials = s.tls.credentials()
 	}
-	s.grpc = grpc.NewServer(options...)
-	services := boundedServer{s.grpc, s.bounds}
-	envoyapi.NewAuthz(s.gate).Register(services)
-	envoyapi.NewRateLimit(s.gate).Register(services)
+	s.grpc = rpc.NewServer(options)
+	envoyapi.NewAuthz(s.gate).Register(s.grpc)
+	envoyapi.NewRateLimit(s.gate).Register(s.grpc)
 	s.accessLog = envoyapi.NewAccessLog(s.gate)
-	s.accessLog.Register(services)
-	healthpb.RegisterHealthServer(services, s.health)
-	reflection.Register(services)
+	s.accessLog.Register(s.grpc)
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}

@@ -23,7 +23,6 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/stats"
 
@@ -102,14 +101,14 @@ func collectorRoots(file string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// serverOption makes a span of each call that decides or settles, in Envoy's trace
+// handler makes a span of each call that decides or settles, in Envoy's trace
 // where the call names one. Others are not traced: health, reflection, and the access
 // log, a stream that lasts as long as its connection.
-func (t *tracing) serverOption() grpc.ServerOption {
+func (t *tracing) handler() stats.Handler {
 	if t == nil {
-		return grpc.EmptyServerOption{}
+		return nil
 	}
-	return grpc.StatsHandler(otelgrpc.NewServerHandler(
+	return otelgrpc.NewServerHandler(
 		otelgrpc.WithTracerProvider(t.provider),
 		otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
 		otelgrpc.WithPropagators(parent{}),
@@ -121,7 +120,7 @@ func (t *tracing) serverOption() grpc.ServerOption {
 				return false
 			}
 		}),
-	))
+	)
 }
 
 // parent reads which trace a call belongs to. What the client may have written beside

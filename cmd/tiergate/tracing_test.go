@@ -24,6 +24,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tiergate/tiergate/internal/config"
+	"github.com/tiergate/tiergate/internal/envoyapi"
+	"github.com/tiergate/tiergate/internal/rpc"
 )
 
 // A taker takes spans, as a collector does.
@@ -188,7 +190,9 @@ func TestPanicsLeaveNoTrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(s.survive), tracing.serverOption())
+	options := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics()).options()
+	options.Codec, options.Unary, options.Stats = envoyapi.Codec(), s.survive, tracing.handler()
+	g := rpc.NewServer(options)
 	authv3.RegisterAuthorizationServer(g, panicking{})
 	go func() { _ = g.Serve(l) }()
 	defer g.Stop()

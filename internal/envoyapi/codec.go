@@ -22,11 +22,9 @@ import (
 // passed on as they came, and what is answered to them as it goes.
 type codec struct{ encoding.CodecV2 }
 
-// Codec makes a server read and write the messages of the services that Register adds.
-// Those of other services are as they would be without.
-func Codec() grpc.ServerOption {
-	return grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)})
-}
+// Codec reads and writes the messages of the services that Register adds. Those of other
+// services are as they would be without.
+func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
 
 // A message is one that was received, encoded. It holds secrets and does not print them.
 type message struct{ text string }
