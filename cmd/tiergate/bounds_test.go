@@ -222,7 +222,7 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 // server is a server that keeps to the bounds.
 func (b *bounds) server() *rpc.Server {
 	o := b.options()
-	o.Codec = envoyapi.Codec()
+	o.Codec = envoyapi.Codec{}
 	return rpc.NewServer(o)
 }
 
@@ -548,7 +548,7 @@ func TestEndedCallsAreNotHandled(t *testing.T) {
 	const calls = 2000
 	b := newBounds(config.Listener{MaxCalls: calls, MaxConnections: 1, MaxMessageBytes: 1 << 20}, newMetrics())
 	options := b.options()
-	options.Codec, options.Unary = envoyapi.Codec(), (&server{}).survive
+	options.Codec, options.Unary = envoyapi.Codec{}, (&server{}).survive
 	g := rpc.NewServer(options)
 	counter := &endedCounter{}
 	authv3.RegisterAuthorizationServer(g, counter)

@@ -195,7 +195,7 @@ func (s *server) addWeb(c *config.Config, limiter *quota.Limiter, secret []byte)
 // addGRPC makes what serves Envoy.
 func (s *server) addGRPC() {
 	options := s.bounds.options()
-	options.Codec, options.Unary, options.Stream, options.Stats = envoyapi.Codec(), s.survive, s.surviveStream, s.tracing.handler()
+	options.Codec, options.Unary, options.Stream, options.Stats = envoyapi.Codec{}, s.survive, s.surviveStream, s.tracing.handler()
 	if s.tls != nil {
 		options.Credentials = s.tls.credentials()
 	}

@@ -191,7 +191,7 @@ func TestPanicsLeaveNoTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	options := newBounds(config.Listener{MaxCalls: 10, MaxConnections: 10, MaxMessageBytes: 1 << 20}, newMetrics()).options()
-	options.Codec, options.Unary, options.Stats = envoyapi.Codec(), s.survive, tracing.handler()
+	options.Codec, options.Unary, options.Stats = envoyapi.Codec{}, s.survive, tracing.handler()
 	g := rpc.NewServer(options)
 	authv3.RegisterAuthorizationServer(g, panicking{})
 	go func() { _ = g.Serve(l) }()

@@ -2,29 +2,22 @@ package envoyapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	protocodec "google.golang.org/grpc/encoding/proto"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
-// A codec is gRPC's own for protobuf, but for the messages of calls that decide: those are
-// passed on as they came, and what is answered to them as it goes.
-type codec struct{ encoding.CodecV2 }
-
-// Codec reads and writes the messages of the services that Register adds. Those of other
-// services are as they would be without.
-func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
+// Codec reads and writes the messages of calls that decide as they are on the wire: they are
+// passed on as they came, and what is answered to them as it goes. Others are protobuf messages.
+type Codec struct{}
 
 // A message is one that was received, encoded. It holds secrets and does not print them.
 type message struct{ text string }
@@ -38,29 +31,34 @@ type encoded struct{ bytes []byte }
 // Format implements fmt.Formatter.
 func (*encoded) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, "[message]") }
 
-// Unmarshal implements encoding.CodecV2. The message is copied once: gRPC uses its buffers
-// again.
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	m, ok := v.(*message)
-	if !ok {
-		return c.CodecV2.Unmarshal(data, v) //nolint:wrapcheck // as without this codec
+// errNoMessage is the error of a value that is no message. It does not print it.
+var errNoMessage = errors.New("the value is no protobuf message")
+
+// Unmarshal implements rpc.Codec, and so does Marshal.
+func (Codec) Unmarshal(data []byte, v any) error {
+	switch m := v.(type) {
+	case *message:
+		m.text = string(data)
+		return nil
+	case proto.Message:
+		return proto.Unmarshal(data, m) //nolint:wrapcheck // as gRPC's own codec
 	}
-	var text strings.Builder
-	text.Grow(data.Len())
-	for _, part := range data {
-		text.Write(part.ReadOnlyData())
-	}
-	m.text = text.String()
-	return nil
+	return errNoMessage
 }
 
-// Marshal implements encoding.CodecV2.
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if e, ok := v.(*encoded); ok {
-		return mem.BufferSlice{mem.SliceBuffer(e.bytes)}, nil
+// Marshal encodes a message.
+func (Codec) Marshal(v any) ([]byte, error) {
+	switch m := v.(type) {
+	case *encoded:
+		return m.bytes, nil
+	case proto.Message:
+		return proto.Marshal(m) //nolint:wrapcheck // as gRPC's own codec
 	}
-	return c.CodecV2.Marshal(v) //nolint:wrapcheck // as without this codec
+	return nil, errNoMessage
 }
+
+// Name implements encoding.Codec of gRPC, which servers of its own can have in its place.
+func (Codec) Name() string { return "proto" }
 
 // Register adds the service to a server that has the Codec.
 func (a *Authz) Register(r grpc.ServiceRegistrar) {

@@ -217,7 +217,7 @@ func served(t *testing.T, server *grpc.Server) *grpc.ClientConn {
 func TestCodec(t *testing.T) {
 	t.Parallel()
 	settings := func(s *Settings) { s.Tokens.SettleByAccessLog, s.Tokens.SettleByRateLimit = false, false } // tickets differ
-	theirs, ours := grpc.NewServer(), grpc.NewServer(grpc.ForceServerCodecV2(Codec()))
+	theirs, ours := grpc.NewServer(), grpc.NewServer(grpc.ForceServerCodec(Codec{}))
 	g := newGate(t, settings)
 	authv3.RegisterAuthorizationServer(theirs, NewAuthz(g))
 	rlsv3.RegisterRateLimitServiceServer(theirs, NewRateLimit(g))

@@ -92,7 +92,7 @@ func (c *conn) run() {
 	}
 	c.mu.Lock()
 	c.socket = secured
-	c.mu.Unlock()
+	c.unlock()
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -109,7 +109,7 @@ func (c *conn) run() {
 	<-written
 	_ = c.socket.Close()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for c.running > 0 && !c.abandoned { // until its handlers have ended
 		c.changed.Wait()
 	}
@@ -118,7 +118,7 @@ func (c *conn) run() {
 // abandon ends the connection, and leaves its handlers to themselves.
 func (c *conn) abandon() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.abandoned = true
 	c.endLocked(errStopped)
 	c.changed.Broadcast()
@@ -134,7 +134,7 @@ func (c *conn) greet() error {
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: uint32(o.MaxHeaderBytes)}, //nolint:gosec // configured
 	)
 	c.putWindow(0, int64(o.Window)-usual)
-	c.mu.Unlock()
+	c.unlock()
 	r := bufio.NewReaderSize(c.socket, readBytes)
 	c.in = http2.NewFramer(nil, r)
 	c.in.SetReuseFrames()
@@ -152,7 +152,7 @@ func (c *conn) greet() error {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.err != nil {
 		return c.err
 	}
@@ -194,7 +194,7 @@ func (c *conn) take(f http2.Frame, fault error) error {
 	for st != nil && c.running > c.server.options.MaxStreams && c.err == nil { // until fewer are handled
 		c.changed.Wait()
 	}
-	c.mu.Unlock()
+	c.unlock()
 	if st != nil {
 		c.server.dispatch(st)
 	}
@@ -367,14 +367,14 @@ func (c *conn) close(err error) {
 	if away.code != http2.ErrCodeNo && c.err == nil {
 		c.putGoAway(c.last, away.code, away.text)
 	}
-	c.mu.Unlock()
+	c.unlock()
 	c.end(err)
 }
 
 // end ends the connection and all calls on it; what is out is written yet.
 func (c *conn) end(err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.endLocked(err)
 }
 
@@ -400,13 +400,12 @@ func (c *conn) endLocked(err error) {
 	_ = c.socket.SetReadDeadline(now)
 	_ = c.socket.SetWriteDeadline(now.Add(lastWord))
 	c.changed.Broadcast()
-	c.flush()
 }
 
 // lookAlive looks whether anything has come lately, and asks for it where nothing has.
 func (c *conn) lookAlive() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	switch {
 	case c.err != nil:
 		return
@@ -428,7 +427,7 @@ var drainPing = [8]byte{'t', 'i', 'e', 'r', 'g', 'a', 't', 'e'}
 // drain tells the client to make no more calls; the connection ends with the last of them.
 func (c *conn) drain() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.draining || c.err != nil {
 		return
 	}
@@ -439,7 +438,7 @@ func (c *conn) drain() {
 	}
 	time.AfterFunc(lastWord, func() {
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		c.lastCall()
 	})
 }

@@ -226,21 +226,38 @@ func isGRPC(contentType string) bool {
 
 // parseTimeout reads a grpc-timeout: up to eight digits and a unit.
 func parseTimeout(s string) (time.Duration, error) {
-	const digits = 8
+	const digits, longest = 8, 1<<63 - 1
+	var unit time.Duration
 	if len(s) >= 2 && len(s) <= digits+1 {
-		n, err := strconv.ParseUint(s[:len(s)-1], 10, 32)
-		unit, known := map[byte]time.Duration{
-			'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
-		}[s[len(s)-1]]
-		if err == nil && known {
-			const longest = 1<<63 - 1
-			if n > uint64(longest/unit) {
-				return longest, nil
-			}
-			return time.Duration(n) * unit, nil //nolint:gosec // not above longest
-		}
+		unit = unitOf(s[len(s)-1])
 	}
-	return 0, fmt.Errorf("malformed grpc-timeout %.20q", s)
+	n, err := strconv.ParseUint(s[:max(len(s)-1, 0)], 10, 32)
+	switch {
+	case unit == 0 || err != nil:
+		return 0, fmt.Errorf("malformed grpc-timeout %.20q", s)
+	case n > uint64(longest/unit):
+		return longest, nil
+	}
+	return time.Duration(n) * unit, nil //nolint:gosec // not above longest
+}
+
+// unitOf returns a unit of grpc-timeout; 0: it is none.
+func unitOf(c byte) time.Duration {
+	switch c {
+	case 'H':
+		return time.Hour
+	case 'M':
+		return time.Minute
+	case 'S':
+		return time.Second
+	case 'm':
+		return time.Millisecond
+	case 'u':
+		return time.Microsecond
+	case 'n':
+		return time.Nanosecond
+	}
+	return 0
 }
 
 // compressed encodes headers so that they change no table, and so go with any connection.

@@ -18,17 +18,17 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/stats"
 )
 
 // Options say what a server is held to. All are needed but those that may be nil.
 type Options struct {
-	Codec       encoding.CodecV2
+	Codec       Codec
 	Credentials credentials.TransportCredentials // nil: in clear
 	Unary       grpc.UnaryServerInterceptor      // nil: none
 	Stream      grpc.StreamServerInterceptor     // nil: none
@@ -50,6 +50,14 @@ type Options struct {
 	MinPing          time.Duration // between PINGs of a client that has got no answer meanwhile
 }
 
+// A Codec encodes and decodes messages.
+type Codec interface {
+	// Marshal returns what is sent as it is and not changed any more.
+	Marshal(message any) ([]byte, error)
+	// Unmarshal does not keep the data.
+	Unmarshal(data []byte, message any) error
+}
+
 // A Bound has places for calls. One has its place from its beginning, before anything is spent
 // on it, until it has ended and so has its handler, whether its caller waits for it or not.
 type Bound interface {
@@ -65,6 +73,7 @@ type Server struct {
 	methods  map[string]*method
 	services map[string]grpc.ServiceInfo
 	calls    chan *stream
+	idle     atomic.Int64  // workers that wait, or will at once
 	ended    chan struct{} // closed when all connections are
 
 	mu        sync.Mutex
@@ -87,7 +96,7 @@ type method struct {
 // NewServer returns a server without services.
 func NewServer(o Options) *Server {
 	return &Server{
-		options: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, calls: make(chan *stream), ended: make(chan struct{}),
+		options: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, calls: make(chan *stream, o.Workers), ended: make(chan struct{}),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{},
 	}
 }
@@ -127,6 +136,7 @@ func (s *Server) Serve(l net.Listener) error {
 		return l.Close() //nolint:wrapcheck // nothing was tried
 	}
 	s.workers.Do(func() {
+		s.idle.Add(int64(s.options.Workers))
 		for range s.options.Workers {
 			go s.work()
 		}
@@ -230,16 +240,18 @@ func (s *Server) stop(each func(c *conn)) {
 func (s *Server) work() {
 	for st := range s.calls {
 		st.handle()
+		s.idle.Add(1)
 	}
 }
 
 // dispatch has a call handled by a worker that waits, or else by a goroutine of its own.
 func (s *Server) dispatch(st *stream) {
-	select {
-	case s.calls <- st:
-	default:
-		go st.handle()
+	if s.idle.Add(-1) >= 0 {
+		s.calls <- st // there is room for as many as there are workers
+		return
 	}
+	s.idle.Add(1)
+	go st.handle()
 }
 
 // handshake secures a connection.

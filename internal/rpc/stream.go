@@ -12,7 +12,6 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -165,7 +164,7 @@ func (c *conn) expireAt(st *stream) {
 // expire ends the calls whose time is over.
 func (c *conn) expire() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.err != nil {
 		return
 	}
@@ -313,46 +312,54 @@ func (s *stream) handle() {
 	if s.conn.server.options.Stats != nil {
 		began = time.Now()
 	}
+	var answer []byte
 	var err error
 	if s.method.stream != nil {
 		err = s.handleStream(ctx)
 	} else {
-		err = s.answer(ctx)
+		answer, err = s.answer(ctx)
 	}
 	s.conn.server.tell(ctx, began, err)
 	s.leave()
-	s.conn.handled()
+	s.conn.handled(s, answer, err)
 }
 
-// handled notes that a handler has ended.
-func (c *conn) handled() {
+// handled answers a call whose handler has ended; answer is nil where it has been sent.
+func (c *conn) handled(st *stream, answer []byte, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
+	switch {
+	case st.state.Load() != alive: // nobody hears it
+	case err != nil:
+		c.fail(st, fromContext(err))
+	default:
+		c.send(st, answer, ended)
+	}
 	if c.running--; c.running == c.server.options.MaxStreams || (c.err != nil && c.running == 0) {
 		c.changed.Broadcast() // for the reader, or who waits for the end
 	}
 }
 
 // answer handles a call of one request and one answer.
-func (s *stream) answer(ctx context.Context) error {
-	reply, err := s.method.unary(s.method.service, ctx, s.decode, s.conn.server.options.Unary)
-	var out mem.BufferSlice
-	if err == nil {
-		if out, err = s.conn.server.options.Codec.Marshal(reply); err != nil {
-			err = status.Error(codes.Internal, "encode the answer: "+err.Error())
-		}
+func (s *stream) answer(ctx context.Context) ([]byte, error) {
+	o := &s.conn.server.options
+	reply, err := s.method.unary(s.method.service, ctx, s.decode, o.Unary)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // a status
 	}
-	c := s.conn
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case s.state.Load() != alive: // nobody hears it
-	case err != nil:
-		c.fail(s, fromContext(err))
-	default:
-		c.send(s, whole(out), ended)
+	return encode(o.Codec, reply)
+}
+
+// encode encodes a message; it is never nil without an error.
+func encode(c Codec, message any) ([]byte, error) {
+	b, err := c.Marshal(message)
+	if err != nil {
+		return nil, status.Error(codes.Internal, "encode a message: "+err.Error())
 	}
-	return err
+	if b == nil {
+		b = []byte{}
+	}
+	return b, nil
 }
 
 // fromContext makes a status of an error of a context.
@@ -365,17 +372,6 @@ func fromContext(err error) error {
 	return err
 }
 
-// whole is a message in one piece, never nil.
-func whole(b mem.BufferSlice) []byte {
-	switch len(b) {
-	case 0:
-		return []byte{}
-	case 1:
-		return b[0].ReadOnlyData()
-	}
-	return b.Materialize()
-}
-
 // decode decodes the call's message, once.
 func (s *stream) decode(into any) error {
 	body := s.body
@@ -383,7 +379,7 @@ func (s *stream) decode(into any) error {
 	if body == nil {
 		return errNoMessage
 	}
-	err := s.conn.server.options.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(body[prefix:])}, into)
+	err := s.conn.server.options.Codec.Unmarshal(body[prefix:], into)
 	putBuffer(body)
 	if err != nil {
 		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
@@ -414,25 +410,12 @@ type serverStream struct {
 
 // handleStream handles a call that is a stream.
 func (s *stream) handleStream(ctx context.Context) error {
-	ss := &serverStream{s, ctx}
-	var err error
+	ss, d := &serverStream{s, ctx}, s.method.stream
 	if intercept := s.conn.server.options.Stream; intercept != nil {
-		d := s.method.stream
-		err = intercept(s.method.service, ss, &grpc.StreamServerInfo{FullMethod: s.method.name, IsClientStream: d.ClientStreams, IsServerStream: d.ServerStreams}, d.Handler)
-	} else {
-		err = s.method.stream.Handler(s.method.service, ss)
+		info := &grpc.StreamServerInfo{FullMethod: s.method.name, IsClientStream: d.ClientStreams, IsServerStream: d.ServerStreams}
+		return intercept(s.method.service, ss, info, d.Handler) //nolint:wrapcheck // a status
 	}
-	c := s.conn
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case s.state.Load() != alive: // nobody hears it
-	case err != nil:
-		c.fail(s, fromContext(err))
-	default:
-		c.send(s, nil, ended)
-	}
-	return err
+	return d.Handler(s.method.service, ss) //nolint:wrapcheck // a status
 }
 
 // errNoMetadata is the answer to handlers that have headers or trailers.
@@ -452,20 +435,20 @@ func (s *serverStream) Context() context.Context { return s.ctx }
 
 // SendMsg implements grpc.ServerStream. It waits until the client takes what was sent before.
 func (s *serverStream) SendMsg(m any) error {
-	out, err := s.conn.server.options.Codec.Marshal(m)
+	out, err := encode(s.conn.server.options.Codec, m)
 	if err != nil {
-		return status.Error(codes.Internal, "encode a message: "+err.Error())
+		return err
 	}
 	c := s.conn
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for s.state.Load() == alive && s.unsent != nil {
 		c.changed.Wait()
 	}
 	if s.state.Load() != alive {
 		return status.FromContextError(callContext{s.stream}.Err()).Err()
 	}
-	c.send(s.stream, whole(out), nil)
+	c.send(s.stream, out, nil)
 	return nil
 }
 
@@ -475,7 +458,7 @@ func (s *serverStream) RecvMsg(m any) error {
 	if err != nil {
 		return err
 	}
-	if err := s.conn.server.options.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(message)}, m); err != nil {
+	if err := s.conn.server.options.Codec.Unmarshal(message, m); err != nil {
 		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
 	}
 	return nil
@@ -485,7 +468,7 @@ func (s *serverStream) RecvMsg(m any) error {
 func (s *serverStream) next() ([]byte, error) {
 	c := s.conn
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed {
 		c.changed.Wait()
 	}

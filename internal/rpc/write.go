@@ -39,12 +39,15 @@ func (c *conn) write() {
 	}
 }
 
-// flush has the writer write.
-func (c *conn) flush() {
-	select {
-	case c.wake <- struct{}{}:
-	default: // it will
+// unlock unlocks the connection and has the writer write what is out.
+func (c *conn) unlock() {
+	if len(c.out) > 0 || c.over {
+		select {
+		case c.wake <- struct{}{}:
+		default: // it will
+		}
 	}
+	c.mu.Unlock()
 }
 
 // put puts the header of a frame, whose payload is to follow. The caller holds the lock, as for
@@ -52,7 +55,6 @@ func (c *conn) flush() {
 func (c *conn) put(size int, kind http2.FrameType, flags http2.Flags, id uint32) {
 	c.out = append(c.out, byte(size>>16), byte(size>>8), byte(size), byte(kind), byte(flags)) //nolint:gosec // not above the largest frame
 	c.out = binary.BigEndian.AppendUint32(c.out, id)
-	c.flush()
 }
 
 func (c *conn) putSettings(settings ...http2.Setting) {
