@@ -130,6 +130,7 @@ func (b *bounds) all(l listeners) listeners {
 // options make a gRPC server keep to the bounds.
 func (b *bounds) options() rpc.Options {
 	return rpc.Options{
+		Now:             time.Now,
 		MaxMessageBytes: b.listener.MaxMessageBytes, MaxHeaderBytes: maxHeaderBytes,
 		MaxStreams: b.listener.MaxCalls + spareCalls, // more than may be under way at all, so that Envoy never waits for one to end
 		Workers:    workers, StreamWindow: streamWindow, Window: connectionWindow,

@@ -276,7 +276,7 @@ func (s *server) run(ctx context.Context, r *reloader, c *config.Config, sources
 	if len(c.Reload.AdminTokens) == 0 {
 		s.tellNoTokens(ctx)
 	}
-	group.Go(func() error { return s.serveGRPC(l.grpc) })
+	group.Go(func() error { return s.serveGRPC(l.grpc) }) //nolint:contextcheck // calls have contexts of their own
 	group.Go(func() error { return serveHTTP(operator, l.operator, "operators") })
 	group.Go(func() error { return serveHTTP(customer, l.customer, "customers") })
 	group.Go(func() error { return r.run(ctx) })

@@ -83,7 +83,7 @@ func newConn(s *Server, socket net.Conn) *conn {
 
 // run serves the connection until it has ended.
 func (c *conn) run() {
-	began := time.Now()
+	began := c.server.options.Now()
 	_ = c.socket.SetDeadline(began.Add(c.server.options.HandshakeTimeout)) // of a socket that is closed, which reading tells
 	secured, err := c.server.handshake(c.socket)
 	if err != nil {
@@ -331,7 +331,7 @@ func (c *conn) ping(f *http2.PingFrame) error {
 		}
 		return nil
 	}
-	now := time.Now()
+	now := c.server.options.Now()
 	if now.Sub(c.lastPing) < c.server.options.MinPing {
 		if c.strikes++; c.strikes > maxPingStrikes {
 			return goingAway{http2.ErrCodeEnhanceYourCalm, "too_many_pings"}
@@ -396,7 +396,7 @@ func (c *conn) endLocked(err error) {
 	}
 	c.over = true
 	// Who does not read keeps nothing open, and the reader reads no more.
-	now := time.Now()
+	now := c.server.options.Now()
 	_ = c.socket.SetReadDeadline(now)
 	_ = c.socket.SetWriteDeadline(now.Add(lastWord))
 	c.changed.Broadcast()
@@ -422,6 +422,8 @@ func (c *conn) lookAlive() {
 }
 
 // drainPing is answered when the client has read that it is to make no more calls.
+//
+//nolint:gochecknoglobals // a constant in all but name
 var drainPing = [8]byte{'t', 'i', 'e', 'r', 'g', 'a', 't', 'e'}
 
 // drain tells the client to make no more calls; the connection ends with the last of them.

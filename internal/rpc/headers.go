@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -214,7 +215,7 @@ func (c *conn) admissible(st *stream, b *block) error {
 		}
 	}
 	if most > 0 || b.timeout != "" {
-		st.deadline = time.Now().Add(most)
+		st.deadline = c.server.options.Now().Add(most)
 	}
 	return nil
 }
@@ -235,10 +236,10 @@ func parseTimeout(s string) (time.Duration, error) {
 	switch {
 	case unit == 0 || err != nil:
 		return 0, fmt.Errorf("malformed grpc-timeout %.20q", s)
-	case n > uint64(longest/unit):
+	case int64(n) > longest/int64(unit):
 		return longest, nil
 	}
-	return time.Duration(n) * unit, nil //nolint:gosec // not above longest
+	return time.Duration(n) * unit, nil
 }
 
 // unitOf returns a unit of grpc-timeout; 0: it is none.
@@ -264,9 +265,9 @@ func unitOf(c byte) time.Duration {
 func compressed(fields ...string) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
-	for i := 0; i < len(fields); i += 2 {
+	for pair := range slices.Chunk(fields, 2) {
 		// Those that are in the static table go by number, others in full.
-		_ = e.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1], Sensitive: fields[i+1] != "200"}) // a buffer takes all
+		_ = e.WriteField(hpack.HeaderField{Name: pair[0], Value: pair[1], Sensitive: pair[1] != "200"}) // a buffer takes all
 	}
 	return b.Bytes()
 }

@@ -36,6 +36,8 @@ type Options struct {
 	// Bound returns what bounds the calls of a method that are under way. Nil: nothing does.
 	Bound func(method string) Bound
 
+	Now func() time.Time // the clock; timers go by that of the process
+
 	Workers         int // goroutines that wait for calls; those beyond have one of their own
 	MaxStreams      int // of a connection, at a time
 	MaxMessageBytes int // of a request
@@ -269,13 +271,13 @@ func (s *Server) tag(ctx context.Context, st *stream) context.Context {
 		return ctx
 	}
 	ctx = s.options.Stats.TagRPC(st.incoming(ctx), &stats.RPCTagInfo{FullMethodName: st.method.name})
-	s.options.Stats.HandleRPC(ctx, &stats.Begin{BeginTime: time.Now(), IsClientStream: st.method.stream != nil, IsServerStream: st.method.stream != nil})
+	s.options.Stats.HandleRPC(ctx, &stats.Begin{BeginTime: s.options.Now(), IsClientStream: st.method.stream != nil, IsServerStream: st.method.stream != nil})
 	return ctx
 }
 
 // tell tells statistics how a call has ended.
 func (s *Server) tell(ctx context.Context, began time.Time, err error) {
 	if s.options.Stats != nil {
-		s.options.Stats.HandleRPC(ctx, &stats.End{BeginTime: began, EndTime: time.Now(), Error: err})
+		s.options.Stats.HandleRPC(ctx, &stats.End{BeginTime: began, EndTime: s.options.Now(), Error: err})
 	}
 }

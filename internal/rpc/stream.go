@@ -154,7 +154,7 @@ func (c *conn) expireAt(st *stream) {
 		return
 	}
 	c.due = st.deadline
-	if in := time.Until(c.due); c.deadlines == nil {
+	if in := c.due.Sub(c.server.options.Now()); c.deadlines == nil {
 		c.deadlines = time.AfterFunc(in, c.expire)
 	} else {
 		c.deadlines.Reset(in)
@@ -168,7 +168,7 @@ func (c *conn) expire() {
 	if c.err != nil {
 		return
 	}
-	now := time.Now()
+	now := c.server.options.Now()
 	c.due = time.Time{}
 	var next time.Time
 	for _, st := range c.streams {
@@ -182,7 +182,7 @@ func (c *conn) expire() {
 	}
 	if !next.IsZero() && c.err == nil {
 		c.due = next
-		c.deadlines.Reset(time.Until(next))
+		c.deadlines.Reset(next.Sub(now))
 	}
 }
 
@@ -310,7 +310,7 @@ func (s *stream) handle() {
 	ctx := s.conn.server.tag(callContext{s}, s)
 	began := time.Time{}
 	if s.conn.server.options.Stats != nil {
-		began = time.Now()
+		began = s.conn.server.options.Now()
 	}
 	var answer []byte
 	var err error
