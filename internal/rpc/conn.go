@@ -40,7 +40,7 @@ type conn struct {
 	wake   chan struct{} // there is something to write
 
 	mu      sync.Mutex
-	changed sync.Cond // for those who wait: see where it is waited for
+	changed sync.Cond // for the reader, and for who waits for the end
 	err     error     // why it has ended
 	streams map[uint32]*stream
 	last    uint32 // ID of the latest stream

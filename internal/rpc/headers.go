@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -175,7 +176,7 @@ func (c *conn) open(b *block) (*stream, error) {
 	}
 	c.expireAt(st)
 	if st.method.stream != nil {
-		st.taken = true
+		st.taken, st.ready = true, sync.NewCond(&c.mu)
 		c.running++
 		return st, nil
 	}

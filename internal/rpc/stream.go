@@ -45,8 +45,9 @@ type stream struct {
 	begun      bool  // the answer has begun
 	unsent     []byte
 	trailers   []byte
-	body       []byte   // of the message that comes, with what stands before it
-	queue      [][]byte // messages that are there
+	body       []byte     // of the message that comes, with what stands before it
+	queue      [][]byte   // messages that are there
+	ready      *sync.Cond // its handler waits for; nil: it is no stream, or is not handled
 }
 
 // A callContext is the context of a call. It ends with the stream.
@@ -122,11 +123,16 @@ func (c *conn) drop(st *stream, how uint32) {
 		st.body = nil
 		st.leave()
 	}
-	if st.method != nil && st.method.stream != nil {
-		c.changed.Broadcast() // for its handler
-	}
+	st.stir()
 	if c.err == nil {
 		c.endDrained()
+	}
+}
+
+// stir has the handler of a stream look again.
+func (s *stream) stir() {
+	if s.ready != nil {
+		s.ready.Broadcast()
 	}
 }
 
@@ -288,7 +294,7 @@ func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
 		}
 		st.queue = append(st.queue, append([]byte(nil), st.body[prefix:whole]...))
 		st.body = append(st.body[:0], st.body[whole:]...)
-		c.changed.Broadcast() // for its handler
+		st.stir()
 	}
 	return ready, nil
 }
@@ -298,7 +304,7 @@ func (c *conn) halfClose(st *stream) {
 	st.halfClosed = true
 	switch {
 	case st.method.stream != nil:
-		c.changed.Broadcast() // for its handler
+		st.stir()
 	case st.taken: // which has its message
 	case len(st.body) < prefix || int64(len(st.body)) < prefix+int64(binary.BigEndian.Uint32(st.body[1:])):
 		c.fail(st, errNoMessage)
@@ -443,7 +449,7 @@ func (s *serverStream) SendMsg(m any) error {
 	c.mu.Lock()
 	defer c.unlock()
 	for s.state.Load() == alive && s.unsent != nil {
-		c.changed.Wait()
+		s.ready.Wait()
 	}
 	if s.state.Load() != alive {
 		return status.FromContextError(callContext{s.stream}.Err()).Err()
@@ -470,7 +476,7 @@ func (s *serverStream) next() ([]byte, error) {
 	c.mu.Lock()
 	defer c.unlock()
 	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed {
-		c.changed.Wait()
+		s.ready.Wait()
 	}
 	switch {
 	case s.state.Load() != alive:

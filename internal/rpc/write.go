@@ -155,7 +155,7 @@ func (c *conn) push(st *stream) {
 	}
 	if st.unsent != nil {
 		st.unsent = nil
-		c.changed.Broadcast() // for a handler that has more
+		st.stir()
 	}
 	if st.trailers != nil {
 		c.putHeaders(st.id, st.trailers, true)
