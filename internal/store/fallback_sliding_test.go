@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -134,5 +135,50 @@ func TestOwedToTheWindowBefore(t *testing.T) {
 	b := &batch{account: "d", id: "late", counts: []given{{"requests/minute", quota.Minute.Slide(), 60_000, 180_000, 7}}}
 	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || f.redis.client.Exists(t.Context(), "test:{d}:counts").Val() != 0 {
 		t.Errorf("given to a window of 1970: %v %v", used, err)
+	}
+}
+
+// TestAlgorithmIsChangedWithoutRedis: what was admitted is given to the window in which it was,
+// and what was seen is that of the current window, whichever algorithm counted before.
+func TestAlgorithmIsChangedWithoutRedis(t *testing.T) {
+	t.Parallel()
+	begin := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
+	minute := begin.Truncate(time.Minute).UnixMilli()
+	local := manner{quota.Local, 1, false}
+	charged := func(l *ledger, c quota.Charge, after time.Duration) quota.Taken {
+		t.Helper()
+		taken, err := l.take(of("a", c), local, begin.Add(after))
+		if err != nil || !taken.Admitted {
+			t.Fatalf("%+v, %v", taken, err)
+		}
+		return taken
+	}
+	wantGiven := func(l *ledger, after time.Duration, want ...given) {
+		t.Helper()
+		b := l.batch("a", begin.Add(after), func() string { return "one" })
+		if b == nil || !slices.Equal(b.counts, want) {
+			t.Errorf("given back: %+v, want %+v", b, want)
+		}
+	}
+
+	l := newLedger(10)
+	charged(l, charge(quota.Minute, 10, 3), 0)
+	wantBoth(t, charged(l, sliding(quota.Minute, 10, 1), 40*time.Second), true, 1, 3)
+	wantGiven(l, 45*time.Second,
+		given{"requests/minute", quota.Minute.Slide(), minute + 60_000, minute + 180_000, 1},
+		given{"requests/minute", quota.Minute.Slide(), minute, minute + 120_000, 3})
+
+	l = newLedger(10)
+	charged(l, sliding(quota.Minute, 10, 3), 0)
+	charged(l, charge(quota.Minute, 10, 1), 10*time.Second)
+	wantGiven(l, 45*time.Second, given{"requests/minute", quota.Minute, minute, minute + 60_000, 4})
+
+	for _, w := range []quota.Window{quota.Minute, quota.Month} {
+		l = newLedger(10)
+		at, _ := w.Bounds(begin)
+		_, end := w.Bounds(begin)
+		l.note(of("a", sliding(w, 10, 0)), &quota.Taken{Now: at, Admitted: true, Used: []int64{2}, Before: []int64{0}})
+		l.note(of("a", charge(w, 10, 0)), &quota.Taken{Now: end, Admitted: true, Used: []int64{5}})
+		wantTaken(t, charged(l, charge(w, 10, 1), end.Sub(begin)), true, 6)
 	}
 }

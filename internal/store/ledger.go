@@ -128,6 +128,8 @@ func (l *ledger) current(h *holding, t *tally, g given) *tally {
 	case t.start != g.start:
 		l.over(t)
 		*t = tally{name: t.name, start: g.start, end: g.end}
+	default:
+		t.end = g.end // another, if it has begun to slide, or does no more
 	}
 	return t
 }

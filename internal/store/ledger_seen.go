@@ -34,7 +34,7 @@ func (l *ledger) seeAll(h *holding, o quota.Order, t quota.Taken) {
 			continue
 		}
 		g := given{name: c.Counter, window: c.Limit.Window}
-		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end { // as a rule: to work it out costs more
+		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end && !k.slides(c.Limit.Window) { // as a rule: to work it out costs more
 			g.start, g.end = k.start, k.end
 		} else {
 			start, end := c.Limit.Window.Bounds(t.Now)

@@ -31,6 +31,14 @@ func (h *holding) of(counter string, start int64) *tally {
 	return nil
 }
 
+// slides reports whether a tally is that of a window which slides, and so lasts twice as long as
+// this one, which does not.
+func (t *tally) slides(w quota.Window) bool {
+	const longest = int64(31 * quota.Day) // month
+	length := t.end - t.start
+	return length != int64(w) && (w != quota.Month || length > longest)
+}
+
 // before returns what was seen to be used of a counter in the window before the current one,
 // which slides, and what this instance has admitted there; nil: nothing.
 func (h *holding) before(counter string, w quota.Window, now time.Time) (seen int64, beside *own) {
@@ -48,6 +56,9 @@ func (l *ledger) moveOn(h *holding, t tally, g given) {
 	if before != nil && before.start != around.before {
 		l.over(before)
 		*before = tally{name: name}
+	}
+	if t.own != nil {
+		t.own.window = g.window // it may have been counted as one that does not slide
 	}
 	switch {
 	case t.start != around.before:
