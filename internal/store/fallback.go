@@ -143,11 +143,8 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 		if !repeats(o, taken) {
 			f.tell(taken.Now)
 			p.ledger.note(o, &taken)
-			for i, n := range owed {
-				taken.Used[i] = clamp(taken.Used[i] + n.used)
-				if taken.Before != nil {
-					taken.Before[i] = clamp(taken.Before[i] + n.before)
-				}
+			for i := range owed {
+				owed[i].tell(&taken, i, &o.Charges[i])
 			}
 		}
 		return taken, nil

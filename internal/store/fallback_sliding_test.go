@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -180,5 +181,34 @@ func TestAlgorithmIsChangedWithoutRedis(t *testing.T) {
 		l.note(of("a", sliding(w, 10, 0)), &quota.Taken{Now: at, Admitted: true, Used: []int64{2}, Before: []int64{0}})
 		l.note(of("a", charge(w, 10, 0)), &quota.Taken{Now: end, Admitted: true, Used: []int64{5}})
 		wantTaken(t, charged(l, charge(w, 10, 1), end.Sub(begin)), true, 6)
+	}
+}
+
+// TestWhatIsOwedRefuses: what Redis refuses because of what it is yet to be given does not fit by
+// what is told of it either, so that a limit is named that refuses.
+func TestWhatIsOwedRefuses(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(3, 4)) // to be the same each time
+	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	refused := 0
+	for range 10_000 {
+		now := begin.Add(time.Duration(random.Int64N(60_000)) * time.Millisecond)
+		c := sliding(quota.Minute, 20, 1+random.Int64N(3))
+		used, before := random.Int64N(12), random.Int64N(12)
+		d := debt{used: random.Int64N(6) - 1}
+		d.note(c, &own{mine: random.Int64N(12) - 2}, now)
+		o := lessen(of("a", c), []debt{d})
+		told := quota.Taken{Now: now, Used: []int64{used}, Before: []int64{before}}
+		told.Admitted = !o.Charges[0].Exceeds(counts(&told, 0, &o.Charges[0]))
+		d.tell(&told, 0, &c)
+		if exceeds := c.Exceeds(counts(&told, 0, &c)); exceeds == told.Admitted {
+			t.Fatalf("at %s, %d and %d used, %+v owed: admitted %t, and of %+v exceeds %t", now, used, before, d, told.Admitted, told, exceeds)
+		}
+		if !told.Admitted {
+			refused++
+		}
+	}
+	if refused < 1000 {
+		t.Errorf("%d refused", refused)
 	}
 }

@@ -20,6 +20,18 @@ func (d *debt) note(c quota.Charge, before *own, now time.Time) {
 	}
 }
 
+// tell adds it to what Redis has said of the ith charge. Both are rounded up by themselves, as they
+// were for the decision (see lessen), so that what did not fit does not fit by what is told.
+func (d *debt) tell(t *quota.Taken, i int, c *quota.Charge) {
+	t.Used[i] = clamp(t.Used[i] + d.used)
+	if d.before == 0 {
+		return
+	}
+	count := counts(t, i, c) + d.weighs
+	t.Before[i] = clamp(t.Before[i] + d.before)
+	t.Used[i] = clamp(t.Used[i] + count - counts(t, i, c))
+}
+
 // of returns the tally of a counter in the window from start, which may be the one before its
 // current one, or nil.
 func (h *holding) of(counter string, start int64) *tally {
