@@ -55,6 +55,10 @@ type Taken struct {
 	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used, with
 	// Before, then is so that what remains is what this instance would still admit.
 	Degraded bool
+	// Instances is how many share every limit where that is so, each with its ShareOf. Of limits
+	// that slide, what is left to the others is part of Used, and will be in the windows to come;
+	// 0: nothing is shared.
+	Instances int64
 	// Pending is nil where the order has been carried out. Else it was answered before that,
 	// by what was known, and Pending has a function called once it has been: by whether it
 	// turned out to repeat an order of before, and so took nothing.

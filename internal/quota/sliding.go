@@ -96,6 +96,9 @@ func (t *Taken) weighed(charges []Charge) []int64 {
 	all := make([]int64, len(charges))
 	for i, c := range charges {
 		all[i] = c.Limit.Window.Weighed(t.Used[i], t.Before[i], t.Now)
+		if t.Instances > 1 && c.Limit.Window.Sliding() {
+			all[i] = min(all[i], c.Limit.Max) // shares are rounded up
+		}
 	}
 	return all
 }
@@ -106,8 +109,19 @@ func (t *Taken) fits(i int, c Charge) time.Time {
 	if t.Before != nil {
 		before = t.Before[i]
 	}
-	return c.fits(t.Used[i], before, t.Now)
+	used := t.Used[i]
+	if t.Instances > 1 && c.Limit.Window.Sliding() {
+		others := c.Limit.Others(t.Instances)
+		used, c.Limit.Max = used-others, c.Limit.Max-others
+	}
+	return c.fits(used, before, t.Now)
 }
+
+// ShareOf returns the share that one of so many instances has, rounded up.
+func ShareOf(n, instances int64) int64 { return (n + instances - 1) / instances }
+
+// Others returns what of a limit is kept for the others of so many instances.
+func (l Limit) Others(instances int64) int64 { return l.Max - ShareOf(l.Max, instances) }
 
 // fits returns when a charge that does not fit will, if nothing else comes. With a fixed
 // window that is its end. With a sliding one it is the moment at which what was used before

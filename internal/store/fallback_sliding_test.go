@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -209,6 +210,77 @@ func TestWhatIsOwedRefuses(t *testing.T) {
 		}
 	}
 	if refused < 1000 {
+		t.Errorf("%d refused", refused)
+	}
+}
+
+// byItself counts by a ledger alone, as one of some instances.
+type byItself struct {
+	ledger *ledger
+	how    manner
+	now    time.Time
+}
+
+func (b *byItself) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
+	return b.ledger.take(o, b.how, b.now)
+}
+
+func (b *byItself) Settle(_ context.Context, s quota.Settlement) (quota.Outcome, error) {
+	outcome, _ := b.ledger.settle(s, b.how.instances, b.now)
+	return outcome, nil
+}
+
+// TestItFitsThenWithoutRedis: a request that is refused passes at the moment that it is told, and
+// not 1 ms before that, however many instances share the limit.
+func TestItFitsThenWithoutRedis(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6)) // to be the same each time
+	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	refused := 0
+	for range 3000 {
+		const most = 12
+		counts := &byItself{newLedger(10), manner{quota.Local, 1 + random.Int64N(3), false}, begin}
+		limits := []quota.Limit{{Metric: quota.Requests, Window: quota.Minute.Slide(), Max: most}}
+		limiter, plan := quota.NewLimiter(counts), quota.NewPlan(quota.Tier{Limits: limits}, quota.ByKey, nil)
+		ask := func(cost int64, look bool) quota.Decision {
+			t.Helper()
+			decide := limiter.Decide
+			if look {
+				decide = limiter.Look
+			}
+			r := quota.Request{Account: "a", Tier: plan, Resource: quota.DefaultResource, Priority: quota.Normal, Cost: quota.Cost{Requests: cost}}
+			d, err := decide(t.Context(), r, counts.now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		seen := quota.Taken{Now: begin, Used: []int64{random.Int64N(6)}, Before: []int64{random.Int64N(7)}}
+		counts.ledger.note(of("a", sliding(quota.Minute, most, 1)), &seen)
+		for range 8 {
+			counts.now = counts.now.Add(time.Duration(random.Int64N(30_000)) * time.Millisecond)
+			cost := 1 + random.Int64N(most/counts.how.instances)
+			d := ask(cost, false)
+			if d.Used+d.Remaining != most || d.Remaining < 0 {
+				t.Fatalf("%d used, %d remain", d.Used, d.Remaining)
+			}
+			if d.Admitted {
+				continue
+			}
+			refused++
+			at := counts.now
+			counts.now = d.Reset.Add(-time.Millisecond)
+			early := ask(cost, true).Admitted
+			counts.now = d.Reset
+			if then := ask(cost, true).Admitted; early || !then {
+				t.Fatalf("%d of %d instances, refused at %s: at %s it fits %t, and 1 ms before %t", cost, counts.how.instances, at, d.Reset, then, early)
+			}
+			if random.IntN(2) == 0 {
+				counts.now = at
+			}
+		}
+	}
+	if refused < 3000 {
 		t.Errorf("%d refused", refused)
 	}
 }

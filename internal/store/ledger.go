@@ -177,6 +177,9 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 	now := s.clock(at)
 	h := s.accounts[o.Account]
 	t := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges)), Degraded: true}
+	if how.mode == quota.Local {
+		t.Instances = how.instances
+	}
 	costs := o.Kept()
 	for i, c := range o.Charges {
 		h.tell(&t, i, c, how)

@@ -104,8 +104,10 @@ func (h *holding) tell(t *quota.Taken, i int, c quota.Charge, how manner) {
 	noteBefore(t, i, before)
 }
 
-// usedSliding is used for a window that slides, with what was used in the one before: of that,
-// this instance has its share of what was seen, for it has that share of what becomes free.
+// usedSliding is used for a window that slides, with what was used in the one before: this
+// instance has its share of the limit, and so much of what was seen in either window counts on it;
+// what it has admitted itself counts whole. The rest of the limit is as good as used, see
+// quota.Taken.
 func (h *holding) usedSliding(c quota.Charge, how manner, now time.Time) (used, before int64) {
 	w := c.Limit.Window
 	var seen, beside int64
@@ -113,14 +115,12 @@ func (h *holding) usedSliding(c quota.Charge, how manner, now time.Time) (used, 
 		seen, beside = t.seen, t.own.sum()
 	}
 	last, own := h.before(c.Counter, w, now)
-	left := c.Limit.Max - w.Weighed(seen, last, now)
-	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow || left <= 0 {
+	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow {
 		return clamp(seen + beside), clamp(last + own.sum())
 	}
-	most := (left-1)/how.instances + 1
-	counts := c.Limit.Max - most + w.Weighed(beside, max(own.sum(), 0), now)
-	before = clamp((last+how.instances-1)/how.instances + own.sum())
-	return clamp(counts - w.Weighed(0, before, now)), before
+	n := how.instances
+	used = c.Limit.Others(n) + quota.ShareOf(seen, n) + beside
+	return clamp(used), clamp(quota.ShareOf(last, n) + own.sum())
 }
 
 // lower takes off what was charged too much in the window before the current one.
