@@ -127,6 +127,28 @@ func TestNoDoubleBurst(t *testing.T) {
 	}
 }
 
+// TestWhoAsksAllTheTime has one less in each window than the limit, since what the one before
+// leaves is rounded up; of a limit of 1 that is every other window.
+func TestWhoAsksAllTheTime(t *testing.T) {
+	t.Parallel()
+	for most, want := range map[int64][4]int{50: {50, 49, 49, 49}, 1: {1, 0, 1, 0}} {
+		now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+		m := NewMemory(func() time.Time { return now }, 1000)
+		var admitted [4]int
+		for i := range admitted {
+			for range 600 {
+				if take(t, m, of("a", sliding(quota.Minute, most, 1))).Admitted {
+					admitted[i]++
+				}
+				now = now.Add(100 * time.Millisecond)
+			}
+		}
+		if admitted != want {
+			t.Errorf("%d in a minute: %d are admitted, want %d", most, admitted, want)
+		}
+	}
+}
+
 // TestSettledInTheWindowBefore: what was charged too much is taken off there, where nothing
 // has been counted since too; what was too little is added to the current window.
 func TestSettledInTheWindowBefore(t *testing.T) {
