@@ -317,7 +317,10 @@ func TestOperatorsDashboard(t *testing.T) {
 	b.awaitText("main", "No key")
 	b.pictures("operator-keys-empty")
 
+	admin(t, s, "keys", "override", id, "--per", "hour", "--max", "100", "--algorithm", "sliding")
 	b.operate(s, "/dashboard/keys/"+id, "#revoke")
+	b.awaitText("#limits", "sliding hour")
+	b.awaitText("#limits", "Becomes free little by little")
 	b.do("ask to revoke", chromedp.Click("#revoke"), chromedp.WaitVisible("#revoke-dialog[open]"))
 	b.save("operator-revoke")
 	if r := do(t, s, call{key: secret, path: "/v1/limits", method: http.MethodGet}); r.StatusCode != http.StatusOK {

@@ -36,7 +36,7 @@ function fillCard(card, limit, off) {
   if (card.state && card.state !== state && state !== "none") {
     document.getElementById("announcement").textContent = `${title(limit.name)}: ${text.toLowerCase()}.`;
   }
-  Object.assign(card, { state, resets: limit.reset });
+  Object.assign(card, { state, resets: limit.reset, slides: limit.algorithm === "sliding" });
   card.box.className = `card limit ${state}`;
   card.mark.replaceChildren(element("span", { "aria-hidden": "true" }, sign + " "), text);
   card.meter.hidden = limit.limit === null;
@@ -55,9 +55,13 @@ function fillCard(card, limit, off) {
   card.left.textContent = off ? "" : `${number(limit.remaining)} left`;
 }
 
-/** tick counts down to the end of each limit's window. */
+/** tick counts down to the end of each limit's window. One that slides is not free then. */
 function tick() {
   for (const card of cards.values()) {
+    if (card.slides) {
+      card.reset.textContent = "Becomes free little by little";
+      continue;
+    }
     const left = card.resets - seconds();
     card.reset.textContent = left <= 0 ? "Resets now" : `Resets in ${wait(left)}${left >= 120 ? `, ${times.both(card.resets)} ${times.zone()}` : ""}`;
   }
