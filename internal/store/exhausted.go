@@ -29,8 +29,9 @@ const (
 // asking it, for as long as that is certain. It is safe for concurrent use.
 //
 // A counter of requests that nothing gives back stays full to the end of its window; where
-// that slides, to the moment at which the window before weighs less. That is reckoned from the time that Redis said, by a clock that nobody sets, and asked for anew
-// after firmKept. What may be given back is believed for refusalKept. Each order is judged by its own maximum and cost: a
+// that slides, to the moment at which the window before weighs less. That is reckoned from the
+// time that Redis said, by a clock that nobody sets, and asked for anew after firmKept. What may
+// be given back is believed for refusalKept. Each order is judged by its own maximum and cost: a
 // limit that has been changed is asked for again.
 type exhausted struct {
 	seed   maphash.Seed

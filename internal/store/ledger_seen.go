@@ -34,8 +34,8 @@ func (l *ledger) seeAll(h *holding, o quota.Order, t quota.Taken) {
 			continue
 		}
 		g := given{name: c.Counter, window: c.Limit.Window}
-		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end && !k.slides(c.Limit.Window) { // as a rule: to work it out costs more
-			g.start, g.end = k.start, k.end
+		if k := h.find(c.Counter); k != nil && k.start <= at && at < k.end && !k.slides(c.Limit.Window) {
+			g.start, g.end = k.start, k.end // as a rule: to work it out costs more
 		} else {
 			start, end := c.Limit.Window.Bounds(t.Now)
 			g.start, g.end = start.UnixMilli(), end.UnixMilli()
