@@ -225,9 +225,9 @@ func lessen(o quota.Order, owed []debt) quota.Order {
 		return o
 	}
 	charges := append([]quota.Charge(nil), o.Charges...)
-	for i := range charges {
+	for i, d := range owed {
 		if l := &charges[i].Limit; l.Max != quota.NoMax {
-			l.Max = max(l.Max-owed[i].used-owed[i].weighs, 0)
+			l.Max = max(l.Max-d.used-d.weighs, 0)
 		}
 	}
 	o.Charges = charges
