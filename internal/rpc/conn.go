@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 )
 
 const (
-	readBytes = 64 << 10 // read at once
+	readBytes  = 64 << 10 // read at once
+	tableBytes = 4 << 10  // of headers, where nothing is said
 	// maxUnwritten is how many bytes may wait for a client to read them until nothing more is
 	// read of it.
 	maxUnwritten = 1 << 20
@@ -23,6 +25,9 @@ const (
 	maxEmpty = 1000
 	// maxPingStrikes is how many PINGs may come too soon.
 	maxPingStrikes = 2
+	// maxSettings is how many settings may come in a second: one that changes the windows of all
+	// calls takes as long as there are calls.
+	maxSettings = 100
 	// lastWord is how long a client that is told to go may take to say that it has heard.
 	lastWord = time.Second
 
@@ -40,12 +45,14 @@ type conn struct {
 	wake   chan struct{} // there is something to write
 
 	mu      sync.Mutex
-	changed sync.Cond // for the reader, and for who waits for the end
+	changed sync.Cond // for the reader, for handlers that wait for room, and for who waits for the end
 	err     error     // why it has ended
 	streams map[uint32]*stream
 	last    uint32 // ID of the latest stream
 	running int    // calls that are handled, whether their streams are open or not
 	blocked []*stream
+	resets  [256]uint32 // the latest streams that were reset before their clients had ended them
+	nResets int
 
 	out       []byte // to be written
 	window    int64  // bytes that the client takes now, of all streams
@@ -56,15 +63,21 @@ type conn struct {
 	empty     int    // frames that said nothing, in a row
 	lastPing  time.Time
 	strikes   int
-	draining  bool // it was told to make no more calls
-	final     bool // and which is the last that is answered
+	smaller   bool      // the client has made the table of headers smaller, and is to be told so
+	set       int       // settings that have come
+	setSince  time.Time // since then
+	draining  bool      // it was told to make no more calls
+	final     bool      // and which is the last that is answered
 	deadlines *time.Timer
-	due       time.Time   // when deadlines fires; zero: it does not
+	due       time.Time   // when deadlines fires, or soon after; zero: it does not
+	expired   time.Time   // when it last did
 	alive     *time.Timer // looks for a sign of life
 	frames    int64       // that have come
 	seen      int64       // of these, when alive last looked
 	asked     bool        // for a sign of life
+	told      bool        // the client was, that the connection ends
 	abandoned bool        // nobody waits for its handlers
+	mute      bool        // nothing can be written
 	over      bool        // nothing more is to be written than is out
 }
 
@@ -74,7 +87,7 @@ func newConn(s *Server, socket net.Conn) *conn {
 		window: usual, initial: usual, frame: 16 << 10, allowed: int64(s.options.Window),
 	}
 	c.changed.L = &c.mu
-	c.block.decoder = hpack.NewDecoder(4<<10, c.block.field)
+	c.block.decoder = hpack.NewDecoder(tableBytes, c.block.field)
 	c.block.decoder.SetMaxStringLength(s.options.MaxHeaderBytes)
 	c.block.most = s.options.MaxHeaderBytes
 	c.block.all = s.options.Stats != nil
@@ -83,8 +96,11 @@ func newConn(s *Server, socket net.Conn) *conn {
 
 // run serves the connection until it has ended.
 func (c *conn) run() {
-	began := c.server.options.Now()
-	_ = c.socket.SetDeadline(began.Add(c.server.options.HandshakeTimeout)) // of a socket that is closed, which reading tells
+	c.mu.Lock()
+	if c.err == nil { // else it has ended already
+		_ = c.socket.SetDeadline(c.server.options.Now().Add(c.server.options.HandshakeTimeout)) // of a socket that is closed, which reading tells
+	}
+	c.unlock()
 	secured, err := c.server.handshake(c.socket)
 	if err != nil {
 		_ = c.socket.Close()
@@ -101,17 +117,45 @@ func (c *conn) run() {
 	err = c.greet()
 	for err == nil {
 		var f http2.Frame
-		if f, err = c.in.ReadFrame(); err == nil || errors.As(err, new(http2.StreamError)) {
+		if f, err = c.read(); err == nil || errors.As(err, new(http2.StreamError)) {
 			err = c.take(f, err)
 		}
 	}
 	c.close(err)
 	<-written
+	c.linger()
 	_ = c.socket.Close()
 	c.mu.Lock()
 	defer c.unlock()
 	for c.running > 0 && !c.abandoned { // until its handlers have ended
 		c.changed.Wait()
+	}
+}
+
+// read reads a frame.
+func (c *conn) read() (http2.Frame, error) {
+	header, err := c.in.ReadFrameHeader()
+	if err != nil {
+		return nil, err //nolint:wrapcheck // nobody is told but the client
+	}
+	f, err := c.in.ReadFrameForHeader(header)
+	if header.Type == http2.FrameHeaders && errors.As(err, new(http2.StreamError)) {
+		err = http2.ConnectionError(http2.ErrCodeProtocol) // the block was not read, and so the next cannot be
+	}
+	return f, err //nolint:wrapcheck // as above
+}
+
+// linger reads on, when the client was told that the connection ends, until it closes it. A
+// socket that is closed with bytes unread is reset, and the client may lose what it was answered.
+func (c *conn) linger() {
+	c.mu.Lock()
+	told := c.told && !c.abandoned
+	if told {
+		_ = c.socket.SetReadDeadline(c.server.options.Now().Add(lastWord)) // of a socket that is closed, which reading tells
+	}
+	c.unlock()
+	if told {
+		_, _ = io.Copy(io.Discard, c.socket) // it ends with an error as a rule
 	}
 }
 
@@ -121,6 +165,7 @@ func (c *conn) abandon() {
 	defer c.unlock()
 	c.abandoned = true
 	c.endLocked(errStopped)
+	_ = c.socket.SetReadDeadline(c.server.options.Now()) // see linger
 	c.changed.Broadcast()
 }
 
@@ -255,9 +300,27 @@ func (c *conn) faulty(of http2.StreamError) error {
 	if c.neverWas(of.StreamID) {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
-	c.drop(c.streams[of.StreamID], canceled)
+	st := c.streams[of.StreamID]
+	if c.drop(st, canceled); st == nil || !st.halfClosed {
+		c.noteReset(of.StreamID)
+	}
 	c.putReset(of.StreamID, of.Code)
 	return nil
+}
+
+// noteReset remembers a stream that was reset while its client had more to say.
+func (c *conn) noteReset(id uint32) {
+	c.resets[c.nResets%len(c.resets)] = id
+	c.nResets++
+}
+
+// wasReset reports whether a stream is one of those, and forgets it.
+func (c *conn) wasReset(id uint32) bool {
+	i := slices.Index(c.resets[:], id)
+	if i >= 0 {
+		c.resets[i] = 0
+	}
+	return i >= 0
 }
 
 // settings notes what the client takes.
@@ -265,13 +328,30 @@ func (c *conn) settings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
 		return nil
 	}
+	if now := c.server.options.Now(); now.Sub(c.setSince) >= time.Second {
+		c.setSince, c.set = now, 0
+	}
+	often := func() error {
+		if c.set++; c.set > maxSettings {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		return nil
+	}
+	if err := often(); err != nil {
+		return err
+	}
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err //nolint:wrapcheck // a ConnectionError
 		}
 		switch s.ID { //nolint:exhaustive // the others change nothing that is sent
 		case http2.SettingInitialWindowSize:
+			if err := often(); err != nil {
+				return err
+			}
 			return c.rewindow(int64(s.Val))
+		case http2.SettingHeaderTableSize:
+			c.smaller = c.smaller || s.Val < tableBytes
 		case http2.SettingMaxFrameSize:
 			c.frame = int(s.Val)
 		}

@@ -38,6 +38,7 @@ type block struct {
 	kind     string // content-type
 	timeout  string
 	encoding string
+	length   string // content-length
 	host     bool
 	metadata metadata.MD
 }
@@ -79,6 +80,8 @@ func (b *block) field(f hpack.HeaderField) {
 		once(&b.timeout)
 	case "grpc-encoding":
 		once(&b.encoding)
+	case "content-length":
+		once(&b.length)
 	case "te":
 		b.fault = b.fault || f.Value != "trailers"
 	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
@@ -128,6 +131,8 @@ func (c *conn) headers(fragment []byte, last bool) (*stream, error) {
 	switch {
 	case b.id%2 == 0:
 		return nil, http2.ConnectionError(http2.ErrCodeProtocol)
+	case b.id <= c.last && b.last && c.wasReset(b.id):
+		return nil, nil //nolint:nilnil // they were on their way
 	case b.id <= c.last:
 		return nil, http2.ConnectionError(http2.ErrCodeStreamClosed)
 	}
@@ -137,10 +142,10 @@ func (c *conn) headers(fragment []byte, last bool) (*stream, error) {
 	}
 	c.last, c.empty = b.id, 0
 	switch {
+	case b.size > b.most: // then the others are not known
+		return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeEnhanceYourCalm}
 	case b.fault || b.selfish || b.method == "" || b.path == "" || !b.scheme:
 		return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeProtocol}
-	case b.size > b.most:
-		return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeEnhanceYourCalm}
 	case len(c.streams) >= c.server.options.MaxStreams:
 		return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeRefusedStream}
 	}
@@ -152,7 +157,7 @@ func (c *conn) trailersOf(st *stream) error {
 	switch {
 	case st.halfClosed:
 		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeStreamClosed}
-	case !c.block.last || c.block.fault || c.block.method+c.block.path != "" || c.block.scheme || c.block.host:
+	case !c.block.last || c.block.fault || c.block.method+c.block.path != "" || c.block.scheme || c.block.host || st.missing > 0:
 		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeProtocol}
 	}
 	c.halfClose(st)
@@ -163,6 +168,13 @@ func (c *conn) trailersOf(st *stream) error {
 // calls are when their message is there.
 func (c *conn) open(b *block) (*stream, error) {
 	st := &stream{conn: c, id: b.id, window: c.initial, allowed: int64(c.server.options.StreamWindow), halfClosed: b.last, metadata: b.metadata}
+	if b.length != "" {
+		n, err := strconv.ParseUint(b.length, 10, 62)
+		if err != nil || (b.last && n > 0) {
+			return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeProtocol}
+		}
+		st.counted, st.missing = true, int64(n) //nolint:gosec // has 62 bits
+	}
 	c.streams[b.id] = st
 	if b.method != "POST" || !isGRPC(b.kind) {
 		c.putHeaders(b.id, notGRPC(b.method), true)
@@ -176,7 +188,7 @@ func (c *conn) open(b *block) (*stream, error) {
 	}
 	c.expireAt(st)
 	if st.method.stream != nil {
-		st.taken, st.ready = true, sync.NewCond(&c.mu)
+		st.taken, st.changed = true, sync.NewCond(&c.mu)
 		c.running++
 		return st, nil
 	}
@@ -217,6 +229,7 @@ func (c *conn) admissible(st *stream, b *block) error {
 	}
 	if most > 0 || b.timeout != "" {
 		st.deadline = c.server.options.Now().Add(most)
+		st.ends = st.deadline
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,26 +29,30 @@ type stream struct {
 	conn     *conn
 	id       uint32
 	method   *method
-	deadline time.Time // zero: none
+	deadline time.Time // as its handler knows it; zero: none
+	ends     time.Time // when its time is over; zero: never
 	metadata metadata.MD
 
 	state    atomic.Uint32 // alive, or how it has ended
 	done     chan struct{} // closed when it has ended; nil: nobody waits for that
-	after    []func()      // called then
+	after    []*afterwards // called then
+	changed  *sync.Cond    // for the handler of a stream; nil: it is none
 	taken    bool          // it is handled, or was: then its message is its handler's
+	handled  bool          // its handler has ended
 	buffered int64         // bytes that have come and that its handler has not taken; of streams
 
 	entered    bool  // it has a place of its method's bound
 	waits      bool  // among those that wait for the connection's window
 	window     int64 // bytes that the client takes now
 	allowed    int64 // bytes that it may send
+	counted    bool  // it was told how many bytes come
+	missing    int64 // of those, what has not come
 	halfClosed bool  // it sends no more
 	begun      bool  // the answer has begun
 	unsent     []byte
 	trailers   []byte
-	body       []byte     // of the message that comes, with what stands before it
-	queue      [][]byte   // messages that are there
-	ready      *sync.Cond // its handler waits for; nil: it is no stream, or is not handled
+	body       []byte   // of the message that comes, with what stands before it
+	queue      [][]byte // messages that are there
 }
 
 // A callContext is the context of a call. It ends with the stream.
@@ -91,14 +96,24 @@ func (s callContext) AfterFunc(f func()) (stop func() bool) {
 		go f()
 		return func() bool { return false }
 	}
-	called := &atomic.Bool{}
-	once := func() {
-		if !called.Swap(true) {
-			go f()
-		}
+	a := &afterwards{f}
+	s.after = append(s.after, a)
+	return func() bool { return s.forget(a) }
+}
+
+// An afterwards is called, in a goroutine of its own, when a stream has ended.
+type afterwards struct{ call func() }
+
+// forget has a not be called, and reports whether it would have been: a stream that lasts
+// would else remember what each of its messages had waited for.
+func (s *stream) forget(a *afterwards) bool {
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	i := slices.Index(s.after, a)
+	if i >= 0 {
+		s.after = slices.Delete(s.after, i, i+1)
 	}
-	s.after = append(s.after, once)
-	return func() bool { return !called.Swap(true) }
+	return i >= 0
 }
 
 // incoming adds the metadata of the call to a context.
@@ -115,24 +130,24 @@ func (c *conn) drop(st *stream, how uint32) {
 	if st.done != nil {
 		close(st.done)
 	}
-	for _, f := range st.after {
-		f()
+	for _, a := range st.after {
+		go a.call()
 	}
-	st.after, st.queue, st.unsent = nil, nil, nil
-	if !st.taken {
+	st.after, st.unsent = nil, nil
+	switch {
+	case !st.taken:
 		st.body = nil
 		st.leave()
+	case st.handled:
+		st.leave()
+	case st.changed != nil:
+		st.changed.Broadcast()
+		if len(c.out) > maxUnwritten {
+			c.changed.Broadcast() // it may wait until there is room
+		}
 	}
-	st.stir()
 	if c.err == nil {
 		c.endDrained()
-	}
-}
-
-// stir has the handler of a stream look again.
-func (s *stream) stir() {
-	if s.ready != nil {
-		s.ready.Broadcast()
 	}
 }
 
@@ -148,6 +163,9 @@ func (c *conn) fail(st *stream, err error) {
 	s := status.Convert(err)
 	if st.begun {
 		c.send(st, nil, trailers(s))
+		if st.changed != nil {
+			st.changed.Broadcast() // its handler is to know
+		}
 		return
 	}
 	c.putHeaders(st.id, refused(s), true)
@@ -156,15 +174,22 @@ func (c *conn) fail(st *stream, err error) {
 
 // expireAt sees to it that a call ends when its time is over.
 func (c *conn) expireAt(st *stream) {
-	if st.deadline.IsZero() || (!c.due.IsZero() && !st.deadline.Before(c.due)) {
+	if st.ends.IsZero() || (!c.due.IsZero() && !st.ends.Before(c.due)) {
 		return
 	}
-	c.due = st.deadline
-	if in := c.due.Sub(c.server.options.Now()); c.deadlines == nil {
+	c.due = st.ends
+	if in := c.paced(c.due); c.deadlines == nil {
 		c.deadlines = time.AfterFunc(in, c.expire)
 	} else {
 		c.deadlines.Reset(in)
 	}
+}
+
+// paced is how long to wait for a moment when the time of calls is over. Since all calls are
+// looked at then, which takes some 25 ns each, that is not done at once again.
+func (c *conn) paced(moment time.Time) time.Duration {
+	again := c.expired.Add(time.Duration(len(c.streams)) * time.Microsecond)
+	return max(moment.Sub(c.server.options.Now()), again.Sub(c.server.options.Now()))
 }
 
 // expire ends the calls whose time is over.
@@ -175,26 +200,29 @@ func (c *conn) expire() {
 		return
 	}
 	now := c.server.options.Now()
-	c.due = time.Time{}
+	c.due, c.expired = time.Time{}, now
 	var next time.Time
 	for _, st := range c.streams {
 		switch {
-		case st.deadline.IsZero():
-		case !now.Before(st.deadline):
+		case st.ends.IsZero():
+		case !now.Before(st.ends):
 			c.late(st)
-		case next.IsZero() || st.deadline.Before(next):
-			next = st.deadline
+		case next.IsZero() || st.ends.Before(next):
+			next = st.ends
 		}
 	}
 	if !next.IsZero() && c.err == nil {
 		c.due = next
-		c.deadlines.Reset(next.Sub(now))
+		c.deadlines.Reset(c.paced(next))
 	}
 }
 
 // late ends a call whose time is over.
 func (c *conn) late(st *stream) {
 	s := status.New(codes.DeadlineExceeded, context.DeadlineExceeded.Error())
+	if !st.halfClosed {
+		c.noteReset(st.id)
+	}
 	if st.begun {
 		c.putReset(st.id, http2.ErrCodeCancel)
 	} else {
@@ -234,6 +262,11 @@ func (c *conn) data(f *http2.DataFrame) (*stream, error) {
 	if st.allowed -= size; st.allowed < 0 {
 		return nil, http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
 	}
+	if st.counted {
+		if st.missing -= int64(len(f.Data())); st.missing < 0 || (st.missing > 0 && f.StreamEnded()) {
+			return nil, http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol} // RFC 9113 8.1.1
+		}
+	}
 	if padding := size - int64(len(f.Data())); padding > 0 { // nobody reads it
 		c.putWindow(st.id, padding)
 		st.allowed += padding
@@ -246,7 +279,7 @@ func (c *conn) data(f *http2.DataFrame) (*stream, error) {
 	if f.StreamEnded() {
 		c.halfClose(st)
 	}
-	if ready && st.method.stream == nil && st.state.Load() == alive {
+	if ready && st.method.stream == nil && st.state.Load() == alive && !c.mute { // else nobody would hear it
 		st.taken = true
 		c.running++
 		return st, nil
@@ -256,6 +289,9 @@ func (c *conn) data(f *http2.DataFrame) (*stream, error) {
 
 // receive takes bytes of messages, and reports whether one is there.
 func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
+	if st.trailers != nil {
+		return false, nil // it has ended, but for what the client does not take yet
+	}
 	if st.method.stream == nil && st.taken {
 		if len(data) == 0 {
 			return false, nil
@@ -269,32 +305,36 @@ func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
 		st.body = buffers.Get().(*byte0).bytes[:0] //nolint:forcetypeassert // see New
 	}
 	st.body = append(st.body, data...)
-	for len(st.body) >= prefix {
-		length := int64(binary.BigEndian.Uint32(st.body[1:]))
+	rest := st.body
+	for len(rest) >= prefix {
+		length := int64(binary.BigEndian.Uint32(rest[1:]))
 		switch {
-		case st.body[0] != 0:
-			return ready, status.Error(codes.Unimplemented, "messages are not decompressed here: want grpc-encoding identity")
+		case rest[0] != 0: // open has refused calls that say how
+			return ready, status.Error(codes.Internal, "a message is compressed, and the call does not say how: want grpc-encoding identity")
 		case length > int64(c.server.options.MaxMessageBytes):
 			return ready, status.Errorf(codes.ResourceExhausted, "the message has %d bytes: want %d at most", length, c.server.options.MaxMessageBytes)
 		}
 		whole := prefix + length
-		if missing := whole - int64(len(st.body)); missing > 0 {
+		if missing := whole - int64(len(rest)); missing > 0 {
 			if st.allowed < missing { // else it would never come
 				c.putWindow(st.id, missing-st.allowed)
 				st.allowed = missing
 			}
-			return ready, nil
+			break
 		}
 		ready = true
 		if st.method.stream == nil {
-			if int64(len(st.body)) > whole {
+			if int64(len(rest)) > whole {
 				return false, status.Error(codes.Internal, "the call has a second message")
 			}
 			return true, nil
 		}
-		st.queue = append(st.queue, append([]byte(nil), st.body[prefix:whole]...))
-		st.body = append(st.body[:0], st.body[whole:]...)
-		st.stir()
+		st.queue = append(st.queue, append([]byte(nil), rest[prefix:whole]...))
+		rest = rest[whole:]
+		st.changed.Broadcast()
+	}
+	if len(rest) < len(st.body) {
+		st.body = append(st.body[:0], rest...)
 	}
 	return ready, nil
 }
@@ -303,8 +343,8 @@ func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
 func (c *conn) halfClose(st *stream) {
 	st.halfClosed = true
 	switch {
-	case st.method.stream != nil:
-		st.stir()
+	case st.changed != nil:
+		st.changed.Broadcast()
 	case st.taken: // which has its message
 	case len(st.body) < prefix || int64(len(st.body)) < prefix+int64(binary.BigEndian.Uint32(st.body[1:])):
 		c.fail(st, errNoMessage)
@@ -326,11 +366,11 @@ func (s *stream) handle() {
 		answer, err = s.answer(ctx)
 	}
 	s.conn.server.tell(ctx, began, err)
-	s.leave()
 	s.conn.handled(s, answer, err)
 }
 
-// handled answers a call whose handler has ended; answer is nil where it has been sent.
+// handled answers a call whose handler has ended. A call whose answer the client does not
+// take yet keeps its place until it does, but not for ever.
 func (c *conn) handled(st *stream, answer []byte, err error) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -339,7 +379,14 @@ func (c *conn) handled(st *stream, answer []byte, err error) {
 	case err != nil:
 		c.fail(st, fromContext(err))
 	default:
-		c.send(st, answer, ended)
+		c.send(st, answer, ended) // of a stream there is none
+	}
+	switch st.handled = true; {
+	case st.state.Load() != alive:
+		st.leave()
+	case st.ends.IsZero() && c.server.options.CallTimeout > 0:
+		st.ends = c.server.options.Now().Add(c.server.options.CallTimeout)
+		c.expireAt(st)
 	}
 	if c.running--; c.running == c.server.options.MaxStreams || (c.err != nil && c.running == 0) {
 		c.changed.Broadcast() // for the reader, or who waits for the end
@@ -439,7 +486,8 @@ func (*serverStream) SetTrailer(metadata.MD) {}
 // Context implements grpc.ServerStream.
 func (s *serverStream) Context() context.Context { return s.ctx }
 
-// SendMsg implements grpc.ServerStream. It waits until the client takes what was sent before.
+// SendMsg implements grpc.ServerStream. It waits until the client takes what was sent before, and
+// until it reads what is out.
 func (s *serverStream) SendMsg(m any) error {
 	out, err := encode(s.conn.server.options.Codec, m)
 	if err != nil {
@@ -448,8 +496,12 @@ func (s *serverStream) SendMsg(m any) error {
 	c := s.conn
 	c.mu.Lock()
 	defer c.unlock()
-	for s.state.Load() == alive && s.unsent != nil {
-		s.ready.Wait()
+	for s.state.Load() == alive && (s.unsent != nil || len(c.out) > maxUnwritten) {
+		if s.unsent != nil {
+			s.changed.Wait()
+		} else {
+			c.changed.Wait()
+		}
 	}
 	if s.state.Load() != alive {
 		return status.FromContextError(callContext{s.stream}.Err()).Err()
@@ -475,21 +527,24 @@ func (s *serverStream) next() ([]byte, error) {
 	c := s.conn
 	c.mu.Lock()
 	defer c.unlock()
-	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed {
-		s.ready.Wait()
+	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed && s.trailers == nil {
+		s.changed.Wait()
 	}
 	switch {
+	case len(s.queue) > 0: // which has arrived, whatever came after it
 	case s.state.Load() != alive:
 		return nil, status.FromContextError(callContext{s.stream}.Err()).Err()
-	case len(s.queue) == 0 && len(s.body) > 0:
+	case s.trailers != nil:
+		return nil, status.FromContextError(context.Canceled).Err()
+	case len(s.body) > 0:
 		return nil, status.Error(codes.Internal, "the stream ends within a message")
-	case len(s.queue) == 0:
+	default:
 		return nil, io.EOF
 	}
 	message := s.queue[0]
 	s.queue = s.queue[1:]
 	s.buffered -= int64(len(message) + prefix)
-	if more := int64(c.server.options.StreamWindow) - s.buffered - s.allowed; !s.halfClosed && more >= int64(c.server.options.StreamWindow)/4 {
+	if more := int64(c.server.options.StreamWindow) - s.buffered - s.allowed; s.state.Load() == alive && !s.halfClosed && more >= int64(c.server.options.StreamWindow)/4 {
 		c.putWindow(s.id, more)
 		s.allowed += more
 	}

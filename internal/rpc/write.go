@@ -2,8 +2,8 @@ package rpc
 
 import (
 	"encoding/binary"
-	"fmt"
 	"runtime"
+	"slices"
 
 	"golang.org/x/net/http2"
 )
@@ -14,20 +14,30 @@ const prefix = 5
 // keptBytes is how large the memory may be that is kept for the next writing.
 const keptBytes = 256 << 10
 
-// write writes what is out, until the connection is over and all of it is written.
+// noTable at the beginning of a block says that the table of headers has no room for entries
+// (RFC 7541 6.3).
+const noTable = 0x20
+
+// write writes what is out, until the connection is over and all of it is written. When it cannot,
+// reading goes on: the client may have closed the connection after it sent what is yet to be read.
 func (c *conn) write() {
 	var spare []byte
+	mute := false
 	for range c.wake {
 		runtime.Gosched() // those who can run put more
 		c.mu.Lock()
 		spare, c.out = c.out, spare[:0]
 		over := c.over
-		c.changed.Broadcast() // there is room again
+		if len(spare) > maxUnwritten {
+			c.changed.Broadcast() // there is room again
+		}
 		c.mu.Unlock()
-		if len(spare) > 0 {
-			if _, err := c.socket.Write(spare); err != nil {
-				c.end(fmt.Errorf("write: %w", err))
-				return
+		if len(spare) > 0 && !mute {
+			_, err := c.socket.Write(spare)
+			if mute = err != nil; mute {
+				c.mu.Lock()
+				c.mute = true
+				c.mu.Unlock()
 			}
 		}
 		if over {
@@ -77,6 +87,7 @@ func (c *conn) putPing(ack bool, data [8]byte) {
 }
 
 func (c *conn) putGoAway(last uint32, code http2.ErrCode, text string) {
+	c.told = true
 	c.put(8+len(text), http2.FrameGoAway, 0, 0)
 	c.out = binary.BigEndian.AppendUint32(c.out, last)
 	c.out = append(binary.BigEndian.AppendUint32(c.out, uint32(code)), text...)
@@ -102,6 +113,10 @@ func (c *conn) putHeaders(id uint32, block []byte, last bool) {
 	if last {
 		flags |= http2.FlagHeadersEndStream
 	}
+	if c.smaller { // RFC 9113 4.3.1; no block has entries of the table
+		c.smaller = false
+		block = append([]byte{noTable}, block...)
+	}
 	c.put(len(block), http2.FrameHeaders, flags, id)
 	c.out = append(c.out, block...)
 	c.strikes = 0
@@ -126,7 +141,9 @@ func (c *conn) send(st *stream, message []byte, trailers []byte) {
 			st.unsent = append(appendPrefix(st.unsent, len(message)), message...)
 		}
 	}
-	st.trailers = trailers
+	if st.trailers == nil { // else it has ended, but for what the client does not take yet
+		st.trailers = trailers
+	}
 	c.push(st)
 }
 
@@ -141,8 +158,7 @@ func (c *conn) push(st *stream) {
 		n := min(int64(len(st.unsent)), c.window, st.window, int64(c.frame))
 		if n <= 0 {
 			if st.window > 0 && !st.waits {
-				st.waits = true
-				c.blocked = append(c.blocked, st)
+				c.wait(st)
 			}
 			return
 		}
@@ -155,7 +171,9 @@ func (c *conn) push(st *stream) {
 	}
 	if st.unsent != nil {
 		st.unsent = nil
-		st.stir()
+		if st.changed != nil {
+			st.changed.Broadcast() // for a handler that has more
+		}
 	}
 	if st.trailers != nil {
 		c.putHeaders(st.id, st.trailers, true)
@@ -163,10 +181,21 @@ func (c *conn) push(st *stream) {
 	}
 }
 
+// wait has a stream wait for the connection's window. Of those that wait already, most are
+// open: a client may reset as many as it likes.
+func (c *conn) wait(st *stream) {
+	if len(c.blocked) > 2*len(c.streams) {
+		c.blocked = slices.DeleteFunc(c.blocked, func(st *stream) bool { return st.state.Load() != alive })
+	}
+	st.waits = true
+	c.blocked = append(c.blocked, st)
+}
+
 // unblock sends what waits for the connection's window.
 func (c *conn) unblock() {
 	for len(c.blocked) > 0 && c.window > 0 {
 		st := c.blocked[0]
+		c.blocked[0] = nil // not to be kept by those behind it
 		c.blocked = c.blocked[1:]
 		st.waits = false
 		if st.state.Load() == alive {
@@ -179,6 +208,7 @@ func (c *conn) unblock() {
 // nobody hears it.
 func (c *conn) finish(st *stream) {
 	if !st.halfClosed {
+		c.noteReset(st.id)
 		c.putReset(st.id, http2.ErrCodeNo)
 	}
 	c.drop(st, canceled)
