@@ -272,6 +272,7 @@ func (c *conn) frameOf(f http2.Frame) (*stream, error) {
 			return nil, http2.ConnectionError(http2.ErrCodeProtocol)
 		}
 		c.drop(c.streams[f.StreamID], canceled)
+		c.wasReset(f.StreamID) // it sends no more now
 	case *http2.PriorityFrame:
 		if f.StreamDep == f.StreamID {
 			return nil, http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}

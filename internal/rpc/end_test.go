@@ -155,8 +155,26 @@ func TestTrailersOfAnsweredCalls(t *testing.T) {
 		trailers(1)
 		p.ask(3, "Echo", "x")
 		expect(event{kind: "status", id: 1, code: 12}, event{kind: "reset", id: 1}, event{kind: "status", id: 3})
-		trailers(3)
-		expect(event{kind: "goaway", id: 3, code: int(http2.ErrCodeStreamClosed)})
+		p.begin(5, "Nothing")
+		expect(event{kind: "status", id: 5, code: 12}, event{kind: "reset", id: 5})
+		p.must(p.WriteRSTStream(5, http2.ErrCodeNo))
+		trailers(5)
+		expect(event{kind: "goaway", id: 5, code: int(http2.ErrCodeStreamClosed)})
+	})
+}
+
+// Trailers of a call that the client has ended are a fault of the connection.
+func TestTrailersOfEndedCalls(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := start(t, nil).connect()
+		p.ask(1, "Echo", "x")
+		if e := p.next(); e != (event{kind: "status", id: 1}) {
+			t.Errorf("%+v", e)
+		}
+		p.must(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: p.encode("a", "b")}))
+		if e, want := p.next(), (event{kind: "goaway", id: 1, code: int(http2.ErrCodeStreamClosed)}); e != want {
+			t.Errorf("%+v: want %+v", e, want)
+		}
 	})
 }
 
