@@ -83,7 +83,9 @@ var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs sett
 // receive hands on what entries report until the stream ends, settling by access log is
 // switched off, or the service drains and nothing comes any more.
 func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) error {
-	messages, ended := incoming(stream)
+	left := make(chan struct{})
+	defer close(left)
+	messages, ended := incoming(stream, left)
 	draining := a.draining
 	idle, end := time.NewTimer(quiet), time.NewTimer(drainTime)
 	defer idle.Stop()
@@ -117,8 +119,9 @@ func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) err
 }
 
 // incoming receives what a stream's messages report until it ends, at the latest when the
-// call returns.
-func incoming(stream grpc.ServerStream) (<-chan []answered, <-chan error) {
+// call returns, or nobody takes them any more. What has arrived is handed on though the stream has
+// been reset since.
+func incoming(stream grpc.ServerStream, left <-chan struct{}) (<-chan []answered, <-chan error) {
 	messages := make(chan []answered)
 	ended := make(chan error, 1)
 	go func() {
@@ -130,8 +133,7 @@ func incoming(stream grpc.ServerStream) (<-chan []answered, <-chan error) {
 			}
 			select {
 			case messages <- reports:
-			case <-stream.Context().Done():
-				ended <- stream.Context().Err()
+			case <-left:
 				return
 			}
 		}
