@@ -122,8 +122,12 @@ func TestDrainWithAClientThatDoesNotAnswer(t *testing.T) {
 		}
 		close(r.service.release)
 		for _, want := range []event{
-			{kind: "goaway", id: maxID}, {kind: "status", id: 3}, {kind: "goaway", id: 3}, {kind: "reset", id: 5, code: int(http2.ErrCodeRefusedStream)},
-			{kind: "status", id: 1}, {kind: "closed"},
+			{kind: "goaway", id: maxID},
+			{kind: "status", id: 3},
+			{kind: "goaway", id: 3},
+			{kind: "reset", id: 5, code: int(http2.ErrCodeRefusedStream)},
+			{kind: "status", id: 1},
+			{kind: "closed"},
 		} {
 			if e := p.next(); e != want {
 				t.Errorf("%+v: want %+v", e, want)

@@ -1,0 +1,99 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// handle handles a call.
+func (s *stream) handle() {
+	ctx := s.conn.server.tag(callContext{s}, s)
+	began := time.Time{}
+	if s.conn.server.options.Stats != nil {
+		began = s.conn.server.options.Now()
+	}
+	var answer []byte
+	var err error
+	if s.method.stream != nil {
+		err = s.handleStream(ctx)
+	} else {
+		answer, err = s.answer(ctx)
+	}
+	s.conn.server.tell(ctx, began, err)
+	s.conn.handled(s, answer, err)
+}
+
+// handled answers a call whose handler has ended. A call whose answer the client does not
+// take yet keeps its place until it does, but not for ever.
+func (c *conn) handled(st *stream, answer []byte, err error) {
+	c.mu.Lock()
+	defer c.unlock()
+	switch {
+	case st.state.Load() != alive: // nobody hears it
+	case err != nil:
+		c.fail(st, fromContext(err))
+	default:
+		c.send(st, answer, ended) // of a stream there is none
+	}
+	switch st.handled = true; {
+	case st.state.Load() != alive:
+		st.leave()
+	case st.ends.IsZero() && c.server.options.CallTimeout > 0:
+		st.ends = c.server.options.Now().Add(c.server.options.CallTimeout)
+		c.expireAt(st)
+	}
+	if c.running--; c.running == c.server.options.MaxStreams || (c.err != nil && c.running == 0) {
+		c.changed.Broadcast() // for the reader, or who waits for the end
+	}
+}
+
+// answer handles a call of one request and one answer.
+func (s *stream) answer(ctx context.Context) ([]byte, error) {
+	o := &s.conn.server.options
+	reply, err := s.method.unary(s.method.service, ctx, s.decode, o.Unary)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // a status
+	}
+	return encode(o.Codec, reply)
+}
+
+// encode encodes a message; it is never nil without an error.
+func encode(c Codec, message any) ([]byte, error) {
+	b, err := c.Marshal(message)
+	if err != nil {
+		return nil, status.Error(codes.Internal, "encode a message: "+err.Error())
+	}
+	if b == nil {
+		b = []byte{}
+	}
+	return b, nil
+}
+
+// fromContext makes a status of an error of a context.
+func fromContext(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if _, ok := status.FromError(err); !ok {
+			return status.FromContextError(err).Err()
+		}
+	}
+	return err
+}
+
+// decode decodes the call's message, once.
+func (s *stream) decode(into any) error {
+	body := s.body
+	s.body = nil
+	if body == nil {
+		return errNoMessage
+	}
+	err := s.conn.server.options.Codec.Unmarshal(body[prefix:], into)
+	putBuffer(body)
+	if err != nil {
+		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
+	}
+	return nil
+}
