@@ -2,8 +2,8 @@ package rpc
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -72,7 +72,7 @@ func scripts() []script {
 		}},
 	}
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
-		all = append(all, script{"fails with " + code.String(), data("Fail", true, message(fmt.Sprint(int(code))))})
+		all = append(all, script{"fails with " + code.String(), data("Fail", true, message(strconv.Itoa(int(code))))})
 	}
 	for _, timeout := range []string{"1H", "99999999H", "1S", "1", "H", "1x", "-1S", "+1S", "123456789S", "1 S", "00000001S", "99999999n", "0x1S", "1_0S"} {
 		all = append(all, script{"timeout " + timeout, with("Echo", "grpc-timeout", timeout)})
@@ -146,7 +146,7 @@ func TestRandomCallsEndAsThoseOfGRPC(t *testing.T) {
 			ended := map[bool]map[uint32]event{}
 			for ours, l := range map[bool]*bufconn.Listener{true: start(t, nil).listener, false: theirs(t)} {
 				p := (&rig{t: t, listener: l}).connect()
-				go randomCalls(p, rand.New(rand.NewPCG(seed, 0))) //nolint:gosec // of a test
+				go randomCalls(p, rand.New(rand.NewPCG(seed, 0)))
 				ended[ours] = endings(p)
 			}
 			for id, want := range ended[false] {
@@ -175,7 +175,7 @@ func randomCalls(p *peer, r *rand.Rand) {
 	next := uint32(1)
 	for next < 2*calls || len(all) > 0 {
 		if next < 2*calls && r.IntN(3) == 0 {
-			o := &open{id: next, rest: message(fmt.Sprint(1 + r.IntN(16)))}
+			o := &open{id: next, rest: message(strconv.Itoa(1 + r.IntN(16)))}
 			next += 2
 			if r.IntN(5) == 0 {
 				o.rest[0] = 1

@@ -21,7 +21,7 @@ type flood struct {
 	ends http2.ErrCode
 	// quiet: nothing is provoked, so that it only takes as long as reading does.
 	quiet  bool
-	rounds int // 0: 3000
+	rounds int // 0: 1200
 }
 
 func floods() []flood {
@@ -78,7 +78,7 @@ func floods() []flood {
 		{name: "empty padded data", ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, _ func() uint32) error {
 			return p.WriteDataPadded(1, false, nil, make([]byte, 255))
 		}},
-		{name: "empty continuations", ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
+		{name: "empty continuations", rounds: 3, ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
 			i := id()
 			_ = p.WriteRawFrame(http2.FrameHeaders, 0, i, nil)
 			var err error
@@ -87,7 +87,7 @@ func floods() []flood {
 			}
 			return err
 		}},
-		{name: "continuations", ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
+		{name: "continuations", rounds: 3, ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
 			i := id()
 			_ = p.WriteRawFrame(http2.FrameHeaders, 0, i, p.encode(call("Echo")...))
 			var err error
@@ -96,7 +96,7 @@ func floods() []flood {
 			}
 			return err
 		}},
-		{name: "entries of the table", ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
+		{name: "entries of the table", rounds: 3, ends: http2.ErrCodeEnhanceYourCalm, send: func(p *peer, id func() uint32) error {
 			i := id()
 			_ = p.WriteRawFrame(http2.FrameHeaders, 0, i, p.encode("a", string(make([]byte, 3<<10))))
 			bomb := make([]byte, 16<<10)
@@ -136,7 +136,7 @@ func TestFloods(t *testing.T) {
 
 func (f *flood) run(t *testing.T, reads bool) {
 	const streams = 50
-	rounds := cmp.Or(f.rounds, 3000)
+	rounds := cmp.Or(f.rounds, 1200)
 	r := start(t, func(o *Options) { o.MaxStreams = streams })
 	p := r.connect()
 	last := uint32(1)
@@ -192,7 +192,7 @@ func TestSlowClients(t *testing.T) {
 	trickle := func(p *peer, b []byte) {
 		go func() {
 			for i := range b {
-				if _, err := p.Conn.Write(b[i : i+1]); err != nil {
+				if _, err := p.Write(b[i : i+1]); err != nil {
 					return
 				}
 				select {
@@ -213,17 +213,17 @@ func TestSlowClients(t *testing.T) {
 		"a preface":   {func(p *peer) { trickle(p, greeted) }, event{kind: "closed"}, 10 * time.Second},
 		"no settings": {func(p *peer) { _, _ = io.WriteString(p.Conn, http2.ClientPreface) }, event{kind: "closed"}, 10 * time.Second},
 		"a frame": {func(p *peer) {
-			_, _ = p.Conn.Write(greeted)
+			_, _ = p.Write(greeted)
 			trickle(p, append([]byte{0, 16, 0}, make([]byte, 1000)...))
 		}, event{kind: "closed"}, 40 * time.Second},
 		"half a block": {func(p *peer) {
-			_, _ = p.Conn.Write(greeted)
+			_, _ = p.Write(greeted)
 			_ = p.WriteRawFrame(http2.FrameHeaders, 0, 1, []byte{0x88})
 		}, event{kind: "closed"}, 70 * time.Second},
-		"a message":     {func(p *peer) { _, _ = p.Conn.Write(greeted); p.begin(1, "Echo") }, event{kind: "status", id: 1, code: 4}, 10 * time.Second},
-		"its own time":  {func(p *peer) { _, _ = p.Conn.Write(greeted); p.begin(1, "Echo", "grpc-timeout", "3S") }, event{kind: "status", id: 1, code: 4}, 3 * time.Second},
-		"a stream's":    {func(p *peer) { _, _ = p.Conn.Write(greeted); p.begin(1, "Rest", "grpc-timeout", "20S") }, event{kind: "status", id: 1, code: 4}, 20 * time.Second},
-		"gone in a way": {func(p *peer) { _, _ = p.Conn.Write(greeted) }, event{kind: "closed"}, 40 * time.Second},
+		"a message":     {func(p *peer) { _, _ = p.Write(greeted); p.begin(1, "Echo") }, event{kind: "status", id: 1, code: 4}, 10 * time.Second},
+		"its own time":  {func(p *peer) { _, _ = p.Write(greeted); p.begin(1, "Echo", "grpc-timeout", "3S") }, event{kind: "status", id: 1, code: 4}, 3 * time.Second},
+		"a stream's":    {func(p *peer) { _, _ = p.Write(greeted); p.begin(1, "Rest", "grpc-timeout", "20S") }, event{kind: "status", id: 1, code: 4}, 20 * time.Second},
+		"gone in a way": {func(p *peer) { _, _ = p.Write(greeted) }, event{kind: "closed"}, 40 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -73,10 +73,10 @@ func (s *tester) register(r grpc.ServiceRegistrar) {
 			}),
 			s.unary("Fail", func(_ context.Context, request []byte) ([]byte, error) {
 				code, _ := strconv.Atoi(string(request))
-				return nil, status.Error(codes.Code(code), "as you wish: 100% \u00e9\n") //nolint:gosec // small
+				return nil, status.Error(codes.Code(code), "as you wish: 100% \u00e9\n")
 			}),
 			s.unary("Wait", func(ctx context.Context, _ []byte) ([]byte, error) { return nil, s.wait(ctx) }),
-			s.unary("Hold", func(context.Context, []byte) ([]byte, error) { return nil, s.wait(context.Background()) }),
+			s.unary("Hold", func(ctx context.Context, _ []byte) ([]byte, error) { return nil, s.wait(context.WithoutCancel(ctx)) }),
 		},
 		Streams: []grpc.StreamDesc{
 			stream("Talk", talk), stream("Listen", s.listen), stream("Pour", pour),
@@ -101,7 +101,7 @@ func (s *tester) wait(ctx context.Context) error {
 func talk(stream grpc.ServerStream) error {
 	for {
 		var m []byte
-		if err := stream.RecvMsg(&m); err == io.EOF {
+		if err := stream.RecvMsg(&m); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -117,7 +117,7 @@ func (s *tester) listen(stream grpc.ServerStream) error {
 	n := 0
 	for {
 		var m []byte
-		if err := stream.RecvMsg(&m); err == io.EOF {
+		if err := stream.RecvMsg(&m); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			return err
@@ -157,9 +157,11 @@ func (p *places) Enter() error {
 		p.taken.Add(-1)
 		return status.Error(codes.Unavailable, "full")
 	}
-	for most := p.most.Load(); n > most && !p.most.CompareAndSwap(most, n); most = p.most.Load() {
+	for {
+		if most := p.most.Load(); n <= most || p.most.CompareAndSwap(most, n) {
+			return nil
+		}
 	}
-	return nil
 }
 
 func (p *places) Leave() { p.taken.Add(-1) }
@@ -288,7 +290,7 @@ func (p *peer) begin(id uint32, method string, more ...string) {
 
 // message is one with what stands before it.
 func message(text string) []byte {
-	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(text))), text...) //nolint:gosec // of tests
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(text))), text...)
 }
 
 // ask makes a whole call.

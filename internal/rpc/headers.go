@@ -173,7 +173,7 @@ func (c *conn) open(b *block) (*stream, error) {
 		if err != nil || (b.last && n > 0) {
 			return nil, http2.StreamError{StreamID: b.id, Code: http2.ErrCodeProtocol}
 		}
-		st.counted, st.missing = true, int64(n) //nolint:gosec // has 62 bits
+		st.counted, st.missing = true, int64(n)
 	}
 	c.streams[b.id] = st
 	if b.method != "POST" || !isGRPC(b.kind) {

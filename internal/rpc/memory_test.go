@@ -112,7 +112,7 @@ func TestStreamsWaitUntilTheClientReads(t *testing.T) {
 		p := r.connect(http2.Setting{ID: http2.SettingInitialWindowSize, Val: maxWindow})
 		p.must(p.WriteWindowUpdate(0, maxWindow-usual))
 		for i := range uint32(10) {
-			p.ask(2*i+1, "Pour", "5120")
+			p.ask(2*i+1, "Pour", "1024")
 		}
 		synctest.Wait()
 		r.look(func(c *conn) {

@@ -43,7 +43,7 @@ func TestFloodOfSettings(t *testing.T) {
 		p := r.connect()
 		p.sink()
 		for i := range 3 * maxSettings { // each counts twice
-			p.must(p.WriteSettings(window(uint32(i)))) //nolint:gosec // small
+			p.must(p.WriteSettings(window(uint32(i))))
 			time.Sleep(3 * time.Second / maxSettings)
 		}
 		synctest.Wait()
