@@ -23,7 +23,7 @@ func TestTLS(t *testing.T) {
 	config := &tls.Config{Certificates: []tls.Certificate{certificate()}, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS12}
 	secured := func(o *Options) { o.Credentials = credentials.NewTLS(config) }
 	client := func(r *rig, change func(*tls.Config)) (*tls.Conn, error) {
-		c := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}} //nolint:gosec // of a test
+		c := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
 		change(c)
 		conn := tls.Client(r.dial().Conn, c)
 		return conn, conn.HandshakeContext(r.t.Context())
