@@ -198,20 +198,16 @@ func (c *conn) take(f http2.Frame, fault error) error {
 	for len(c.out) > maxUnwritten && c.err == nil { // until it is written
 		c.changed.Wait()
 	}
-	err := c.err
 	c.frames++
-	var of http2.StreamError
-	switch {
-	case err != nil:
-	case errors.As(fault, &of):
-		err = c.faulty(of)
-	default:
-		st, err = c.frameOf(f)
-		if errors.As(err, &of) {
-			err = c.faulty(of)
-		}
+	err := c.err
+	if err == nil && fault == nil {
+		st, fault = c.frameOf(f)
+	}
+	if err == nil && fault != nil {
+		err = c.faulty(fault)
 	}
 	for st != nil && c.running > c.server.options.MaxStreams && c.err == nil { // until fewer are handled
+		c.flush()
 		c.changed.Wait()
 	}
 	c.unlock()

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -56,9 +57,13 @@ func (c *conn) saysNothing() error {
 	return nil
 }
 
-// faulty resets a stream whose client has made a fault. Of a stream that has never been, it is
-// one of the connection.
-func (c *conn) faulty(of http2.StreamError) error {
+// faulty resets a stream whose client has made a fault. Any other, also that of a stream that has
+// never been, is one of the connection.
+func (c *conn) faulty(fault error) error {
+	var of http2.StreamError
+	if !errors.As(fault, &of) {
+		return fault
+	}
 	if c.neverWas(of.StreamID) {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}

@@ -77,7 +77,7 @@ func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
 		st.buffered += int64(len(data))
 	}
 	if st.body == nil {
-		st.body = buffers.Get().(*byte0).bytes[:0] //nolint:forcetypeassert // see New
+		st.body = buffers.Get().(*buffer).bytes[:0] //nolint:forcetypeassert // see New
 	}
 	st.body = append(st.body, data...)
 	rest := st.body
@@ -129,13 +129,13 @@ func (c *conn) halfClose(st *stream) {
 // buffers are for messages that come.
 //
 //nolint:gochecknoglobals // a pool of memory is the process'
-var buffers = sync.Pool{New: func() any { return &byte0{bytes: make([]byte, 0, 1<<10)} }}
+var buffers = sync.Pool{New: func() any { return &buffer{bytes: make([]byte, 0, 1<<10)} }}
 
-// byte0 has bytes that are used again.
-type byte0 struct{ bytes []byte }
+// A buffer has bytes that are used again.
+type buffer struct{ bytes []byte }
 
 func putBuffer(b []byte) {
 	if cap(b) <= 64<<10 {
-		buffers.Put(&byte0{b})
+		buffers.Put(&buffer{b})
 	}
 }

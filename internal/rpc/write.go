@@ -51,13 +51,18 @@ func (c *conn) write() {
 
 // unlock unlocks the connection and has the writer write what is out.
 func (c *conn) unlock() {
+	c.flush()
+	c.mu.Unlock()
+}
+
+// flush has the writer write what is out, for those who keep the lock or wait.
+func (c *conn) flush() {
 	if len(c.out) > 0 || c.over {
 		select {
 		case c.wake <- struct{}{}:
 		default: // it will
 		}
 	}
-	c.mu.Unlock()
 }
 
 // put puts the header of a frame, whose payload is to follow. The caller holds the lock, as for
