@@ -57,9 +57,6 @@ func (Codec) Marshal(v any) ([]byte, error) {
 	return nil, errNoMessage
 }
 
-// Name implements encoding.Codec of gRPC, which servers of its own can have in its place.
-func (Codec) Name() string { return "proto" }
-
 // Register adds the service to a server that has the Codec.
 func (a *Authz) Register(r grpc.ServiceRegistrar) {
 	register(r, authv3.Authorization_ServiceDesc, "Check", a, a.answer)

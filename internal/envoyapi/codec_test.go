@@ -29,6 +29,11 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
+// named is the Codec as grpc-go's servers have codecs.
+type named struct{ Codec }
+
+func (named) Name() string { return "proto" }
+
 // wire encodes a message.
 func wire(tb testing.TB, m proto.Message) []byte {
 	tb.Helper()
@@ -217,7 +222,7 @@ func served(t *testing.T, server *grpc.Server) *grpc.ClientConn {
 func TestCodec(t *testing.T) {
 	t.Parallel()
 	settings := func(s *Settings) { s.Tokens.SettleByAccessLog, s.Tokens.SettleByRateLimit = false, false } // tickets differ
-	theirs, ours := grpc.NewServer(), grpc.NewServer(grpc.ForceServerCodec(Codec{}))
+	theirs, ours := grpc.NewServer(), grpc.NewServer(grpc.ForceServerCodec(named{}))
 	g := newGate(t, settings)
 	authv3.RegisterAuthorizationServer(theirs, NewAuthz(g))
 	rlsv3.RegisterRateLimitServiceServer(theirs, NewRateLimit(g))

@@ -95,7 +95,7 @@ func usageOf(input, output float64) map[string]*structpb.Value {
 func accessLog(t *testing.T, g *Gate) (*AccessLog, alsv3.AccessLogServiceClient) {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	server := grpc.NewServer(grpc.ForceServerCodec(Codec{}))
+	server := grpc.NewServer(grpc.ForceServerCodec(named{}))
 	service := NewAccessLog(g)
 	service.Register(server)
 	go func() { _ = server.Serve(listener) }()

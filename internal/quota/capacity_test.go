@@ -235,20 +235,27 @@ func TestPoolCreditIsCut(t *testing.T) {
 	}
 }
 
+// foretold returns what a look and a preview say of a request.
+func foretold(t *testing.T, limiter *quota.Limiter, r quota.Request) (quota.Decision, quota.Preview) {
+	t.Helper()
+	l, err := limiter.Look(t.Context(), r, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := limiter.Preview(t.Context(), r, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, p
+}
+
 // TestPoolIsLookedAt: a look and a preview say what a decision would, and take nothing of the
 // pool.
 func TestPoolIsLookedAt(t *testing.T) {
 	t.Parallel()
 	limiter, r := newPooled()
 	for i := range 12 {
-		l, err := limiter.Look(t.Context(), r, noon)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := limiter.Preview(t.Context(), r, noon)
-		if err != nil {
-			t.Fatal(err)
-		}
+		l, p := foretold(t, limiter, r)
 		r.Account = "key" + strconv.Itoa(i)
 		d := decide(t, limiter, r)
 		if d.Admitted != (i < 10) || l.Admitted != d.Admitted || p.Decision.Admitted != d.Admitted || p.Decision.Reset != d.Reset || p.Decision.RefusedBy != d.RefusedBy || l.RefusedBy != d.RefusedBy {
@@ -280,14 +287,7 @@ func TestPoolBesideSlidingLimits(t *testing.T) {
 	}
 	now = noon // half of the 10 count yet, and none of the pool
 	for i := range int64(12) {
-		l, err := limiter.Look(t.Context(), r, noon)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := limiter.Preview(t.Context(), r, noon)
-		if err != nil {
-			t.Fatal(err)
-		}
+		l, p := foretold(t, limiter, r)
 		d := decide(t, limiter, r)
 		want := min(i, 10)
 		if d.Admitted != (i < 10) || l.Admitted != d.Admitted || p.Decision.Admitted != d.Admitted || l.Used != 5+want || d.Used != 5+min(i+1, 10) || p.Demands[0].Used != 5+want {

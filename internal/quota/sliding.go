@@ -88,6 +88,15 @@ func weighs(before, left, length int64) int64 {
 	return int64(math.Ceil(float64(before) * (float64(left) / float64(length))))
 }
 
+// UsedBefore returns what was used in the window before of the ith charge; 0 where that does not
+// slide.
+func (t *Taken) UsedBefore(i int) int64 {
+	if t.Before == nil {
+		return 0
+	}
+	return t.Before[i]
+}
+
 // weighed returns what counts of each charge's limit.
 func (t *Taken) weighed(charges []Charge) []int64 {
 	if t.Before == nil {
@@ -105,16 +114,12 @@ func (t *Taken) weighed(charges []Charge) []int64 {
 
 // fits returns when a charge, which is the ith and does not fit, will.
 func (t *Taken) fits(i int, c Charge) time.Time {
-	var before int64
-	if t.Before != nil {
-		before = t.Before[i]
-	}
 	used := t.Used[i]
 	if t.Instances > 1 && c.Limit.Window.Sliding() {
 		others := c.Limit.Others(t.Instances)
 		used, c.Limit.Max = used-others, c.Limit.Max-others
 	}
-	return c.fits(used, before, t.Now)
+	return c.fits(used, t.UsedBefore(i), t.Now)
 }
 
 // ShareOf returns the share that one of so many instances has, rounded up.

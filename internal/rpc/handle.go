@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -11,11 +10,7 @@ import (
 
 // handle handles a call.
 func (s *stream) handle() {
-	ctx := s.conn.server.tag(callContext{s}, s)
-	began := time.Time{}
-	if s.conn.server.options.Stats != nil {
-		began = s.conn.server.options.Now()
-	}
+	ctx, ended := s.conn.server.follow(callContext{s}, s)
 	var answer []byte
 	var err error
 	if s.method.stream != nil {
@@ -23,7 +18,7 @@ func (s *stream) handle() {
 	} else {
 		answer, err = s.answer(ctx)
 	}
-	s.conn.server.tell(ctx, began, err)
+	ended(err)
 	s.conn.handled(s, answer, err)
 }
 
@@ -73,6 +68,14 @@ func encode(c Codec, message any) ([]byte, error) {
 	return b, nil
 }
 
+// decode decodes a message.
+func decode(c Codec, data []byte, into any) error {
+	if err := c.Unmarshal(data, into); err != nil {
+		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
+	}
+	return nil
+}
+
 // fromContext makes a status of an error of a context.
 func fromContext(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -90,10 +93,6 @@ func (s *stream) decode(into any) error {
 	if body == nil {
 		return errNoMessage
 	}
-	err := s.conn.server.options.Codec.Unmarshal(body[prefix:], into)
-	putBuffer(body)
-	if err != nil {
-		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
-	}
-	return nil
+	defer putBuffer(body)
+	return decode(s.conn.server.options.Codec, body[prefix:], into)
 }

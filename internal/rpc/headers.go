@@ -310,7 +310,7 @@ func trailers(s *status.Status) []byte {
 
 // refused is the whole answer to a call that was not handled.
 func refused(s *status.Status) []byte {
-	return compressed(":status", "200", "content-type", "application/grpc", "grpc-status", strconv.Itoa(int(s.Code())), "grpc-message", escape(s.Message()))
+	return slices.Concat(beginning, trailers(s)) // one block, since neither changes a table
 }
 
 // escape writes a text as grpc-message has it.

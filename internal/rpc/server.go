@@ -1,8 +1,8 @@
 // Package rpc serves gRPC over HTTP/2 to callers like Envoy, who make many short calls on a
 // few connections that last. It does what grpc-go's server does for them, with the services,
-// codecs, credentials, interceptors and statistics of grpc-go, at about a third of the
-// processor time: a call is read and answered without goroutines, timers and queues of its
-// own, and what is answered at the same time is written together.
+// codecs, credentials, interceptors and statistics of grpc-go, and takes less of the processor: a
+// call is read and answered without goroutines, timers and queues of its own, and what is
+// answered at the same time is written together.
 //
 // The protocol is that of RFC 9113 and of gRPC's "PROTOCOL-HTTP2.md". Messages are not
 // compressed; headers and trailers of handlers are not sent.
@@ -265,19 +265,16 @@ func (s *Server) handshake(socket net.Conn) (net.Conn, error) {
 	return secured, err //nolint:wrapcheck // the credentials report it
 }
 
-// tag has statistics follow a call.
-func (s *Server) tag(ctx context.Context, st *stream) context.Context {
-	if s.options.Stats == nil {
-		return ctx
+// follow has statistics follow a call, which are told when it has ended.
+func (s *Server) follow(ctx context.Context, st *stream) (followed context.Context, ended func(err error)) {
+	handler := s.options.Stats
+	if handler == nil {
+		return ctx, func(error) {}
 	}
-	ctx = s.options.Stats.TagRPC(st.incoming(ctx), &stats.RPCTagInfo{FullMethodName: st.method.name})
-	s.options.Stats.HandleRPC(ctx, &stats.Begin{BeginTime: s.options.Now(), IsClientStream: st.method.stream != nil, IsServerStream: st.method.stream != nil})
-	return ctx
-}
-
-// tell tells statistics how a call has ended.
-func (s *Server) tell(ctx context.Context, began time.Time, err error) {
-	if s.options.Stats != nil {
-		s.options.Stats.HandleRPC(ctx, &stats.End{BeginTime: began, EndTime: s.options.Now(), Error: err})
+	ctx = handler.TagRPC(st.incoming(ctx), &stats.RPCTagInfo{FullMethodName: st.method.name})
+	began, streams := s.options.Now(), st.method.stream != nil
+	handler.HandleRPC(ctx, &stats.Begin{BeginTime: began, IsClientStream: streams, IsServerStream: streams})
+	return ctx, func(err error) {
+		handler.HandleRPC(ctx, &stats.End{BeginTime: began, EndTime: s.options.Now(), Error: err})
 	}
 }

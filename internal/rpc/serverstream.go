@@ -72,10 +72,7 @@ func (s *serverStream) RecvMsg(m any) error {
 	if err != nil {
 		return err
 	}
-	if err := s.conn.server.options.Codec.Unmarshal(message, m); err != nil {
-		return status.Error(codes.Internal, "grpc: failed to unmarshal the received message: "+err.Error())
-	}
-	return nil
+	return decode(s.conn.server.options.Codec, message, m)
 }
 
 // next waits for a message and takes it.

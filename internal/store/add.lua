@@ -18,6 +18,14 @@ if kept then
   return list
 end
 
+-- Adds to a counter in the current window, which begins then: the value of its field, and what is
+-- used of it after that.
+local function added(counter, start, amount)
+  local prefix = whole(start) .. ' '
+  local used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
+  return prefix .. whole(used), used
+end
+
 -- Adds to a counter whose window slides. Returns what is used of it after that.
 local function add_sliding(counter, length, start, amount)
   local fields, window = {}, {}
@@ -31,10 +39,9 @@ local function add_sliding(counter, length, start, amount)
   elseif start ~= window.start then
     return -1
   end
-  local prefix = whole(start) .. ' '
-  local used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
+  local value, used = added(counter, start, amount)
   local n = sliding.add(KEYS[1], counter, window, 0, 0, 0)
-  fields[n + 1], fields[n + 2] = counter, prefix .. whole(used)
+  fields[n + 1], fields[n + 2] = counter, value
   write(KEYS[1], fields, window.keep)
   return used
 end
@@ -50,10 +57,8 @@ for i = 1, n do
   if length < -1 then
     used = add_sliding(counter, length, start, amount)
   elseif start <= now and now < stop then
-    local prefix = whole(start) .. ' '
-    used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
     writes[#writes + 1] = counter
-    writes[#writes + 1] = prefix .. whole(used)
+    writes[#writes + 1], used = added(counter, start, amount)
     if stop > last then last = stop end
   end
   reply[#reply + 1] = whole(used)

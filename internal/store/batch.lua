@@ -84,6 +84,14 @@ local function read(kept, from)
   return charges, to + 1
 end
 
+-- Answers with what is used of a plan's counters.
+local function tell(plan, used)
+  local n = plan.n
+  for i = 1, n do reply[replied + i] = used[i] end
+  replied = replied + n
+  if plan.slides then replied = sliding.answer(plan, replied) end
+end
+
 -- Answers an order that repeats another, of another window though it be, with the answer
 -- of the first. Returns false where it repeats none.
 local function repeats(plan, used, reservation)
@@ -102,16 +110,15 @@ local function repeats(plan, used, reservation)
   end
   if plan.slides and charges.slides then sliding.read(plan, {unpack(charges.slides)}, kept, place) end
   reply[replied + 1], reply[replied + 2], reply[replied + 3] = 2, tonumber(first), secret
-  for i = 1, plan.n do reply[replied + 3 + i] = used[i] end
-  replied = replied + 3 + plan.n
-  if plan.slides then replied = sliding.answer(plan, replied) end
+  replied = replied + 3
+  tell(plan, used)
   return true
 end
 
-local function answer(status, n, used)
-  reply[replied + 1] = status
-  for i = 1, n do reply[replied + 1 + i] = used[i] end
-  replied = replied + 1 + n
+local function answer(status, plan, used)
+  replied = replied + 1
+  reply[replied] = status
+  tell(plan, used)
 end
 
 -- Takes all charges of an order, or none of them. What it has besides its plan begins after
@@ -134,10 +141,7 @@ local function take(plan, key, reservation, at)
     used[i] = u
   end
   if refused then
-    if not (reservation and repeats(plan, used, reservation)) then
-      answer(0, n, used)
-      if slides then replied = sliding.answer(plan, replied) end
-    end
+    if not (reservation and repeats(plan, used, reservation)) then answer(0, plan, used) end
     return
   end
 
@@ -169,8 +173,7 @@ local function take(plan, key, reservation, at)
   end
   if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
   if last > 0 then keep_until(key, last) end
-  answer(1, n, after)
-  if slides then replied = sliding.answer(plan, replied) end
+  answer(1, plan, after)
 end
 
 -- What a settlement changes: fields to write, and the end of the longest of their windows.

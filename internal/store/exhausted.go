@@ -198,10 +198,7 @@ func (x *exhausted) remember(o quota.Order, t quota.Taken, asked, heard time.Dur
 		_, end := c.Limit.Window.Bounds(t.Now)
 		k := exhaustedCounter{
 			name: c.Counter, end: end.UnixMilli(), max: c.Limit.Max, used: t.Used[i], since: heard, cost: quota.NoMax,
-			firm: o.Firm && c.Limit.Metric == quota.Requests,
-		}
-		if t.Before != nil {
-			k.last = t.Before[i]
+			firm: o.Firm && c.Limit.Metric == quota.Requests, last: t.UsedBefore(i),
 		}
 		if c.Exceeds(counts(&t, i, &c)) && (k.firm || asked > s.settled) {
 			k.cost = c.Cost

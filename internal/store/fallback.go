@@ -132,8 +132,7 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	late := f.awaitAhead(ctx, p, o)
 	asked := f.options.Elapsed()
 	if owed == nil {
-		if taken, known := p.exhausted.refuse(o, asked); known {
-			f.remembered.Add(1)
+		if taken, known := f.refuse(p, o, asked); known {
 			return taken, nil
 		}
 	}
@@ -161,7 +160,12 @@ func (f *Fallback) Refuses(o quota.Order) (t quota.Taken, known bool) {
 	if owed, first := p.ledger.before(o, f.now); owed != nil || first != nil {
 		return quota.Taken{}, false
 	}
-	if t, known = p.exhausted.refuse(o, f.options.Elapsed()); known {
+	return f.refuse(p, o, f.options.Elapsed())
+}
+
+// refuse refuses what Redis is certain to, at a moment of Elapsed.
+func (f *Fallback) refuse(p *part, o quota.Order, now time.Duration) (t quota.Taken, known bool) {
+	if t, known = p.exhausted.refuse(o, now); known {
 		f.remembered.Add(1)
 	}
 	return t, known

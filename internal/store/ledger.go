@@ -156,16 +156,21 @@ func (h *holding) find(counter string) *tally {
 // used returns what is used of a charge's counter: so much that what remains is what this
 // instance still admits, its share of what remained when Redis was last heard.
 func (h *holding) used(c quota.Charge, how manner, now time.Time) int64 {
-	var seen, beside int64
-	if t := h.find(c.Counter); t != nil && t.start == windowStart(c.Limit.Window, now) {
-		seen, beside = t.seen, t.own.sum()
-	}
+	seen, beside := h.now(c, now)
 	left := c.Limit.Max - seen
 	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow || left <= 0 {
 		return clamp(seen + beside)
 	}
-	most := (left-1)/how.instances + 1
-	return clamp(c.Limit.Max - most + beside)
+	return clamp(c.Limit.Max - quota.ShareOf(left, how.instances) + beside)
+}
+
+// now returns what was seen to be used of a charge's counter in the current window, and what this
+// instance has admitted beside that.
+func (h *holding) now(c quota.Charge, now time.Time) (seen, beside int64) {
+	if t := h.find(c.Counter); t != nil && t.start == windowStart(c.Limit.Window, now) {
+		return t.seen, t.own.sum()
+	}
+	return 0, 0
 }
 
 // take does what Memory.Take does, by this instance's share. It fails with ErrFull when an

@@ -109,12 +109,8 @@ func (h *holding) tell(t *quota.Taken, i int, c quota.Charge, how manner) {
 // what it has admitted itself counts whole. The rest of the limit is as good as used, see
 // quota.Taken.
 func (h *holding) usedSliding(c quota.Charge, how manner, now time.Time) (used, before int64) {
-	w := c.Limit.Window
-	var seen, beside int64
-	if t := h.find(c.Counter); t != nil && t.start == windowStart(w, now) {
-		seen, beside = t.seen, t.own.sum()
-	}
-	last, own := h.before(c.Counter, w, now)
+	seen, beside := h.now(c, now)
+	last, own := h.before(c.Counter, c.Limit.Window, now)
 	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow {
 		return clamp(seen + beside), clamp(last + own.sum())
 	}

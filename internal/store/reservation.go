@@ -114,11 +114,7 @@ func (r *reservation) fill(o quota.Order, t quota.Taken) {
 
 // took is what the ith charge of an order took, with what is used after that.
 func took(c quota.Charge, start int64, t quota.Taken, i int) reserved {
-	r := reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, start, c.Cost, t.Used[i], 0}
-	if t.Before != nil {
-		r.before = t.Before[i]
-	}
-	return r
+	return reserved{c.Counter, c.Limit.Metric, c.Limit.Window, c.Limit.Max, start, c.Cost, t.Used[i], t.UsedBefore(i)}
 }
 
 // keptUntil returns when an order's reservation ends, in Unix ms.

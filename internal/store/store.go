@@ -57,10 +57,7 @@ func noteBefore(t *quota.Taken, charge int, used int64) {
 
 // counts returns what counts of a charge's limit, of which so much is used in its window.
 func counts(t *quota.Taken, charge int, c *quota.Charge) int64 {
-	if t.Before == nil {
-		return t.Used[charge]
-	}
-	return c.Limit.Window.Weighed(t.Used[charge], t.Before[charge], t.Now)
+	return c.Limit.Window.Weighed(t.Used[charge], t.UsedBefore(charge), t.Now)
 }
 
 // usedOf returns what a settlement says was used of a metric.

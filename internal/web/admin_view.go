@@ -58,6 +58,14 @@ type OverrideView struct {
 	Until     time.Time `json:"until,omitzero"` // without: without end
 }
 
+// overrideView shows a limit, without end.
+func overrideView(l quota.Limit) OverrideView {
+	return OverrideView{
+		Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Algorithm: l.Window.UnusualAlgorithm(),
+		Resource: l.Resource, Priority: int(l.Priority),
+	}
+}
+
 // view shows a record.
 func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) KeyView {
 	v := KeyView{
@@ -74,10 +82,9 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 		v.Former = r.Former.Until
 	}
 	for _, o := range r.Overrides {
-		v.Overrides = append(v.Overrides, OverrideView{
-			Metric: o.Limit.Metric.String(), Per: o.Limit.Window.String(), Max: o.Limit.Max, Algorithm: o.Limit.Window.UnusualAlgorithm(),
-			Resource: o.Limit.Resource, Priority: int(o.Limit.Priority), Until: o.Until,
-		})
+		override := overrideView(o.Limit)
+		override.Until = o.Until
+		v.Overrides = append(v.Overrides, override)
 	}
 	return v
 }
@@ -107,10 +114,7 @@ type TierView struct {
 func tierView(t quota.Tier) TierView {
 	v := TierView{Name: t.Name, Priority: int(t.Priority), Unlimited: t.Unlimited, Limits: make([]OverrideView, len(t.Limits))}
 	for i, l := range t.Limits {
-		v.Limits[i] = OverrideView{
-			Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Algorithm: l.Window.UnusualAlgorithm(),
-			Resource: l.Resource, Priority: int(l.Priority),
-		}
+		v.Limits[i] = overrideView(l)
 	}
 	return v
 }
