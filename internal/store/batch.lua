@@ -236,7 +236,7 @@ local function settle(key, reservation, at)
   if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
   if last > 0 then keep_until(key, last) end
   if share == -2 then
-    call('DEL', reservation)
+    call('PEXPIRE', reservation, 0) -- at once, and a user who may not DEL has the right to that
   else
     call('SET', reservation, sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1), 'PX', SETTLED)
   end

@@ -112,6 +112,22 @@ func TestKeptInABatch(t *testing.T) {
 	}
 }
 
+// TestUndone: an order is undone once, and with the rights that Redis' user is documented to need.
+func TestUndone(t *testing.T) {
+	eachStore(t, func(t *testing.T, counts quota.Counts) {
+		o := of("a", charge(quota.Month, 10, 4))
+		o.Request, o.Secret = "r", "s"
+		wantTaken(t, take(t, counts, o), true, 4)
+		undo := quota.Settlement{Account: "a", Request: "r", Secret: "s", Void: true}
+		wantOutcome(t, settle(t, counts, undo), quota.Settled)
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, 0))), true, 0)
+		if outcome := settle(t, counts, undo); outcome == quota.Settled {
+			t.Error("it is undone twice")
+		}
+		wantTaken(t, take(t, counts, of("a", charge(quota.Month, 10, 0))), true, 0)
+	})
+}
+
 // TestCallCountsOnce: however many went in a call that failed, Redis has failed once; once
 // for each part of a Cluster that has some of them.
 func TestCallCountsOnce(t *testing.T) {
