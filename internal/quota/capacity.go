@@ -82,7 +82,7 @@ func (p *Pool) price(r Request) []Charge {
 func (p *Pool) order(r Request, own Order) Order {
 	return Order{
 		Account: p.account, Charges: p.price(r), Request: pooled(own.Account, own.Request, own.Secret), Secret: own.Secret,
-		Keep: own.Keep, OnFailure: own.OnFailure,
+		Keep: own.Keep, Undoable: true, OnFailure: own.OnFailure,
 	}
 }
 

@@ -30,8 +30,11 @@ type Order struct {
 	// Settlement must show: letters, digits, - and _. Unless both are there, nothing
 	// is kept, for repeats or for a settlement.
 	Request, Secret string
-	Keep            time.Duration // how long a Settlement may take
-	OnFailure       OnFailure
+	// Keep is how long a Settlement may take; 0: none comes, and the order is kept for repeats
+	// only, unless it is Undoable.
+	Keep      time.Duration
+	Undoable  bool // a Settlement may undo it at once: see Settlement.Void
+	OnFailure OnFailure
 	// Firm: nothing gives back what an order like this takes of requests.
 	Firm bool
 }
@@ -90,7 +93,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 
 // order asks for charges.
 func (r Request) order(charges []Charge) Order {
-	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm}
+	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm, Undoable: r.Pool != nil}
 	if r.Refundable || r.Pool.settles() || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}

@@ -6,10 +6,10 @@
 --          which nothing is to be kept
 -- ARGV     a text with a byte for each in turn: the number of an order's plan, from 1; 0 =
 --          it is a settlement. How many plans; of each plan: how long to keep reservations
---          in ms (-1 = nothing is to be kept), how many charges, and of each charge: counter,
---          window length in ms ("-1" = calendar month; below that, it slides: "-60000", and
---          "-2" = month), maximum, cost (0 looks and takes nothing; negative gives back; "?" =
---          each order has its own). Then of each in turn
+--          in ms (0 = for repeats only, -1 = nothing is to be kept), how many charges, and of
+--          each charge: counter, window length in ms ("-1" = calendar month; below that, it
+--          slides: "-60000", and "-2" = month), maximum, cost (0 looks and takes nothing;
+--          negative gives back; "?" = each order has its own). Then of each in turn
 --          order: the reservation's secret, if it is to be kept; the costs that are its own
 --          settlement: the secret; the share of each maximum, in thousandths, that refunds
 --          may give back in a window (0 = no refund, -1 = the charge may only rise, -2 = the
@@ -53,15 +53,17 @@ end
 -- length, maximum, what was taken or "?"; then what was taken where that is "?", what was
 -- used of each counter after that, and before its window where that slides:
 -- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,-60000,1000,?;|350,4,720,81
+-- Of those kept for repeats only there are as many as requests in REPEAT. There a digest stands for
+-- what is the same: 1795901973278 secret 0 #5f3a9c01|4,720
 local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^;]+);', '^([^,]+),?()'
-local BLANK, UNSETTLED = byte(' 0', 1, 2)
+local BLANK, UNSETTLED, DIGEST = byte(' 0#', 1, 3)
 
 -- Where a settlement has what was used of a metric.
 local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
 
 -- Reads what a reservation says of its charges from a place on, which is often the same as
 -- others say. Returns that, with how many are open: what they took is among the numbers. And
--- returns where the numbers begin.
+-- returns where the numbers begin. Of a digest that is no plan's of this call there are no charges.
 local known = {}
 local function read(kept, from)
   local to = find(kept, '|', from, true)
@@ -93,7 +95,7 @@ local function tell(plan, used)
 end
 
 -- Answers an order that repeats another, of another window though it be, with the answer
--- of the first. Returns false where it repeats none.
+-- of the first. What that says nothing of is as it is now. Returns false where it repeats none.
 local function repeats(plan, used, reservation)
   local kept = call('GET', reservation)
   if not kept then return false end
@@ -194,6 +196,7 @@ local function settle(key, reservation, at)
   local rest = from + #secret + 4
   if sub(kept, from + 1, rest - 4) ~= secret or byte(kept, rest - 3) ~= BLANK then return 0 end
   if byte(kept, rest - 2) ~= UNSETTLED then return 2 end
+  if byte(kept, rest) == DIGEST then return 0 end
 
   local share, first, n = tonumber(ARGV[at + 2]), tonumber(sub(kept, 1, from - 1)), 0
   local charges, place = read(kept, rest)
@@ -243,6 +246,17 @@ local function settle(key, reservation, at)
   return 1
 end
 
+-- What read returns of a reservation that has a plan's digest: no more than repeats needs.
+local function digested(plan)
+  local charges = {n = plan.n, open = plan.open}
+  for i = 1, plan.n do charges[i] = {counter = plan.counters[i]} end
+  if plan.slides then
+    charges.slides = {}
+    for k, i in ipairs(plan.slides) do charges.slides[k] = plan.counters[i] end
+  end
+  return charges
+end
+
 -- The charges of a plan, in columns. Those are open of which each order has its own cost.
 local plans, args = {}, 2
 for p = 1, tonumber(ARGV[2]) do
@@ -250,7 +264,7 @@ for p = 1, tonumber(ARGV[2]) do
   local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
     counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
   args = args + 2
-  local text = ' 0 '
+  local text, counted = '', ''
   for i = 1, plan.n do
     local counter, length, max, cost = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3], ARGV[args + 4]
     local w = window(length)
@@ -265,12 +279,18 @@ for p = 1, tonumber(ARGV[2]) do
       plan.opens[plan.open] = i
     end
     text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
+    counted = counted .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
     args = args + 4
   end
   if plan.slides then
     for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
   end
-  plan.text = text .. '|'
+  text = text .. '|'
+  if keep == 0 then
+    text = '#' .. sub(redis.sha1hex(counted), 1, 8) .. '|'
+    known[text] = digested(plan)
+  end
+  plan.text = ' 0 ' .. text
   plans[p] = plan
 end
 

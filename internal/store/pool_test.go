@@ -116,7 +116,7 @@ func TestVoidMakesRoom(t *testing.T) {
 	t.Parallel()
 	f := fallbackOn(redisStore(t, redisServer(t)), nil)
 	o := of("a", charge(quota.Month, 10, 10))
-	o.Request, o.Secret = "r", "s"
+	o.Request, o.Secret, o.Undoable = "r", "s", true
 	wantTaken(t, take(t, f, o), true, 10)
 	next := of("a", charge(quota.Month, 10, 1))
 	for range 5 {

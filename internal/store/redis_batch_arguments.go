@@ -82,7 +82,20 @@ func (p *plans) number(o *quota.Order) int {
 }
 
 func samePlan(a, b *quota.Order) bool {
-	return a.Kept() == b.Kept() && a.Keep == b.Keep && sameCharges(a.Charges, b.Charges)
+	return keepMillis(a) == keepMillis(b) && sameCharges(a.Charges, b.Charges)
+}
+
+// keepMillis is how long an order's reservation is kept for its settlement, in ms; 0: it is kept
+// for repeats only.
+func keepMillis(o *quota.Order) int64 {
+	switch {
+	case !o.Kept():
+		return nothingKept
+	case o.Undoable:
+		return max(o.Keep, quota.RepeatWindow).Milliseconds()
+	default:
+		return o.Keep.Milliseconds()
+	}
 }
 
 // sameCharges compares charges where they are: to copy them costs more.
@@ -109,11 +122,7 @@ func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests
 func (p *plans) appendTo(args []any) []any {
 	args = append(args, len(p.orders))
 	for _, o := range p.orders {
-		var keep int64 = nothingKept
-		if o.Kept() {
-			keep = o.Keep.Milliseconds()
-		}
-		args = append(args, keep, len(o.Charges))
+		args = append(args, keepMillis(o), len(o.Charges))
 		for i := range o.Charges {
 			c := &o.Charges[i]
 			args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max)

@@ -112,11 +112,52 @@ func TestKeptInABatch(t *testing.T) {
 	}
 }
 
-// TestUndone: an order is undone once, and with the rights that Redis' user is documented to need.
+// TestKeptForRepeats: of an order that nothing settles is kept what its repeats need, and little
+// more. They are answered as the first was, with other maxima and costs too, and where they count
+// otherwise, by what is used now.
+func TestKeptForRepeats(t *testing.T) {
+	t.Parallel()
+	r := newScriptedRedis(t, redisServer(t))
+	r.now = time.Date(2026, 3, 1, 12, 0, 55, 0, time.UTC)
+	order := func(request string, charges ...quota.Charge) quota.Order {
+		return quota.Order{Account: "a", Request: request, Secret: "26-letters-as-in-rand-Text", Charges: charges}
+	}
+	first := order("r", charge(quota.Minute, 10, 1), sliding(quota.Hour, 1000, 1), tokens(quota.Tokens, quota.Day, 1_000_000, 500))
+	take(t, r, order("another", first.Charges...))
+	wantTaken(t, take(t, r, first), true, 2, 2, 1000)
+	key := reservationKey("scripted", "a", "r")
+	if kept := r.client.Get(t.Context(), key).Val(); len(kept) > 80 {
+		t.Errorf("%d bytes are kept: %s", len(kept), kept)
+	}
+	if ttl := r.client.PTTL(t.Context(), key).Val(); ttl > quota.RepeatWindow || ttl < quota.RepeatWindow/2 {
+		t.Errorf("TTL %s: want %s", ttl, quota.RepeatWindow)
+	}
+
+	r.now = r.now.Add(8 * time.Second) // the next minute
+	take(t, r, order("more", first.Charges...))
+	repeat := order("r", charge(quota.Minute, 20, 2), sliding(quota.Hour, 2000, 2), tokens(quota.Tokens, quota.Day, 2_000_000, 600))
+	other := order("r", charge(quota.Minute, 20, 1), charge(quota.Day, 2000, 1))
+	for _, test := range []struct {
+		order quota.Order
+		used  []int64
+	}{{repeat, []int64{2, 2, 1000}}, {other, []int64{1, 0}}} {
+		test.order.Secret = "of the repeat"
+		taken := take(t, r, test.order)
+		wantTaken(t, taken, true, test.used...)
+		if taken.Secret != first.Secret {
+			t.Errorf("the secret %q: want that of the first", taken.Secret)
+		}
+	}
+	wantOutcome(t, settle(t, r, quota.Settlement{Account: "a", Request: "r", Secret: first.Secret, Used: quota.Cost{Tokens: 1}}), quota.NotFound)
+	wantTaken(t, take(t, r, order("", first.Charges...)), true, 2, 4, 2000)
+}
+
+// TestUndone: an order that may be undone is, once, and with the rights that Redis' user is
+// documented to need.
 func TestUndone(t *testing.T) {
 	eachStore(t, func(t *testing.T, counts quota.Counts) {
 		o := of("a", charge(quota.Month, 10, 4))
-		o.Request, o.Secret = "r", "s"
+		o.Request, o.Secret, o.Undoable = "r", "s", true
 		wantTaken(t, take(t, counts, o), true, 4)
 		undo := quota.Settlement{Account: "a", Request: "r", Secret: "s", Void: true}
 		wantOutcome(t, settle(t, counts, undo), quota.Settled)
