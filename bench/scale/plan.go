@@ -21,7 +21,8 @@ const (
 	rankCost        = 5 * time.Microsecond
 	keyBytes        = 255              // counters of a key
 	usageBytes      = 20_000           // of a key that is used every minute
-	recordBytes     = 380              // of a request, for ten seconds; with tokens until ten after it is settled
+	repeatBytes     = 250              // of a request, for ten seconds
+	reservedBytes   = 380              // of one with tokens, until ten seconds after it is settled
 	answerTime      = 10 * time.Second // of an answer with tokens, in the mean
 	repeatWindow    = 10 * time.Second
 )
@@ -71,18 +72,18 @@ func (f Fleet) Written() float64 {
 
 // Memory is what all servers together need, in bytes.
 func (f Fleet) Memory() float64 {
-	kept := repeatWindow
+	record, kept := repeatBytes, repeatWindow
 	if f.Tokens {
-		kept += answerTime
+		record, kept = reservedBytes, repeatWindow+answerTime
 	}
-	return float64(f.Keys)*(keyBytes+usageBytes) + f.Rate*recordBytes*kept.Seconds()
+	return float64(f.Keys)*(keyBytes+usageBytes) + f.Rate*float64(record)*kept.Seconds()
 }
 
 // Simulate plays the busiest server, which has the ranks of all keys besides its own.
 func (f Fleet) Simulate() Result {
 	const seed = 7
 	s := Server{
-		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens, f.Servers > 1), Batch: 128, Gather: 2 * time.Millisecond,
+		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens, f.Servers > 1), Batch: 128, Enough: 32, Gather: 2 * time.Millisecond,
 		ByKey: f.Servers > 1, Keys: Busiest(f.Keys, f.Servers, f.Zipf, seed), Seed: seed, Warm: f.Requests / 5, Requests: f.Requests,
 	}
 	s.Rate = f.Rate * s.Keys.Share

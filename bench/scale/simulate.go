@@ -24,6 +24,7 @@ type Server struct {
 	RoundTrip time.Duration // over the network, without the server's own time
 	Costs     Costs
 	Batch     int           // how many gather at the most
+	Enough    int           // how many do not wait for a call that is under way alone; 0: as many as Batch
 	Gather    time.Duration // how long the first waits at the most while a round trip is under way
 	// ByKey: each key of a batch needs a script call of its own, as in a Cluster.
 	ByKey bool
@@ -221,11 +222,17 @@ func (s *simulation) arrive() {
 	l := &s.lanes[at]
 	l.gathered = append(l.gathered, e)
 	switch {
-	case l.underWay == 0 || len(l.gathered) >= s.Batch:
+	case s.ready(l):
 		s.send(at)
 	case len(l.gathered) == 1:
 		s.push(event{at: s.now + s.Gather, kind: waited, lane: at, gather: l.gather})
 	}
+}
+
+// ready reports whether those that an instance has gathered do not wait for its calls under way.
+func (s *simulation) ready(l *lane) bool {
+	n := len(l.gathered)
+	return l.underWay == 0 || l.underWay == 1 && s.Enough > 0 && n >= s.Enough || n >= s.Batch
 }
 
 // send makes a call of what an instance has gathered. Calls come to the server in the
@@ -284,7 +291,7 @@ func (s *simulation) write() {
 	s.serve(cost, false)
 }
 
-// answer ends a call. What has gathered meanwhile goes when no other is under way.
+// answer ends a call. What has gathered meanwhile goes, if it need not wait for another.
 func (s *simulation) answer(at int, batch []entry) {
 	s.inFlight -= len(batch)
 	for _, e := range batch {
@@ -299,7 +306,7 @@ func (s *simulation) answer(at int, batch []entry) {
 	}
 	l := &s.lanes[at]
 	l.underWay--
-	if l.underWay == 0 && len(l.gathered) > 0 {
+	if len(l.gathered) > 0 && s.ready(l) {
 		s.send(at)
 	}
 }

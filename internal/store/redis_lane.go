@@ -15,8 +15,11 @@ import (
 
 const (
 	// mostTogether is how many operations go in one call at the most. So many do not wait
-	// for the call that is under way.
+	// for the calls that are under way.
 	mostTogether = 128
+	// enough is how many do not wait for a call that is under way alone: then Redis has work
+	// while the answers of the first are handed out. Fewer would cost it more than that gives.
+	enough = 32
 	// mostWait is how long an operation waits for that call, where the network is slow.
 	mostWait = 2 * time.Millisecond
 	// companyWait is how long a settlement waits for a call to go with. Nobody's request
@@ -60,9 +63,10 @@ func (o *operation) account() string {
 
 // A lane sends operations to one server. One that comes while nothing is under way is sent
 // at once, by its own caller. Those that come while a call is under way are gathered, and
-// the first of them sends them all when that call has returned, when they are mostTogether,
-// or after mostWait. Settlements wait for company, and go before the others of the next call,
-// which so find the counters corrected. No goroutine is the lane's own.
+// the first of them sends them all when that call has returned, when they are enough for a
+// second one or, beside two, mostTogether, or after mostWait. Settlements wait for company, and
+// go before the others of the next call, which so find the counters corrected. No goroutine is
+// the lane's own.
 type lane struct {
 	timeout time.Duration // of an operation, from when it is asked for; of a settlement, from when it is sent
 	send    func(ctx context.Context, together []*operation)
@@ -114,9 +118,8 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 		return
 	}
 	o.wait()
-	if g.operations = append(g.operations, o); len(g.operations) == mostTogether {
-		l.release()
-	}
+	g.operations = append(g.operations, o)
+	l.sendIfEnough()
 	l.mu.Unlock()
 	<-o.done
 }
@@ -215,7 +218,18 @@ func (l *lane) release() {
 func (l *lane) returned() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.calls--; l.calls == 0 && l.gathering != nil {
+	l.calls--
+	l.sendIfEnough()
+}
+
+// sendIfEnough has those sent that are gathered, if they are so many that they do not wait for
+// the calls under way. The caller holds the lock.
+func (l *lane) sendIfEnough() {
+	if l.gathering == nil {
+		return
+	}
+	n := len(l.gathering.operations)
+	if l.calls == 0 || l.calls == 1 && n >= enough || n == mostTogether {
 		l.release()
 	}
 }

@@ -109,14 +109,33 @@ func TestLane(t *testing.T) {
 			}
 			r.returns()
 		},
+		"enough for a second call do not wait": func(t *testing.T, r *road) {
+			r.come(t.Context(), 1)
+			r.wantCall(t, 1)
+			r.come(t.Context(), enough-1)
+			r.wantNone(t)
+			r.come(t.Context(), 1)
+			r.wantCall(t, enough)
+			r.come(t.Context(), enough+1) // and not a third
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, enough+1)
+			r.come(t.Context(), enough-1)
+			r.returns()
+			r.wantNone(t)
+			r.returns()
+			r.wantCall(t, enough-1)
+			r.returns()
+		},
 		"a full call waits for nobody": func(t *testing.T, r *road) {
 			r.come(t.Context(), 1)
 			r.wantCall(t, 1)
-			r.come(t.Context(), 2*mostTogether+1)
+			r.come(t.Context(), enough+2*mostTogether+1)
+			r.wantCall(t, enough)
 			r.wantCall(t, mostTogether)
 			r.wantCall(t, mostTogether)
 			r.wantNone(t)
-			for range 3 {
+			for range 4 {
 				r.wantNone(t)
 				r.returns() // the last of them has the rest sent
 			}
@@ -192,23 +211,25 @@ func TestLane(t *testing.T) {
 			r.settle(t.Context(), mostTogether+1)
 			r.wantCall(t, mostTogether)
 			r.wantNone(t)
-			r.come(t.Context(), mostTogether-1)
+			r.come(t.Context(), enough-1)
 			r.wantNone(t)
 			r.returns()
-			r.wantCall(t, mostTogether)
+			r.wantCall(t, enough)
 			r.returns()
 		},
 		"settlements that there is no room for go with the next": func(t *testing.T, r *road) {
 			r.come(t.Context(), 1)
 			r.wantCall(t, 1)
+			r.come(t.Context(), enough)
+			r.wantCall(t, enough)
 			r.settle(t.Context(), 10)
 			r.come(t.Context(), mostTogether)
 			r.wantCall(t, mostTogether)
 			r.come(t.Context(), 1)
-			r.wantNone(t)
-			r.returns()
-			r.wantNone(t)
-			r.returns()
+			for range 3 {
+				r.wantNone(t)
+				r.returns()
+			}
 			r.wantCall(t, 11)
 			r.returns()
 		},
