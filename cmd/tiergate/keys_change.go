@@ -41,7 +41,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	resource := flags.String("resource", "", "count requests for this `resource` alone")
 	priority := flags.String("priority", "", "count requests of this `priority` alone")
 	limit := flags.String("max", "", "the most that is admitted in a window; 0 refuses everything")
-	algorithm := flags.String("algorithm", "", "how it counts: fixed, or sliding (default fixed)")
+	algorithm := flags.String("algorithm", "", "how it counts: fixed, or sliding (default as the tier's limit that it replaces)")
 	until := flags.String("until", "", "the end of the override, "+aTime)
 	remove := flags.Bool("remove", false, "take the limit away")
 	path, err := parseKey(flags, args, env, "/overrides")

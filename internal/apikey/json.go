@@ -37,7 +37,7 @@ type overrideJSON struct {
 	Metric    string         `json:"metric"`
 	Per       string         `json:"per"`
 	Max       int64          `json:"max"`
-	Algorithm string         `json:"algorithm,omitempty"` // without: fixed
+	Algorithm string         `json:"algorithm,omitempty"` // without: it inherits
 	Resource  string         `json:"resource,omitempty"`
 	Priority  quota.Priority `json:"priority,omitempty"`
 	Until     time.Time      `json:"until,omitzero"`
@@ -54,7 +54,7 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	}
 	for _, o := range r.Overrides {
 		j.Overrides = append(j.Overrides, overrideJSON{
-			o.Limit.Metric.String(), o.Limit.Window.String(), o.Limit.Max, o.Limit.Window.UnusualAlgorithm(), o.Limit.Resource, o.Limit.Priority, o.Until,
+			o.Limit.Metric.String(), o.Limit.Window.String(), o.Limit.Max, o.Algorithm(), o.Limit.Resource, o.Limit.Priority, o.Until,
 		})
 	}
 	return json.Marshal(j)
@@ -102,7 +102,7 @@ func (o overrideJSON) override() (quota.Override, error) {
 	l.Window, errs[1] = quota.ParseWindow(o.Per)
 	l.Window, errs[2] = l.Window.ParseAlgorithm(o.Algorithm)
 	errs[3], errs[4] = l.Validate(), known(o.Priority)
-	return quota.Override{Limit: l, Until: o.Until}, cmp.Or(errs[:]...)
+	return quota.Override{Limit: l, Until: o.Until, Inherits: o.Algorithm == ""}, cmp.Or(errs[:]...)
 }
 
 // known reports a priority that there is not; 0 is none of its own.

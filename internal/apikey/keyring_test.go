@@ -158,7 +158,7 @@ func TestRecordsAsJSON(t *testing.T) {
 	want := Record{
 		ID: "a", Name: "n", Owner: "o", Hash: New().Hash(), Former: &Former{New().Hash(), at}, Tier: "t", Priority: quota.High,
 		Resources: []string{"chat"}, Labels: map[string]string{"k": "v"}, Created: at, Expires: at.Add(1e9), Revoked: true, Demo: true, Revision: 7,
-		Overrides: []quota.Override{{Limit: quota.Limit{Metric: quota.Tokens, Window: 90 * quota.Second, Max: 5, Resource: "chat", Priority: quota.Low}, Until: at}, {Limit: quota.Limit{Metric: quota.Requests, Window: quota.Month.Slide(), Max: 7}}},
+		Overrides: []quota.Override{{Limit: quota.Limit{Metric: quota.Tokens, Window: 90 * quota.Second, Max: 5, Resource: "chat", Priority: quota.Low}, Until: at}, {Limit: quota.Limit{Metric: quota.Requests, Window: quota.Month.Slide(), Max: 7}}, {Limit: quota.Limit{Metric: quota.Requests, Window: quota.Day, Max: 9}, Inherits: true}},
 	}
 	text, err := json.Marshal(want)
 	if err != nil {

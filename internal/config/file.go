@@ -397,7 +397,7 @@ type keySection struct {
 	Revoked bool `yaml:"revoked,omitempty"`
 	// Whether the key works only under allow_demo_keys.
 	Demo bool `yaml:"demo,omitempty"`
-	// Limits instead of the tier's, or beside them.
+	// Limits instead of the tier's, or beside them; without an algorithm as the limit that they replace.
 	Overrides []overrideSection `yaml:"overrides,omitempty"`
 }
 

@@ -11,6 +11,31 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 )
 
+// TestOverridesAlgorithm: one that says nothing of it counts as the limit that it replaces.
+func TestOverridesAlgorithm(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "tiergate.yaml")
+	for name, content := range map[string]string{
+		file: shortTiers,
+		filepath.Join(dir, "keys.yaml"): `keys: [{id: a, tier: free, hash: "` + apikey.New().Hash().String() + `", overrides: [{metric: requests, per: minute, max: 20},
+  {metric: requests, per: hour, max: 1, algorithm: sliding}, {metric: requests, per: day, max: 1, algorithm: fixed}]}]`,
+	} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, _, err := Load(Options{File: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"", "sliding", "fixed"} {
+		if o := c.Reload.Directory.ByID("a").Overrides[i]; o.Algorithm() != want {
+			t.Errorf("%s: %q, want %q", o.Limit.Name(), o.Algorithm(), want)
+		}
+	}
+}
+
 // TestManyKeys: a file of keys without faults is read once, and its keys have the text of
 // their tier in common.
 func TestManyKeys(t *testing.T) { // alone: it counts what the process allocates

@@ -33,7 +33,16 @@ func (c Cost) of(m Metric) int64 {
 type Override struct {
 	Limit    Limit
 	Until    time.Time // zero: without end
-	Inherits bool      // slides where the limit that it replaces does
+	Inherits bool      // counts as the limit that it replaces does, by which it may slide
+}
+
+// Algorithm returns the name of its own way to count; empty: it is that of the limit that it
+// replaces, or fixed.
+func (o Override) Algorithm() string {
+	if o.Inherits {
+		return ""
+	}
+	return o.Limit.Window.Algorithm()
 }
 
 // A Request is a question to the Limiter.

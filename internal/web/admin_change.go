@@ -93,8 +93,8 @@ func (a *Admin) setOverride(c *call) (any, error) {
 			r.Overrides = append(r.Overrides, override)
 		}
 		detail := fmt.Sprintf("override %s: %d", override.Limit.Name(), override.Limit.Max)
-		if override.Limit.Window.Sliding() {
-			detail += ", " + override.Limit.Window.Algorithm()
+		if algorithm := override.Algorithm(); algorithm != "" {
+			detail += ", " + algorithm
 		}
 		if !override.Until.IsZero() {
 			detail += ", until " + timeText(override.Until)

@@ -297,12 +297,13 @@ func TestOverrides(t *testing.T) {
 	}
 	minute := `{"metric":"requests","per":"minute","max":20}`
 	slides := `{"metric":"requests","per":"minute","max":20,"algorithm":"sliding"}`
+	fixed := `{"metric":"requests","per":"minute","max":20,"algorithm":"fixed"}`
 	images := `{"metric":"requests","per":"minute","max":0,"resource":"images","priority":1,"until":"2026-04-01T00:00:00Z"}`
 	for i, step := range []struct{ have, want string }{
 		{set(`{"metric":"requests","per":"60s","max":10}`), `[{"metric":"requests","per":"minute","max":10}]`},
 		{set(minute), "[" + minute + "]"},
 		{set(slides), "[" + slides + "]"},
-		{set(`{"metric":"requests","per":"minute","max":20,"algorithm":"fixed"}`), "[" + minute + "]"},
+		{set(fixed), "[" + fixed + "]"},
 		{set(slides), "[" + slides + "]"},
 		{remove("metric=requests&per=minute"), "null"},
 		{set(`{"metric":"requests","per":"minute","max":20,"algorithm":null}`), "[" + minute + "]"},

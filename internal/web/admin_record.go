@@ -205,6 +205,14 @@ func (a *AdminAccounts) override(o *object) quota.Override {
 	} else if !o.faulty("max") {
 		o.fault("max", "missing: want the most that is admitted in a window; 0 refuses everything")
 	}
+	var algorithm string
+	if take(o, "algorithm", aText, &algorithm) {
+		var err error
+		if override.Limit.Window, err = override.Limit.Window.ParseAlgorithm(short(algorithm)); err != nil {
+			o.fault("algorithm", "%v", err)
+		}
+	}
+	override.Inherits = algorithm == ""
 	moment(o, "until", &override.Until)
 	return override
 }
@@ -226,12 +234,6 @@ func (a *AdminAccounts) limited(o *object) quota.Limit {
 	} else if take(o, "per", aText, &per) {
 		if l.Window, err = quota.ParseWindow(short(per)); err != nil {
 			o.fault("per", "%v", err)
-		}
-	}
-	var algorithm string
-	if take(o, "algorithm", aText, &algorithm) {
-		if l.Window, err = l.Window.ParseAlgorithm(short(algorithm)); err != nil {
-			o.fault("algorithm", "%v", err)
 		}
 	}
 	if take(o, "resource", aText, &l.Resource) && l.Resource != "" && !a.offers(l.Resource) {

@@ -52,7 +52,7 @@ type OverrideView struct {
 	Metric    string    `json:"metric"`
 	Per       string    `json:"per"`
 	Max       int64     `json:"max"`
-	Algorithm string    `json:"algorithm,omitempty"` // without: fixed
+	Algorithm string    `json:"algorithm,omitempty"` // without: of a tier's limit fixed, of an override that of the limit that it replaces
 	Resource  string    `json:"resource,omitempty"`
 	Priority  int       `json:"priority,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // without: without end
@@ -83,7 +83,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	}
 	for _, o := range r.Overrides {
 		override := overrideView(o.Limit)
-		override.Until = o.Until
+		override.Algorithm, override.Until = o.Algorithm(), o.Until
 		v.Overrides = append(v.Overrides, override)
 	}
 	return v
