@@ -46,6 +46,10 @@ func (o Order) Kept() bool { return o.Request != "" && o.Secret != "" }
 // by its secret is the only one.
 func (o Order) Repeatable() bool { return o.Kept() && o.Request != o.Secret }
 
+// Pooled reports whether it is a pool that is charged, of which there are as many as the
+// configuration has.
+func (o Order) Pooled() bool { return len(o.Charges) > 0 && o.Charges[0].Limit.Pooled }
+
 // Taken is what a Counts did.
 type Taken struct {
 	Now      time.Time // the one clock by which the windows were computed

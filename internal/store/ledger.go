@@ -200,7 +200,7 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 		return t, nil
 	}
 	if h == nil {
-		if h = s.makeRoom(o.Account); h == nil && how.mode == quota.Allow {
+		if h = s.makeRoom(o); h == nil && how.mode == quota.Allow {
 			return t, nil
 		} else if h == nil {
 			return quota.Taken{}, ErrFull
@@ -222,8 +222,9 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 }
 
 // makeRoom returns the holding of an account that has none. Those of some taken by chance
-// make room that have nothing to give back and nothing on its way; nil: there is none.
-func (s *ledgerShard) makeRoom(account string) *holding {
+// make room that have nothing to give back and nothing on its way; nil: there is none. A pool
+// always finds it.
+func (s *ledgerShard) makeRoom(o quota.Order) *holding {
 	const sample = 64
 	tried := 0
 	for other, h := range s.accounts { // in random order
@@ -235,11 +236,11 @@ func (s *ledgerShard) makeRoom(account string) *holding {
 			delete(s.accounts, other)
 		}
 	}
-	if len(s.accounts) >= s.most {
+	if len(s.accounts) >= s.most && !o.Pooled() {
 		return nil
 	}
 	h := &holding{}
-	s.accounts[account] = h
+	s.accounts[o.Account] = h
 	return h
 }
 

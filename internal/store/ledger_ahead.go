@@ -17,7 +17,7 @@ func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int6
 	defer s.mu.Unlock()
 	h := s.accounts[o.Account]
 	if h == nil {
-		if h = s.makeRoom(o.Account); h == nil {
+		if h = s.makeRoom(o); h == nil {
 			return quota.Taken{}, nil, false
 		}
 	}

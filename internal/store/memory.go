@@ -71,6 +71,15 @@ func (r *room) take() bool {
 	return false
 }
 
+// takeFor takes room for the account of an order. A pool finds it always.
+func (r *room) takeFor(o quota.Order) bool {
+	if o.Pooled() {
+		r.give(-1)
+		return true
+	}
+	return r.take()
+}
+
 func (r *room) give(n int) { r.left.Add(int64(n)) }
 
 // A counter is one counted window of an account.
@@ -102,7 +111,7 @@ func (m *Memory) hash(account string) uint64 { return maphash.String(m.seed, acc
 func (m *Memory) shard(hash uint64) *shard { return &m.shards[hash%uint64(len(m.shards))] }
 
 // Take implements quota.Counts. It fails with ErrFull when an account that is
-// not counted yet finds no room.
+// not counted yet finds no room, unless it is a pool's.
 func (m *Memory) Take(_ context.Context, o quota.Order) (quota.Taken, error) {
 	taken, err := m.take(o)
 	if errors.Is(err, ErrFull) {
@@ -158,7 +167,7 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 			continue
 		}
 		if counters == nil {
-			if !m.accounts.take() {
+			if !m.accounts.takeFor(o) {
 				return quota.Taken{}, ErrFull
 			}
 			counters = make([]counter, 0, len(o.Charges))

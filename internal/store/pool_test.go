@@ -2,6 +2,7 @@ package store
 
 import (
 	"crypto/rand"
+	"errors"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -109,6 +110,45 @@ func TestHammeringLeavesThePoolAlone(t *testing.T) {
 	if calls := commandCalls(t, r)["evalsha"] - before; calls > 3 || f.Remembered() < 999 {
 		t.Errorf("%d calls of Redis, %d refusals from memory: want 0 and 1,000", calls, f.Remembered())
 	}
+}
+
+// TestPoolFindsRoom: keys, however many come, leave a pool its place.
+func TestPoolFindsRoom(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	const most = 10
+	pool := of("capacity:chat", charge(quota.Minute, 100, 1))
+	pool.Charges[0].Limit.Pooled = true
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
+		now := now
+		m := NewMemory(func() time.Time { return now }, most)
+		for i := range most {
+			take(t, m, of(strconv.Itoa(i), charge(quota.Minute, 10, 1)))
+		}
+		wantTaken(t, take(t, m, pool), true, 1)
+		wantTaken(t, take(t, m, pool), true, 2)
+		if _, err := m.Take(t.Context(), of("other", charge(quota.Minute, 10, 1))); !errors.Is(err, ErrFull) {
+			t.Errorf("another key: %v, want ErrFull", err)
+		}
+		now = now.Add(time.Minute)
+		m.Sweep()
+		if left := m.accounts.left.Load(); left != most {
+			t.Errorf("room for %d when all windows have ended: want %d", left, most)
+		}
+	})
+	t.Run("without Redis", func(t *testing.T) {
+		t.Parallel()
+		l, local := newLedger(1), manner{quota.Local, 1, false}
+		if _, err := l.take(of(neighbour(l, pool.Account), charge(quota.Minute, 10, 1)), local, now); err != nil {
+			t.Fatal(err)
+		}
+		taken, err := l.take(pool, local, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantTaken(t, taken, true, 1)
+	})
 }
 
 // TestVoidMakesRoom: a refusal that is remembered does not outlive what an undone order gives back.
