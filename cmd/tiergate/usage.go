@@ -111,9 +111,9 @@ func printLimits(w io.Writer, s web.LimitsView) {
 		fmt.Fprintln(w, degradedText)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET")
+	fmt.Fprintln(table, "LIMIT\tUSED\tMAX\tRESET\tNOTE")
 	for _, l := range s.Limits {
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", l.Name, l.Used, orUnlimited(l.Limit), timeText(time.Unix(l.Reset, 0), ""))
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", l.Name, l.Used, orUnlimited(l.Limit), timeText(time.Unix(l.Reset, 0), ""), cmp.Or(l.Algorithm, "-"))
 	}
 	_ = table.Flush() // as with any printing
 }
