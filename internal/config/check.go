@@ -128,11 +128,11 @@ func (c *checker) duration(path, s string, least, most time.Duration) time.Durat
 	return d
 }
 
-func (c *checker) number(path string, n, least, most int) int {
+func (c *checker) number(path string, n, least, most whole) int {
 	if n < least || n > most {
 		c.fault(path, "%d is out of range: want %d to %d", n, least, most)
 	}
-	return n
+	return int(n)
 }
 
 func (c *checker) store(s storeSection) Store {

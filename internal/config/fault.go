@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -92,6 +93,19 @@ func decode(source string, content []byte, into any) *document {
 	}
 	d.readable = true
 	return d
+}
+
+// A whole is a number without a fraction. Read into an int64, one with a fraction would
+// lose it without a fault.
+type whole int64
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (w *whole) UnmarshalYAML(node *yaml.Node) error {
+	var exact float64
+	if node.Decode(&exact) == nil && exact != math.Trunc(exact) {
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: cannot unmarshal !!float `%s` into int64", node.Line, node.Value)}}
+	}
+	return node.Decode((*int64)(w)) //nolint:wrapcheck // the library adds its faults to the others
 }
 
 var (

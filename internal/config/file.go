@@ -72,11 +72,11 @@ type grpcSection struct {
 	// The certificate of the listener and those it asks Envoy for. Without a certificate it serves in clear.
 	TLS grpcTLSSection `yaml:"tls"`
 	// How many connections there may be; further ones are closed at once.
-	MaxConnections int `yaml:"max_connections"`
+	MaxConnections whole `yaml:"max_connections"`
 	// How many calls may be answered at the same time; further ones get UNAVAILABLE at once.
-	MaxCalls int `yaml:"max_calls"`
+	MaxCalls whole `yaml:"max_calls"`
 	// How large a message may be, in bytes.
-	MaxMessageBytes int `yaml:"max_message_bytes"`
+	MaxMessageBytes whole `yaml:"max_message_bytes"`
 }
 
 type grpcTLSSection struct {
@@ -119,7 +119,7 @@ type usageSection struct {
 	// How often what was counted is written to the store. It is what a killed process loses, and how old the charts are. Each key that had requests costs Redis some 50 µs in each interval.
 	Interval string `yaml:"interval"`
 	// How many pairs of a key and a resource are counted in one interval; further ones count together.
-	MaxSeries int `yaml:"max_series"`
+	MaxSeries whole `yaml:"max_series"`
 }
 
 type logSection struct {
@@ -147,7 +147,7 @@ type storeSection struct {
 
 type memorySection struct {
 	// How many API keys can be counted at once. Requests of further keys get 503 until windows have ended. Each takes about 200 bytes of memory. With Redis: of how many keys the counts are remembered for the time when it is away.
-	MaxKeys int `yaml:"max_keys"`
+	MaxKeys whole `yaml:"max_keys"`
 	// The file in which keys made by the admin API and usage outlive the process, relative to this file. Without one, they end with it.
 	// Counts go into a second file beside it, whose name ends in .counts.
 	File string `yaml:"file"`
@@ -171,17 +171,17 @@ type redisSection struct {
 	// An environment variable that holds the password.
 	PasswordEnv string `yaml:"password_env"`
 	// The number of the database.
-	Database int `yaml:"database"`
+	Database whole `yaml:"database"`
 	// What the name of every Redis key begins with.
 	KeyPrefix string `yaml:"key_prefix"`
 	// How long one call may take. Keep it below Envoy's timeout.
 	Timeout string `yaml:"timeout"`
 	// How many connections there may be for counting, to each server. Up to a dozen more are for keys and usage.
-	PoolSize int `yaml:"pool_size"`
+	PoolSize whole `yaml:"pool_size"`
 	// How many instances are taken to share the limits while Redis is away and never told how many there are.
-	AssumedInstances int `yaml:"assumed_instances"`
+	AssumedInstances whole `yaml:"assumed_instances"`
 	// How many settlements wait for Redis while it is away; further ones are lost. Each key has as much of that room as is left.
-	MaxQueuedSettlements int `yaml:"max_queued_settlements"`
+	MaxQueuedSettlements whole `yaml:"max_queued_settlements"`
 }
 
 type sentinelSection struct {
@@ -244,13 +244,13 @@ type resourceSection struct {
 
 type tokenRulesSection struct {
 	// The longest prompt in tokens; no estimate goes beyond it.
-	MaxInput *int64 `yaml:"max_input" jsonschema:"required,minimum=0"`
+	MaxInput *whole `yaml:"max_input" jsonschema:"required,minimum=0"`
 	// What an answer is taken to use where the request declares nothing and the key has no history.
-	Output *int64 `yaml:"output" jsonschema:"required,minimum=0"`
+	Output *whole `yaml:"output" jsonschema:"required,minimum=0"`
 	// What is reserved for an answer where the body could not be read.
-	MaxOutput *int64 `yaml:"max_output" jsonschema:"required,minimum=0"`
+	MaxOutput *whole `yaml:"max_output" jsonschema:"required,minimum=0"`
 	// The most that is reserved for what a request declares; 0: all of it. With a cap, requests at the same time may use more than a limit.
-	Cap int64 `yaml:"cap,omitempty" jsonschema:"minimum=0"`
+	Cap whole `yaml:"cap,omitempty" jsonschema:"minimum=0"`
 }
 
 type tokensSection struct {
@@ -268,7 +268,7 @@ type tokensSection struct {
 
 type refundsSection struct {
 	// The statuses of answers whose whole charge is given back, such as 500 and 503.
-	Statuses []int `yaml:"statuses,omitempty"`
+	Statuses []whole `yaml:"statuses,omitempty"`
 	// Whether the charges of answers from Envoy's cache are given back.
 	Cached bool `yaml:"cached,omitempty"`
 	// The most that refunds may give back in a window, as a share of each limit.
@@ -292,7 +292,7 @@ type limitSection struct {
 	// The window: second, minute, hour, day, week, month (UTC), or a duration such as 90s.
 	Per string `yaml:"per" jsonschema:"required"`
 	// The most that is admitted in a window; 0 refuses everything.
-	Max *int64 `yaml:"max" jsonschema:"required,minimum=0"`
+	Max *whole `yaml:"max" jsonschema:"required,minimum=0"`
 	// How it counts: fixed, by the current window alone, which is so where nothing is said, or sliding, where of the window before counts the part of the current one that is left.
 	Algorithm string `yaml:"algorithm,omitempty" jsonschema:"enum=fixed,enum=sliding"`
 	// Count only this resource, on top of the other limits.
@@ -314,7 +314,7 @@ type poolLimitSection struct {
 	// The window: second, minute, hour, day, week, month (UTC), or a duration such as 90s.
 	Per string `yaml:"per" jsonschema:"required"`
 	// The most that all keys together may use in a window.
-	Max *int64 `yaml:"max" jsonschema:"required,minimum=0"`
+	Max *whole `yaml:"max" jsonschema:"required,minimum=0"`
 }
 
 type sharesSection struct {
@@ -353,7 +353,7 @@ type rateLimitSection struct {
 	// What becomes of calls in which no entry is known: refuse or allow.
 	Unknown string `yaml:"unknown" jsonschema:"enum=refuse,enum=allow"`
 	// How many descriptors a call may have, and how many entries all of them together four times that; others are refused.
-	MaxDescriptors int `yaml:"max_descriptors"`
+	MaxDescriptors whole `yaml:"max_descriptors"`
 }
 
 type entriesSection struct {

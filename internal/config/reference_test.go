@@ -74,7 +74,7 @@ func rows(comments map[string]string, path string, section reflect.Value) string
 // said, or is nothing by itself.
 func byDefault(v reflect.Value) string {
 	switch kind := v.Kind(); {
-	case kind == reflect.Bool, kind == reflect.Int, kind == reflect.Float64, kind == reflect.String && !v.IsZero():
+	case kind == reflect.Bool, kind == reflect.Int64, kind == reflect.Float64, kind == reflect.String && !v.IsZero():
 		return fmt.Sprintf("`%v`", v)
 	case kind == reflect.Slice && v.Len() > 0:
 		return fmt.Sprintf("`%v`", v)

@@ -145,13 +145,11 @@ func (c *checker) addresses(path string, list []string) []string {
 }
 
 func (c *checker) tracing(s tracingSection) Tracing {
-	t := Tracing{Endpoint: s.Endpoint, Insecure: s.Insecure, SampleRatio: s.SampleRatio}
+	t := Tracing{Endpoint: s.Endpoint, Insecure: s.Insecure}
 	if s.Endpoint != "" {
 		c.address("tracing.endpoint", s.Endpoint, false)
 	}
-	if s.SampleRatio < 0 || s.SampleRatio > 1 {
-		c.fault("tracing.sample_ratio", "%v is out of range: want 0 to 1", s.SampleRatio)
-	}
+	t.SampleRatio = c.share("tracing.sample_ratio", s.SampleRatio)
 	if s.CAFile != "" {
 		if s.Insecure {
 			c.fault("tracing.ca_file", "there is insecure: true too: name one of the two")

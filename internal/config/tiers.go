@@ -78,7 +78,7 @@ func limit(report reportFunc, at string, s limitSection, resources []quota.Resou
 	}
 	if s.Max == nil {
 		wrong("max", "missing: want the most that is admitted in a window; 0 refuses everything")
-	} else if l.Max = *s.Max; l.Max == quota.NoMax {
+	} else if l.Max = int64(*s.Max); l.Max == quota.NoMax {
 		wrong("max", fmt.Sprintf("%d is out of range: want 0 to %d", l.Max, quota.MaxMax))
 	} else if err := l.Validate(); err != nil {
 		wrong("max", err)

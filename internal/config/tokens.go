@@ -73,8 +73,9 @@ func (t *Tokens) refunds(c *checker, s refundsSection) {
 		if status < 400 || status > 599 {
 			c.fault(fmt.Sprintf("tokens.refunds.statuses[%d]", i), "status %d is out of range: want 400 to 599", status)
 		}
+		t.RefundStatuses = append(t.RefundStatuses, int(status))
 	}
-	t.RefundStatuses, t.RefundCached = s.Statuses, s.Cached
+	t.RefundCached = s.Cached
 	t.RefundShare = int64(math.Round(1000 * c.share("tokens.refunds.max_share", s.MaxShare)))
 }
 
@@ -86,15 +87,15 @@ func (c *checker) share(path string, n float64) float64 {
 }
 
 func (c *checker) tokenRules(at string, s tokenRulesSection) quota.TokenRules {
-	number := func(field string, n *int64) int64 {
+	number := func(field string, n *whole) int64 {
 		if n == nil {
 			c.fault(at+"."+field, "missing: want a number of tokens")
 			return 0
 		}
-		if *n < 0 || *n > quota.MaxCost {
+		if *n < 0 || int64(*n) > quota.MaxCost {
 			c.fault(at+"."+field, "%d is out of range: want 0 to %d", *n, quota.MaxCost)
 		}
-		return *n
+		return int64(*n)
 	}
 	r := quota.TokenRules{
 		MaxInput: number("max_input", s.MaxInput), Output: number("output", s.Output),
