@@ -33,7 +33,7 @@ func explain(ctx context.Context, args []string, env environment) error {
 	flags.String("method", http.MethodPost, "of the request")
 	flags.String("path", web.ExplainPath, "of the request")
 	resource := flags.String("resource", "", "what the route names in its context extensions")
-	flags.String("priority", "", "what the client asks for in X-Request-Priority")
+	priority := flags.String("priority", "", "what the client asks for in X-Request-Priority")
 	flags.Int64("content-length", web.ExplainLength, "`bytes` of the body, of a POST, PUT or PATCH; -1: the request does not say")
 	flags.Int64("max-tokens", 0, "the most output `tokens` that the body allows; without: it does not say")
 	flags.Int64("choices", 1, "how many answers the body asks for")
@@ -44,7 +44,7 @@ func explain(ctx context.Context, args []string, env environment) error {
 		return err
 	}
 	return askFor(ctx, f, env, request{http.MethodPost, path, nil, asked(flags)}, func(w io.Writer, e web.Explanation) {
-		printExplanation(w, e, *resource)
+		printExplanation(w, e, *resource, *priority)
 	})
 }
 
@@ -63,8 +63,9 @@ func asked(flags *flag.FlagSet) map[string]any {
 	return body
 }
 
-// printExplanation prints one of a request whose route names a resource, or "".
-func printExplanation(w io.Writer, e web.Explanation, named string) {
+// printExplanation prints one of a request whose route names a resource, or "", and whose
+// client asks for a priority, or "".
+func printExplanation(w io.Writer, e web.Explanation, named, asked string) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, value string) { fmt.Fprintf(table, "%s\t%s\n", name, value) }
 	state := string(e.Key.State)
@@ -73,7 +74,7 @@ func printExplanation(w io.Writer, e web.Explanation, named string) {
 	}
 	line("key", fmt.Sprintf("%s, tier %s, %s", e.Key.ID, e.Key.Tier, state))
 	line("resource", e.Resource.Name+ruleText(e.Resource.Rule, named))
-	line("priority", priorityText(e.Priority))
+	line("priority", priorityText(e.Priority, asked))
 	if t := e.Tokens; t != nil {
 		line("tokens", fmt.Sprintf("%d input (%s), %d output (%s)%s", t.Input, sourceText(t.InputFrom), t.Output, sourceText(t.OutputFrom), weightText(t.Weight)))
 	}
@@ -102,15 +103,17 @@ func ruleText(rule, named string) string {
 	return text
 }
 
-func priorityText(p web.PriorityRule) string {
+func priorityText(p web.PriorityRule, asked string) string {
 	text := numbered(p.Effective)
 	switch {
 	case p.Granted == 0:
 		return text + ": no key is admitted"
-	case p.Effective == p.Granted:
-		return text + ", the " + p.From + "'s"
-	default:
+	case p.Effective != p.Granted:
 		return text + ", as asked for; the " + p.From + "'s is " + numbered(p.Granted)
+	case asked != "":
+		return text + ", the " + p.From + "'s; " + strconv.Quote(asked) + " is ignored: it names none that is lower"
+	default:
+		return text + ", the " + p.From + "'s"
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -149,7 +150,9 @@ func question(body []byte) (Question, error) {
 	}
 	q := Question{Method: http.MethodPost, Path: ExplainPath, Body: map[string]string{"read": "yes"}}
 	take(o, "method", aText, &q.Method)
-	take(o, "path", aText, &q.Path)
+	if take(o, "path", aText, &q.Path) && !strings.HasPrefix(q.Path, "/") {
+		o.fault("path", "want one that begins with /, such as %s", ExplainPath)
+	}
 	take(o, "resource", aText, &q.Resource)
 	take(o, "priority", aText, &q.Priority)
 	usual := ""

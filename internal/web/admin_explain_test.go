@@ -74,8 +74,9 @@ func TestExplainNothing(t *testing.T) {
 	f.faults("POST", "/keys/key_file/explain", `{"path":1,"content_length":-1,"max_tokens":0,"choices":1.5,"body_unread":"`+secret+`","key":"`+secret+`"}`,
 		"path: want a text", "content_length: want a whole number, 0 or more", "max_tokens: want a whole number, 1 or more",
 		"choices: want a whole number, 1 or more", "body_unread: want true or false", "key: unknown field")
+	f.faults("POST", "/keys/key_file/explain", `{"path":"v1/chat"}`, "path: want one that begins with /, such as /v1/chat/completions")
 	for _, field := range []string{"method", "path", "resource", "priority", "model"} {
-		if w := f.do("POST", "/keys/key_file/explain", fmt.Sprintf("{%q:%q}", field, secret)); w.Code != 200 || strings.Contains(w.Body.String(), secret) {
+		if w := f.do("POST", "/keys/key_file/explain", fmt.Sprintf("{%q:%q}", field, "/"+secret)); w.Code != 200 || strings.Contains(w.Body.String(), secret) {
 			t.Errorf("%s: %d %s", field, w.Code, w.Body)
 		}
 	}
