@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -75,9 +76,9 @@ func (r *reloader) reload(ctx context.Context) {
 	r.metrics.reloads.WithLabelValues("success").Inc()
 	r.loaded(c, sources)
 	r.log.InfoContext(ctx, "configuration reloaded", "changed", changed, "keys", c.Reload.Directory.Len())
-	if !c.Start.Equal(r.start) {
+	if sections := c.Start.Changed(r.start); len(sections) > 0 {
 		r.metrics.needsRestart.Set(1)
-		r.log.WarnContext(ctx, "changes of grpc (but for certificates and client names), operator.address, customer, log, shutdown, store (but for passwords and certificates), tracing or usage wait for a restart; all others are in use")
+		r.log.WarnContext(ctx, "some changes wait for a restart; all others are in use", "in", strings.Join(sections, ", "))
 	}
 }
 

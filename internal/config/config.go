@@ -36,21 +36,21 @@ type Config struct {
 	Sum [sha256.Size]byte
 }
 
-// Start is what takes effect at a start only.
+// Start is what takes effect at a start only, and the section of the file that says it.
 type Start struct {
-	GRPC            Address
-	Listener        Listener
-	Operator        Address
-	Customer        Address
-	LogLevel        slog.Level
-	LogJSON         bool
-	ShutdownDelay   time.Duration
-	ShutdownTimeout time.Duration
-	Store           Store
-	SessionSecret   apikey.Key // zero: none
-	UsageInterval   time.Duration
-	UsageMaxSeries  int
-	Tracing         Tracing
+	GRPC            Address       `section:"grpc"`
+	Listener        Listener      `section:"grpc"`
+	Operator        Address       `section:"operator.address"`
+	Customer        Address       `section:"customer"`
+	LogLevel        slog.Level    `section:"log"`
+	LogJSON         bool          `section:"log"`
+	ShutdownDelay   time.Duration `section:"shutdown"`
+	ShutdownTimeout time.Duration `section:"shutdown"`
+	Store           Store         `section:"store"`
+	SessionSecret   apikey.Key    `section:"customer"` // zero: none
+	UsageInterval   time.Duration `section:"usage"`
+	UsageMaxSeries  int           `section:"usage"`
+	Tracing         Tracing       `section:"tracing"`
 }
 
 // A Listener is what the gRPC listener is held to.
@@ -159,9 +159,16 @@ func (a Address) Loopback() bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// Equal reports whether a start with either would be the same.
-func (s Start) Equal(o Start) bool {
-	return reflect.DeepEqual(s, o)
+// Changed returns the sections of the file in which a start with either would differ.
+func (s Start) Changed(o Start) (sections []string) {
+	fields, others := reflect.ValueOf(s), reflect.ValueOf(o)
+	for i := range fields.NumField() {
+		section := fields.Type().Field(i).Tag.Get("section")
+		if !reflect.DeepEqual(fields.Field(i).Interface(), others.Field(i).Interface()) && !slices.Contains(sections, section) {
+			sections = append(sections, section)
+		}
+	}
+	return sections
 }
 
 // Store says where counts are kept.

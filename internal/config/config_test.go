@@ -92,6 +92,27 @@ func loadShipped(t *testing.T, sets ...string) *Config {
 	return c
 }
 
+// TestWhatWaitsForARestart: the sections of the file that only a start takes up are named.
+func TestWhatWaitsForARestart(t *testing.T) {
+	t.Parallel()
+	shipped := loadShipped(t).Start
+	for sets, want := range map[string]string{
+		"":                          "",
+		"count_by=key_and_resource": "",
+		"grpc.address=127.0.0.1:9011 grpc.max_calls=7": "grpc",
+		"operator.address=127.0.0.1:9012":              "operator.address",
+		"customer.address=127.0.0.1:9013":              "customer",
+		"log.level=debug log.format=json":              "log",
+		"shutdown.delay=1s shutdown.timeout=1s":        "shutdown",
+		"store.type=redis usage.interval=1s":           "store, usage",
+		"usage.max_series=7 tracing.sample_ratio=1":    "usage, tracing",
+	} {
+		if have := strings.Join(loadShipped(t, strings.Fields(sets)...).Start.Changed(shipped), ", "); have != want {
+			t.Errorf("%s: %q, want %q", sets, have, want)
+		}
+	}
+}
+
 // TestShippedTiers are those of the contract, to the number.
 func TestShippedTiers(t *testing.T) {
 	t.Parallel()
