@@ -50,15 +50,10 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 		return fmt.Errorf("find the project: %w", err)
 	}
 	cache := filepath.Join(root, ".cache")
-	envoy, err := devstack.FindEnvoy(ctx, getenv, cache, stderr)
-	if err != nil {
-		return err
-	}
-	stack, err := devstack.Up(ctx, devstack.Options{
+	options := devstack.Options{
 		Root:     root,
 		Dir:      filepath.Join(cache, "run"),
 		TierGate: filepath.Join(root, "bin", "tiergate"),
-		Envoy:    envoy,
 		Chain:    getenv("CHAIN"),
 		Store:    getenv("STORE"),
 		Keep:     true,
@@ -66,7 +61,14 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 
 		API: "127.0.0.1:10000", TierGateAddress: "127.0.0.1:9001", Operator: "127.0.0.1:9002",
 		CustomerAddress: "127.0.0.1:9003",
-	})
+	}
+	if err := options.Check(); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	if options.Envoy, err = devstack.FindEnvoy(ctx, getenv, cache, stderr); err != nil {
+		return err
+	}
+	stack, err := devstack.Up(ctx, options)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}

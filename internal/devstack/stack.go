@@ -78,6 +78,15 @@ func EnvoyFile(chain string) (string, error) {
 	return filepath.Join("envoy", file), nil
 }
 
+// Check fails where the chain or the store is none that there is.
+func (o Options) Check() error {
+	if o.Store != "" && o.Store != "memory" && o.Store != "redis" {
+		return fmt.Errorf("unknown store %q: want memory or redis", o.Store)
+	}
+	_, err := EnvoyFile(cmp.Or(o.Chain, "ext_authz"))
+	return err
+}
+
 // Up starts everything in order and waits until it answers. If something
 // fails, what was started is stopped.
 func Up(ctx context.Context, o Options) (*Stack, error) {
@@ -96,14 +105,8 @@ func (s *Stack) up(ctx context.Context) error {
 	if s.Options.ServerOnly {
 		steps = steps[1:2]
 	}
-	switch s.Options.Store {
-	case "memory":
-	case "redis":
-		if !s.Options.RedisRunning {
-			steps = slices.Insert(steps, 0, s.StartRedis)
-		}
-	default:
-		return fmt.Errorf("unknown store %q: want memory or redis", s.Options.Store)
+	if s.Options.Store == "redis" && !s.Options.RedisRunning {
+		steps = slices.Insert(steps, 0, s.StartRedis)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -116,6 +119,9 @@ func (s *Stack) up(ctx context.Context) error {
 // fillIn replaces what the options leave open.
 func (s *Stack) fillIn() error {
 	o := &s.Options
+	if err := o.Check(); err != nil {
+		return err
+	}
 	o.Chain, o.Store = cmp.Or(o.Chain, "ext_authz"), cmp.Or(o.Store, "memory")
 	o.Config = cmp.Or(o.Config, filepath.Join(o.Root, "config", "tiergate.yaml"))
 	for _, address := range []*string{&o.API, &o.TierGateAddress, &o.Operator, &o.CustomerAddress, &o.RedisAddress, &s.Admin, &s.Upstream} {
@@ -127,9 +133,6 @@ func (s *Stack) fillIn() error {
 			return err
 		}
 		*address = free
-	}
-	if _, err := EnvoyFile(o.Chain); err != nil {
-		return err
 	}
 	s.API, s.TierGate, s.Customer = o.API, o.TierGateAddress, o.CustomerAddress
 	// Now, since an Envoy would share the port with another, and the health of
