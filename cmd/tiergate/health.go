@@ -4,7 +4,9 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -22,6 +24,9 @@ func health(ctx context.Context, args []string, env environment) error {
 	asJSON := flags.Bool("json", false, "print JSON")
 	if err := parse(flags, args, env); err != nil {
 		return err
+	}
+	if _, _, err := net.SplitHostPort(*address); err != nil && !strings.HasPrefix(*address, "unix:/") {
+		return usagef("--address %q: want host:port or unix:/path/to/socket", *address)
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
