@@ -69,6 +69,9 @@ func printExplanation(w io.Writer, e web.Explanation, named, asked string) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, value string) { fmt.Fprintf(table, "%s\t%s\n", name, value) }
 	state := string(e.Key.State)
+	if e.Key.State == web.KeyDisabled {
+		state += ": a demo key, while allow_demo_keys is off"
+	}
 	if e.Key.Hidden {
 		state += ", hidden: the file has a key of this ID or hash"
 	}
