@@ -1,7 +1,6 @@
 package quota
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -47,7 +46,7 @@ func ParsePriority(s string) (Priority, error) {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown priority %q: want 1 to 4, or low, normal, high or critical", s)
+	return 0, unknown("priority", s, "1 to 4, or low, normal, high or critical")
 }
 
 // Effective returns the priority of a request: the one its key may use, or the

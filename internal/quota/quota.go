@@ -53,6 +53,14 @@ func (m Metric) String() string {
 	}
 }
 
+// unknown says that a text, which may be missing, is none of what is wanted.
+func unknown(what, text, want string) error {
+	if text == "" {
+		return errors.New("missing: want " + want)
+	}
+	return fmt.Errorf("unknown %s %q: want %s", what, text, want)
+}
+
 // ParseMetric finds the metric of a name.
 func ParseMetric(name string) (Metric, error) {
 	for _, m := range Metrics() {
@@ -60,7 +68,7 @@ func ParseMetric(name string) (Metric, error) {
 			return m, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown metric %q: want requests, tokens, input_tokens or output_tokens", name)
+	return 0, unknown("metric", name, "requests, tokens, input_tokens or output_tokens")
 }
 
 const (

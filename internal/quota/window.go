@@ -46,7 +46,7 @@ func ParseWindow(s string) (Window, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return 0, fmt.Errorf("unknown window %q: want second, minute, hour, day, week, month or a duration such as 90s", s)
+		return 0, unknown("window", s, "second, minute, hour, day, week, month or a duration such as 90s")
 	}
 	if d < time.Second || d%time.Second != 0 || d > maxWindow {
 		return 0, fmt.Errorf("window %q is out of range: want whole seconds, from 1s to 8784h", s)
