@@ -221,8 +221,9 @@ func (c *Customers) signedIn(next accountHandler) http.HandlerFunc {
 			refuse(w, http.StatusUnauthorized, apierror.SessionOver)
 			return
 		}
-		if wait := c.dashboard.views.wait(record.ID, c.now()); wait > 0 {
-			refuseVisit(w, wait)
+		now := c.now()
+		if wait := c.dashboard.views.wait(record.ID, now); wait > 0 {
+			refuseVisit(w, now, wait)
 			return
 		}
 		next(w, r, a, record)

@@ -296,6 +296,9 @@ func TestVisits(t *testing.T) {
 	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "1" || w.Header().Get("Retry-After-Ms") != "200" || !strings.Contains(w.Body.String(), "Please retry after 1 seconds.") {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
+	if have := w.Header().Get("X-RateLimit-Reset"); have != strconv.FormatInt(noon.Unix()+1, 10) {
+		t.Errorf("Reset %q: want the first whole second in which it passes", have)
+	}
 	if w := get(c, "/v1/limits", "X-Api-Key", "sk-b"); w.Code != http.StatusOK {
 		t.Errorf("another key: %d", w.Code)
 	}

@@ -68,12 +68,12 @@ type PerMinuteView struct {
 // says which time it is about, in whole steps: it is cut to what is kept and to the
 // step that is under way. Steps in which nothing was used have no point.
 func (c *Customers) series(w http.ResponseWriter, r *http.Request, a *Accounts, record *apikey.Record) {
+	if _, ok := c.standing(w, r, a, record); !ok {
+		return
+	}
 	wanted, err := parseUsageRequest(r.URL.RawQuery, c.now())
 	if err != nil {
 		refuse(w, http.StatusBadRequest, apierror.InvalidParameter(err))
-		return
-	}
-	if _, ok := c.standing(w, r, a, record); !ok {
 		return
 	}
 	points, err := c.kept.Series(r.Context(), record.ID, wanted.Query)

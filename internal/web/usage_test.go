@@ -151,6 +151,9 @@ func TestWrongParameters(t *testing.T) {
 				t.Errorf("%s: %d %s, want %s", query, w.Code, w.Body, part)
 			}
 		}
+		if h := w.Header(); h.Get("X-RateLimit-Limit") != "10" || h.Get("X-RateLimit-Remaining") != "10" || h.Get("X-Request-Priority") != "1" {
+			t.Errorf("%s: %v: want how the key stands, as beside any other answer", query, h)
+		}
 	}
 }
 
