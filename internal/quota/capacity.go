@@ -112,12 +112,15 @@ type Recollection interface {
 // For a moment a pool can have what is given back then, which others would be shed for: so a key
 // that was refused lately is looked at before.
 func (l *Limiter) decidePooled(ctx context.Context, r Request, own Order, now time.Time) (Decision, error) {
+	share := r.Pool.order(r, own)
 	if f, ok := l.counts.(Foresight); ok && !r.Credit {
 		if taken, known := f.Refuses(own); known {
+			if pool, full := f.Refuses(share); full {
+				return decideBoth(own.Charges, share.Charges, taken, pool), nil
+			}
 			return decide(own.Charges, taken), nil
 		}
 	}
-	share := r.Pool.order(r, own)
 	if c, ok := l.counts.(Recollection); ok && !r.Credit && c.RefusedLately(r.Account) {
 		looked, err := l.lookAtKey(ctx, r, own.Charges)
 		if err != nil {
@@ -154,6 +157,13 @@ func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Orde
 	}
 	d := own.decided(key)
 	if !d.Admitted {
+		pool, err := l.lookAtPool(ctx, r, share.Charges) // whose wait may be longer
+		switch {
+		case err != nil:
+			return unanswered(own.Charges, now), err
+		case !pool.Admitted:
+			return decideBoth(own.Charges, share.Charges, key, pool), nil
+		}
 		return d, nil
 	}
 	taken, err := l.take(ctx, share)
@@ -174,6 +184,12 @@ func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Orde
 func (l *Limiter) lookAtKey(ctx context.Context, r Request, own []Charge) (Taken, error) {
 	r.Pool = nil
 	return l.look(ctx, r, own)
+}
+
+// lookAtPool is look for the charges of the pool alone.
+func (l *Limiter) lookAtPool(ctx context.Context, r Request, shared []Charge) (Taken, error) {
+	r.Pool, r.Account = nil, r.Pool.account
+	return l.look(ctx, r, shared)
 }
 
 // undo gives back what an order took. Where that fails there is less until the windows end.
@@ -199,8 +215,13 @@ func (l *Limiter) shed(ctx context.Context, r Request, own, shared []Charge, poo
 	if err != nil {
 		return unanswered(own, now), err
 	}
-	taken.join(pool)
-	return decideAll(append(slices.Clip(own), shared...), taken), nil
+	return decideBoth(own, shared, taken, pool), nil
+}
+
+// decideBoth decides by what is known of a key's charges and of those of a pool, which refuses.
+func decideBoth(own, shared []Charge, key, pool Taken) Decision {
+	key.join(pool)
+	return decideAll(append(slices.Clip(own), shared...), key)
 }
 
 // decideAll is decide where the last charges may be those of a pool. These can refuse, but are
@@ -216,13 +237,11 @@ func decideAll(charges []Charge, taken Taken) Decision {
 // lookPooled is look for charges of which the last are those of the request's pool.
 func (l *Limiter) lookPooled(ctx context.Context, r Request, asked []Charge) (Taken, error) {
 	n := len(asked) - len(r.Pool.charges[r.Priority])
-	shared := r
-	shared.Pool, shared.Account = nil, r.Pool.account
 	taken, err := l.lookAtKey(ctx, r, asked[:n])
 	if err != nil {
 		return Taken{}, err
 	}
-	pool, err := l.look(ctx, shared, asked[n:])
+	pool, err := l.lookAtPool(ctx, r, asked[n:])
 	if err != nil {
 		return Taken{}, err
 	}

@@ -140,6 +140,33 @@ func TestPoolKnowsRepeatsOfTheRefused(t *testing.T) {
 	}
 }
 
+// TestPoolOutlastsTheKey: where a key has nothing left and its pool neither, the wait is the longer
+// one, also of a key that was refused before the pool was full.
+func TestPoolOutlastsTheKey(t *testing.T) {
+	t.Parallel()
+	limiter, r := newPooled()
+	r.Priority = quota.Critical
+	r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Day, Max: 15}}, quota.UsualShares())
+	for i := range 11 {
+		if d := decide(t, limiter, r); d.Admitted != (i < 10) || (!d.Admitted && d.Wait != 30*time.Second) {
+			t.Fatalf("request %d of 10: %+v", i, d)
+		}
+	}
+	other := r
+	other.Account = "b"
+	for range 5 {
+		decide(t, limiter, other)
+	}
+	l, p := foretold(t, limiter, r)
+	d := decide(t, limiter, r)
+	if d.Admitted || d.RefusedBy.Name() != quota.CapacityName || d.Wait != 12*time.Hour-30*time.Second || d.Reset != l.Reset || d.Reset != p.Decision.Reset {
+		t.Errorf("refused by %s for %s, a look says for %s: want capacity, to the end of the day", d.RefusedBy.Name(), d.Wait, l.Wait)
+	}
+	if d.Used != 10 || d.Remaining != 0 || ofPool(d)[quota.Requests] != 15 {
+		t.Errorf("%d of the key's requests are said to be used and %v of the pool: want 10 and 15", d.Used, ofPool(d))
+	}
+}
+
 // TestPoolIsSettled: what a request has really used is what it takes of the pool, once, also
 // where its key has no limit on tokens.
 func TestPoolIsSettled(t *testing.T) {
