@@ -259,7 +259,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 		Refundable: s.Tokens.refunds(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
 	}
 	for _, l := range q.override {
-		r.Overrides = append(slices.Clip(r.Overrides), quota.Override{Limit: l, Inherits: true})
+		r.Overrides = append(slices.Clip(r.Overrides), plan.Replacing(l, v.Resource))
 	}
 	t := ticket{
 		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model, q.body.Read),

@@ -32,7 +32,7 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 			if err != nil {
 				return err
 			}
-			q.override = append(q.override, l)
+			q.replace(l)
 		}
 	}
 	if len(r.GetDescriptors()) == 0 {
@@ -48,6 +48,17 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 	q.credit, q.look = negative > 0, most == 0
 	q.take(most, said, s.HitsMetric)
 	return nil
+}
+
+// replace notes a descriptor's limit. Where several have one of the same window, the least holds.
+func (q *inquiry) replace(l quota.Limit) {
+	for i, other := range q.override {
+		if other.Window == l.Window {
+			q.override[i].Max = min(other.Max, l.Max)
+			return
+		}
+	}
+	q.override = append(q.override, l)
 }
 
 // take notes how many hits are taken or given back, and whether the call says so.

@@ -30,6 +30,13 @@ func TestHits(t *testing.T) {
 		s.RateLimit.HitsMetric, s.Tokens.Rules["default"] = quota.Tokens, quota.TokenRules{MaxInput: 500, Output: 100}
 	}
 	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
+	more := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 50, Unit: typev3.RateLimitUnit_MINUTE}
+	byResource := func(s *Settings) {
+		all(s)
+		tier := s.Plans["pro"].Tier
+		tier.Limits = append(tier.Limits, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 60, Resource: quota.DefaultResource})
+		s.Plans["pro"] = quota.NewPlan(tier, quota.ByKeyAndResource, nil)
+	}
 	for name, c := range map[string]struct {
 		settings func(*Settings)
 		before   uint32 // requests taken before
@@ -39,23 +46,25 @@ func TestHits(t *testing.T) {
 		used     string // of the requests per minute
 		tokens   string // that remain
 	}{
-		"none said":                 {ds: []*d{key(&d{})}, used: "1"},
-		"of the request":            {request: 7, ds: []*d{key(&d{})}, used: "7"},
-		"of a descriptor":           {request: 7, ds: []*d{key(&d{HitsAddend: hits(3)})}, used: "3"},
-		"the largest of several":    {request: 2, ds: []*d{key(&d{HitsAddend: hits(5)}), {}, {HitsAddend: hits(0)}}, used: "5"},
-		"a look":                    {before: 4, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "4"},
-		"a look at what is full":    {before: 100, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "100", status: 429},
-		"more than is left":         {before: 98, request: 3, ds: []*d{key(&d{})}, used: "98", status: 429},
-		"more than there ever is":   {request: 101, ds: []*d{key(&d{})}, used: "0", status: 413},
-		"given back":                {settings: all, before: 10, request: 4, ds: []*d{key(&d{IsNegativeHits: true})}, used: "6"},
-		"more given back than used": {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
-		"a limit of its own":        {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
-		"its limit is not believed": {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
-		"tokens":                    {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
-		"tokens given back":         {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
-		"a look at tokens":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
-		"tokens, but none said":     {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
-		"too many tokens":           {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
+		"none said":                  {ds: []*d{key(&d{})}, used: "1"},
+		"of the request":             {request: 7, ds: []*d{key(&d{})}, used: "7"},
+		"of a descriptor":            {request: 7, ds: []*d{key(&d{HitsAddend: hits(3)})}, used: "3"},
+		"the largest of several":     {request: 2, ds: []*d{key(&d{HitsAddend: hits(5)}), {}, {HitsAddend: hits(0)}}, used: "5"},
+		"a look":                     {before: 4, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "4"},
+		"a look at what is full":     {before: 100, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "100", status: 429},
+		"more than is left":          {before: 98, request: 3, ds: []*d{key(&d{})}, used: "98", status: 429},
+		"more than there ever is":    {request: 101, ds: []*d{key(&d{})}, used: "0", status: 413},
+		"given back":                 {settings: all, before: 10, request: 4, ds: []*d{key(&d{IsNegativeHits: true})}, used: "6"},
+		"more given back than used":  {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
+		"a limit of its own":         {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
+		"the least of several":       {settings: all, before: 3, ds: []*d{key(&d{Limit: over}), {Limit: more}}, used: "3", status: 429},
+		"its limit of each resource": {settings: byResource, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
+		"its limit is not believed":  {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
+		"tokens":                     {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
+		"tokens given back":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
+		"a look at tokens":           {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
+		"tokens, but none said":      {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
+		"too many tokens":            {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},
 	} {
 		g := newGate(t, c.settings)
 		ask := func(r *rlsv3.RateLimitRequest) *rlsv3.RateLimitResponse {

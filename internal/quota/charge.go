@@ -167,6 +167,17 @@ func (p *Plan) replaced(limits []Limit, i int, resource string) bool {
 	return false
 }
 
+// Replacing returns what puts a limit, for one request for a resource, in the place of the tier's that
+// counts the same: of the one that names the resource, where that stands in for the other.
+func (p *Plan) Replacing(l Limit, resource string) Override {
+	twin := l
+	twin.Resource = resource
+	if p.countBy == ByKeyAndResource && slices.ContainsFunc(p.Tier.Limits, twin.sameCounter) {
+		l = twin
+	}
+	return Override{Limit: l, Inherits: true}
+}
+
 // counter names the counter of a limit by what is counted and the window,
 // never by the maximum or the place in the configuration, so that a changed
 // tier takes effect at once and loses no count.
