@@ -152,3 +152,65 @@ func TestEnterpriseIsUnlimited(t *testing.T) {
 		}
 	})
 }
+
+// TestLimitsOfResourcesAndPriorities: a tier's limits may differ by resource and by priority. They
+// come on top of those for all, or by resource in their place, and the headers tell of the one of
+// which least is left.
+func TestLimitsOfResourcesAndPriorities(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		config, _ := ownConfig(t)
+		merge(t, config, `tiers:
+  free: {priority: low, unlimited: true}
+  basic:
+    priority: normal
+    limits:
+      - {metric: requests, per: minute, max: 10}
+      - {metric: requests, per: minute, max: 4, resource: images}
+      - {metric: requests, per: minute, max: 3, priority: low}
+      - {metric: tokens, per: minute, max: 2000, resource: chat, priority: low}
+  pro: {priority: high, unlimited: true}
+  enterprise: {priority: critical, unlimited: true}`)
+		for _, countBy := range []string{"key", "key_and_resource"} {
+			s := up(t, devstack.Options{Chain: chain, Config: config, Sets: []string{"count_by=" + countBy}})
+			freshMinute(t, 15*time.Second)
+			low := http.Header{"X-Request-Priority": {"low"}}
+			for i, c := range []struct {
+				path                    string
+				header                  http.Header
+				tokens                  int
+				status                  int
+				limitedBy               string
+				byKey, byKeyAndResource [2]string // Limit and Remaining
+			}{
+				{"images/generations", nil, 0, 200, "", [2]string{"4", "3"}, [2]string{"4", "3"}},
+				{"chat/completions", nil, 0, 200, "", [2]string{"10", "8"}, [2]string{"10", "9"}},
+				{"chat/completions", low, 10, 200, "", [2]string{"3", "2"}, [2]string{"3", "2"}},
+				{"chat/completions", low, 2001, 413, "chat_low_tokens_per_minute", [2]string{"3", "2"}, [2]string{"3", "2"}},
+				{"audio/speech", low, 2001, 200, "", [2]string{"3", "1"}, [2]string{"3", "2"}},
+				{"images/generations", low, 0, 200, "", [2]string{"3", "0"}, [2]string{"4", "2"}},
+			} {
+				r := do(t, s, call{key: "sk-demo-basic", path: "/v1/" + c.path, header: c.header, body: fmt.Sprintf(`{"max_tokens": %d}`, c.tokens)})
+				want := map[string][2]string{"key": c.byKey, "key_and_resource": c.byKeyAndResource}[countBy]
+				if have := [2]string{r.Header.Get("X-RateLimit-Limit"), r.Header.Get("X-RateLimit-Remaining")}; r.StatusCode != c.status || have != want || r.Header.Get("X-RateLimit-Limited-By") != c.limitedBy {
+					t.Errorf("by %s, request %d: %s, limited by %q, %v: want %d, %q, %v", countBy, i, r.Status, r.Header.Get("X-RateLimit-Limited-By"), have, c.status, c.limitedBy, want)
+				}
+			}
+			for limit, c := range map[string]struct {
+				path   string
+				header http.Header
+				passes map[string]int
+			}{
+				"low_requests_per_minute":    {"moderations", low, map[string]int{"key": 0, "key_and_resource": 3}},
+				"images_requests_per_minute": {"images/generations", nil, map[string]int{"key": 2, "key_and_resource": 2}},
+			} {
+				for range c.passes[countBy] {
+					if r := do(t, s, call{key: "sk-demo-basic", path: "/v1/" + c.path, header: c.header}); r.StatusCode != http.StatusOK {
+						t.Errorf("by %s, %s: %s: %s", countBy, limit, r.Status, r.body)
+					}
+				}
+				before := time.Now()
+				checkLimitedBy(t, do(t, s, call{key: "sk-demo-basic", path: "/v1/" + c.path, header: c.header}), before, limit)
+			}
+		}
+	})
+}

@@ -33,9 +33,9 @@ func errorCode(t *testing.T, r reply) string {
 // TestSixHeadersOnEveryAnswer: from TierGate, from the upstream, and from Envoy
 // itself, each header exactly once.
 func TestSixHeadersOnEveryAnswer(t *testing.T) {
-	both(t, func(t *testing.T, chain string) {
+	eachChain(t, func(t *testing.T, chain string) {
 		slow := func(file []byte) []byte { // 504: the shipped routes wait for ever
-			return bytes.Replace(file, []byte("cluster: upstream, timeout: 0s"), []byte("cluster: upstream, timeout: 2s"), 1)
+			return bytes.Replace(file, []byte("cluster: upstream, timeout: 0s"), []byte("cluster: upstream, timeout: 2s"), -1)
 		}
 		s := up(t, devstack.Options{Chain: chain, EditEnvoy: slow})
 		freshMinute(t, 20*time.Second)
@@ -208,7 +208,7 @@ func TestFloodGuard(t *testing.T) {
 
 // TestUpstreamSees who calls, from TierGate alone, and no credentials.
 func TestUpstreamSees(t *testing.T) {
-	both(t, func(t *testing.T, chain string) {
+	eachChain(t, func(t *testing.T, chain string) {
 		s := up(t, devstack.Options{Chain: chain})
 		forged := http.Header{
 			"X-Mock-Echo": {"1"}, "X-Tiergate-Key-Id": {"key_evil"}, "X-Tiergate-Tier": {"enterprise"}, "X-Tiergate-Resource": {"free"},
