@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +34,18 @@ func TestScripts(t *testing.T) {
 			"await": await, "fill": fill, "admin": admin, "keyof": keyOf, "many": many, "append": appendFile, "guess": guess, "requests": requests,
 		},
 	})
+}
+
+// TestEveryCommandSpeaksJSON, but for the one that serves.
+func TestEveryCommandSpeaksJSON(t *testing.T) {
+	t.Parallel()
+	for _, c := range commands() {
+		var help bytes.Buffer
+		err := run(t.Context(), append(strings.Fields(c.name), "--help"), environment{getenv: os.Getenv, stderr: &help})
+		if !errors.Is(err, flag.ErrHelp) || strings.Contains(help.String(), "\n  -json\n") == (c.name == "serve") {
+			t.Errorf("%s: %v:\n%s", c.name, err, help.String())
+		}
+	}
 }
 
 // setUp copies the shipped configuration and finds three free addresses.

@@ -12,6 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
@@ -35,7 +42,7 @@ func errorCode(t *testing.T, r reply) string {
 func TestSixHeadersOnEveryAnswer(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
 		slow := func(file []byte) []byte { // 504: the shipped routes wait for ever
-			return bytes.Replace(file, []byte("cluster: upstream, timeout: 0s"), []byte("cluster: upstream, timeout: 2s"), -1)
+			return bytes.ReplaceAll(file, []byte("cluster: upstream, timeout: 0s"), []byte("cluster: upstream, timeout: 2s"))
 		}
 		s := up(t, devstack.Options{Chain: chain, EditEnvoy: slow})
 		freshMinute(t, 20*time.Second)
@@ -273,6 +280,31 @@ func TestGRPCCallers(t *testing.T) {
 				}
 			}
 			checkSix(t, ask("application/grpc", call{key: "sk-demo-free"}), "10", "0", "chat", "10", "1")
+			conn, err := grpc.NewClient(s.API, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for _, c := range []struct {
+				key, method string
+				want        codes.Code
+			}{
+				{"sk-demo-free", "/v1/chat/completions", codes.ResourceExhausted},
+				{"sk-nobody", "/v1/chat/completions", codes.Unauthenticated},
+				{"sk-demo-pro", "/v1/images/generations", codes.PermissionDenied},
+				{"sk-demo-pro", "/nowhere", codes.Unimplemented},
+			} {
+				var header metadata.MD
+				err := conn.Invoke(metadata.AppendToOutgoingContext(t.Context(), "x-api-key", c.key), c.method, &emptypb.Empty{}, &emptypb.Empty{}, grpc.Header(&header), grpc.Trailer(&header))
+				if status.Code(err) != c.want {
+					t.Errorf("a client of gRPC, %s: %v, want %s", c.method, err, c.want)
+				}
+				for _, name := range six {
+					if len(header.Get(name)) != 1 {
+						t.Errorf("a client of gRPC, %s: %s: %q, want one value", c.method, name, header.Get(name))
+					}
+				}
+			}
 			large := call{key: "sk-demo-basic", body: `{"model": "mock-1", "messages": [], "max_tokens": 900000}`}
 			if r := ask("application/grpc+json", large); r.Header.Get("Grpc-Status") != "3" {
 				t.Errorf("413: %s %v", r.Status, r.Header)
