@@ -52,12 +52,13 @@ func InvalidParameter(err error) Error {
 }
 
 // OfKey returns what a caller is told whose key is refused by a reason of package
-// apikey: no more than the caller may know.
-func OfKey(err error) Error {
+// apikey: no more than the caller may know. The headers are those that may carry a key, in
+// lower case; the first is the one to use.
+func OfKey(err error, headers []string) Error {
 	e := Error{"authentication_error", "Invalid API key.", "invalid_api_key"}
 	switch {
 	case errors.Is(err, apikey.ErrMissing):
-		e.Message, e.Code = "Missing API key. Send it in a header: Authorization: Bearer YOUR_API_KEY.", "missing_api_key"
+		e.Message, e.Code = "Missing API key. Send it in a header: "+withKey(headers)+".", "missing_api_key"
 	case errors.Is(err, apikey.ErrSeveral):
 		e.Message = "Invalid API key: the request carries more than one. Send exactly one."
 	case errors.Is(err, apikey.ErrRevoked):
@@ -66,6 +67,14 @@ func OfKey(err error) Error {
 		e.Message, e.Code = "This API key has expired.", "expired_api_key"
 	}
 	return e
+}
+
+// withKey shows how a request carries a key.
+func withKey(headers []string) string {
+	if len(headers) == 0 || headers[0] == "authorization" {
+		return "Authorization: Bearer YOUR_API_KEY"
+	}
+	return headers[0] + ": YOUR_API_KEY"
 }
 
 // NotAllowed is the refusal of a resource that the key has no leave for.

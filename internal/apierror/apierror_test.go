@@ -3,8 +3,22 @@ package apierror
 import (
 	"testing"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
+
+// TestOfKey names the header that the configuration names first.
+func TestOfKey(t *testing.T) {
+	t.Parallel()
+	for header, want := range map[string]string{
+		"authorization": "Missing API key. Send it in a header: Authorization: Bearer YOUR_API_KEY.",
+		"x-api-key":     "Missing API key. Send it in a header: x-api-key: YOUR_API_KEY.",
+	} {
+		if e := OfKey(apikey.ErrMissing, []string{header, "api-key"}); e.Message != want || e.Code != "missing_api_key" {
+			t.Errorf("%+v, want %q", e, want)
+		}
+	}
+}
 
 // TestTooLarge says which limit it is, and what would help.
 func TestTooLarge(t *testing.T) {

@@ -218,9 +218,9 @@ type redisTLSSection struct {
 type keysSection struct {
 	// The file of hashed keys, relative to this file.
 	File string `yaml:"file"`
-	// The request headers that may carry a key; without this setting authorization, x-api-key and api-key. authorization is read as "Bearer KEY".
+	// The request headers that may carry a key; without this setting authorization, x-api-key and api-key. authorization is read as "Bearer KEY". A 401 asks for the first. In the rate limit chain Envoy's file says which are read.
 	Headers []string `yaml:"headers"`
-	// Whether the upstream sees those headers.
+	// Whether the upstream sees those headers. In the rate limit chain Envoy's file says so.
 	ForwardCredentials bool `yaml:"forward_credentials"`
 	// The secrets mixed into hashes that name them; several may be live at once.
 	Peppers []pepperSection `yaml:"peppers"`

@@ -157,7 +157,7 @@ func (g *Gate) identify(s *Settings, q *inquiry, v *Verdict) bool {
 		v.refuse(Unauthenticated, apierror.Unidentified)
 		return false
 	case err != nil:
-		v.refuse(Unauthenticated, apierror.OfKey(err))
+		v.refuse(Unauthenticated, apierror.OfKey(err, s.KeyHeaders))
 		return false
 	}
 	v.Tier = record.Tier

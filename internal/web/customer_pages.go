@@ -161,7 +161,7 @@ func (c *Customers) signIn(w http.ResponseWriter, r *http.Request) {
 func (c *Customers) refuseGuess(w http.ResponseWriter, r *http.Request, err error) {
 	wait := c.dashboard.guesses.wait(clientAddress(r), c.now())
 	if wait == 0 {
-		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err).Message)
+		c.signInPage(w, http.StatusUnauthorized, apierror.OfKey(err, c.accounts.Load().KeyHeaders).Message)
 		return
 	}
 	seconds := strconv.FormatInt(apierror.Up(wait, time.Second), 10)

@@ -105,7 +105,7 @@ func (c *Customers) authenticated(next accountHandler) http.HandlerFunc {
 		}
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, 11.6.1
-			refuse(w, http.StatusUnauthorized, apierror.OfKey(err))
+			refuse(w, http.StatusUnauthorized, apierror.OfKey(err, a.KeyHeaders))
 			return
 		}
 		if wait := c.visits.wait(record.ID, now); wait > 0 {

@@ -256,7 +256,7 @@ func TestShortSecret(t *testing.T) {
 // TestCustomersAreAuthenticated in the words of the API's contract.
 func TestCustomersAreAuthenticated(t *testing.T) {
 	t.Parallel()
-	c, _, _ := newCustomers(t, func() time.Time { return noon })
+	c, _, accounts := newCustomers(t, func() time.Time { return noon })
 	for name, want := range map[string]struct {
 		headers []string
 		code    string
@@ -278,6 +278,12 @@ func TestCustomersAreAuthenticated(t *testing.T) {
 	}
 	if w := get(c, "/metrics", "X-Api-Key", "sk-a"); w.Code != http.StatusNotFound {
 		t.Errorf("a page of the operators': %d", w.Code)
+	}
+	other := *accounts
+	other.KeyHeaders = []string{"x-api-key"}
+	c.Use(&other)
+	if w := get(c, "/v1/limits", "Authorization", "Bearer sk-a"); w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), "Send it in a header: x-api-key: YOUR_API_KEY.") {
+		t.Errorf("a key in a header that is not looked at: %d %s", w.Code, w.Body)
 	}
 }
 
