@@ -244,6 +244,28 @@ func TestUpstreamSees(t *testing.T) {
 	})
 }
 
+// TestUpstreamsOwnCredential reaches it in the place of the client's: by the route where external
+// authorization takes that away, else behind what is removed.
+func TestUpstreamsOwnCredential(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		old, added := "request_headers_to_remove: [accept-encoding]", `
+              request_headers_to_add: [{header: {key: authorization, value: Bearer of-the-upstream}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
+             `
+		if chain == "ratelimit" {
+			old, added = "- {remove: x-tiergate-asked-priority}", `
+                    - {append: {header: {key: authorization, value: Bearer of-the-upstream}}}`
+		}
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+			return bytes.Replace(file, []byte(old), []byte(old+added), 1)
+		}})
+		r := do(t, s, call{key: "sk-demo-basic", header: http.Header{"X-Mock-Echo": {"1"}}})
+		var seen http.Header
+		if err := json.Unmarshal([]byte(r.body), &seen); err != nil || len(seen["Authorization"]) != 1 || seen["Authorization"][0] != "Bearer of-the-upstream" {
+			t.Errorf("%s: the upstream sees %v: %v", r.Status, seen, err)
+		}
+	})
+}
+
 // TestGRPCCallers get the status that goes with each refusal, in all chains; others get no
 // such header.
 func TestGRPCCallers(t *testing.T) {
