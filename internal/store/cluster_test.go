@@ -42,6 +42,18 @@ func inCluster(addresses []string) RedisOptions {
 	return RedisOptions{Cluster: addresses, KeyPrefix: "test", Timeout: 5 * time.Second, PoolSize: 8}
 }
 
+// memberOf returns options of a store in a Cluster, of which it is told one server, as the
+// documented user. What it may use begins with tiergate.
+func memberOf(t *testing.T, c *devstack.RedisCluster) RedisOptions {
+	t.Helper()
+	o, err := clusterUser(inCluster(c.Addresses()[:1]), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.KeyPrefix = "tiergate"
+	return o
+}
+
 // TestNoSecondChargeInACluster: a script whose answer is lost is not sent again, neither to
 // the same server nor to another, where the client of a Cluster repeats all else.
 func TestNoSecondChargeInACluster(t *testing.T) {
@@ -116,7 +128,7 @@ func evalsOf(t *testing.T, c *devstack.RedisCluster) int {
 func TestSlotMovesWhileCounting(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 0)
-	r := openRedis(t, inCluster(c.Addresses()[:1]))
+	r := openRedis(t, memberOf(t, c))
 	var plain, kept, waiting atomic.Int64
 	count := func(reserved bool, n int64) {
 		o, admitted := one("a"), &plain
@@ -158,12 +170,12 @@ func TestSlotMovesWhileCounting(t *testing.T) {
 			}
 			return nil
 		})
-		from := ownerOf(t, c, "test:{a}:counts")
+		from := ownerOf(t, c, countsKey(r.prefix, "a"))
 		to := c.Servers[move%3]
 		if to == from {
 			to = c.Servers[(move+1)%3]
 		}
-		if err := c.MoveSlot(t.Context(), "test:{a}:counts", to, nil); err != nil {
+		if err := c.MoveSlot(t.Context(), countsKey(r.prefix, "a"), to, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -281,7 +293,7 @@ func writeSoon(t *testing.T, k keyStore, record apikey.Record) apikey.Record {
 func TestSlotOfKeysMoves(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 0)
-	k := NewRedisKeys(openRedis(t, inCluster(c.Addresses())), KeyNotices{})
+	k := NewRedisKeys(openRedis(t, memberOf(t, c)), KeyNotices{})
 	w := watch(t, k)
 	w.await(t, write(t, k, newRecord("before"))[0])
 	to := c.Servers[0]
@@ -302,10 +314,13 @@ func TestSentinelFailsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	stopLater(t, set.Stop)
-	r := openRedis(t, RedisOptions{
-		Sentinels: append([]string{"127.0.0.1:1"}, set.Addresses()...), SentinelMaster: devstack.SentinelMaster, // one of them is away
-		KeyPrefix: "test", Timeout: 500 * time.Millisecond, PoolSize: 8,
-	})
+	o, err := sentinelUser(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Sentinels = append([]string{"127.0.0.1:1"}, o.Sentinels...) // one of them is away
+	o.KeyPrefix, o.Timeout, o.PoolSize = "tiergate", 500*time.Millisecond, 8
+	r := openRedis(t, o)
 	k := NewRedisKeys(r, KeyNotices{})
 	w := watch(t, k)
 	w.await(t, writeSoon(t, k, newRecord("before")))

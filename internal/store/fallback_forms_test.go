@@ -95,7 +95,7 @@ func TestLostServerOfACluster(t *testing.T) {
 func TestMovingSlotKeepsTheRest(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 0)
-	o := inCluster(c.Addresses()[:1])
+	o := memberOf(t, c)
 	o.Timeout = 250 * time.Millisecond
 	f := fallbackOn(openRedis(t, o), nil)
 	runs(t, f)
@@ -115,11 +115,11 @@ func TestMovingSlotKeepsTheRest(t *testing.T) {
 	}
 	reserve()
 	to := c.Servers[0]
-	if to == ownerOf(t, c, "test:{a}:counts") {
+	if to == ownerOf(t, c, countsKey(o.KeyPrefix, "a")) {
 		to = c.Servers[1]
 	}
 	moved := false
-	err := c.MoveSlot(t.Context(), "test:{a}:counts", to, func() {
+	err := c.MoveSlot(t.Context(), countsKey(o.KeyPrefix, "a"), to, func() {
 		if moved {
 			return
 		}

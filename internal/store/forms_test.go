@@ -199,7 +199,21 @@ func (s *sharedServers) startCluster() (RedisOptions, error) {
 		return RedisOptions{}, err
 	}
 	s.add(c.Stop)
-	return asUser(RedisOptions{Cluster: c.Addresses()[:2]}, c.Servers, "+cluster|slots")
+	return clusterUser(RedisOptions{Cluster: c.Addresses()[:2]}, c)
+}
+
+// clusterUser lets a store in as the documented user of a Cluster, which needs more rights.
+func clusterUser(o RedisOptions, c *devstack.RedisCluster) (RedisOptions, error) {
+	content, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		return o, err
+	}
+	_, more, _ := strings.Cut(string(content), "\n- A Cluster needs ")
+	more, _, found := strings.Cut(more, " too.")
+	if !found {
+		return o, errors.New("docs/configuration.md does not say what a Cluster needs")
+	}
+	return asUser(o, c.Servers, strings.Fields(strings.NewReplacer("`", "", " and", "").Replace(more))...)
 }
 
 // An authority has issued a certificate to a server and one to a client.

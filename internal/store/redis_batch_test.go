@@ -219,12 +219,12 @@ func TestCallCountsOnce(t *testing.T) {
 func TestSlotMovesWithinABatch(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 0)
-	r := openRedis(t, inCluster(c.Addresses()[:1]))
-	home := ownerOf(t, c, countsKey("test", "a0"))
+	r := openRedis(t, memberOf(t, c))
+	home := ownerOf(t, c, countsKey(r.prefix, "a0"))
 	var together []*operation
 	for i := 0; len(together) < 20; i++ {
 		o := one("a" + strconv.Itoa(i))
-		if ownerOf(t, c, countsKey("test", o.Account)) == home {
+		if ownerOf(t, c, countsKey(r.prefix, o.Account)) == home {
 			together = append(together, &operation{order: &o})
 		}
 	}
@@ -233,7 +233,7 @@ func TestSlotMovesWithinABatch(t *testing.T) {
 	if !ok {
 		t.Fatal("no client of a Cluster")
 	}
-	node, err := cluster.MasterForKey(t.Context(), countsKey("test", "a0"))
+	node, err := cluster.MasterForKey(t.Context(), countsKey(r.prefix, "a0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +277,7 @@ func TestSlotMovesWithinABatch(t *testing.T) {
 	if to == home {
 		to = c.Servers[1]
 	}
-	if err := c.MoveSlot(t.Context(), countsKey("test", "a0"), to, count); err != nil {
+	if err := c.MoveSlot(t.Context(), countsKey(r.prefix, "a0"), to, count); err != nil {
 		t.Fatal(err)
 	}
 	alone = 0
