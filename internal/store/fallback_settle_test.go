@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -264,6 +265,34 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 	if n := f.Totals(); n.Settled != 3 || n.Lost != 2 || n.Queued != 3 {
 		t.Errorf("%+v", n)
+	}
+}
+
+// TestManyWaitInEachCall: each call waits for company, so that few in each would keep the last of a
+// long queue from Redis for a minute and more.
+func TestManyWaitInEachCall(t *testing.T) {
+	t.Parallel()
+	const n = 1280
+	var calls atomic.Int64
+	o := at(redisServer(t).Options.RedisAddress)
+	o.Sent = func(int) { calls.Add(1) }
+	f := fallbackOn(openRedis(t, o), nil)
+	for i := range n {
+		r := strconv.Itoa(i)
+		order := daily(r)
+		order.Charges[0].Cost = 2
+		take(t, f, order)
+		if _, err := f.enqueue(f.part("a"), settlement(r, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls.Store(0)
+	f.settleWaiting(t.Context(), f.part("a"))
+	if made := calls.Load(); made > n/16 { // some go alone on a machine that is busy
+		t.Errorf("%d calls for %d settlements", made, n)
+	}
+	if used := tokensUsed(t, f); used != n || f.Totals().Settled != n {
+		t.Errorf("%d used, %+v: want all %d to be settled", used, f.Totals(), n)
 	}
 }
 

@@ -11,8 +11,9 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// atOnce is how many settlements that waited are brought to Redis at the same time.
-const atOnce = 8
+// atOnce is how many settlements that waited are brought to Redis at the same time: each time they
+// may wait for company, and those of a whole fleet are not to hold up requests.
+const atOnce = 32
 
 // A waiting settlement is brought to Redis when that can be reached.
 type waiting struct {
