@@ -354,7 +354,8 @@ func TestBatchesAgree(t *testing.T) {
 				return &operation{settlement: &s}
 			}
 			o := randomOrder(random, len(orders), orders)
-			if len(orders) > 0 && random.IntN(2) == 0 { // the plan of another, but for the costs
+			repeats := slices.ContainsFunc(orders, func(other quota.Order) bool { return o.Request == other.Request })
+			if len(orders) > 0 && random.IntN(2) == 0 && (!repeats || o.Keep > 0) { // the plan of another, but for the costs
 				o.Charges = slices.Clone(orders[len(orders)-1].Charges)
 				o.Charges[random.IntN(len(o.Charges))].Cost = random.Int64N(4)
 			}
@@ -434,14 +435,21 @@ func randomOrder(random *rand.Rand, i int, before []quota.Order) quota.Order {
 	if kind == 2 { // so that Redis keeps what a fixed limit has counted, as Memory does until it sweeps
 		o.Charges = append(o.Charges, charge(366*quota.Day, quota.MaxMax, 1))
 	}
+	if random.IntN(2) == 0 {
+		o.Keep = 0
+	}
 	if random.IntN(3) > 0 {
 		o.Request, o.Secret = "r"+strconv.Itoa(i), "s"+strconv.Itoa(i)
 	}
 	return o
 }
 
+// randomSettlement is one of a late order that is kept for it, or of none.
 func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement {
-	o := orders[len(orders)-1-random.IntN(min(len(orders), 20))]
+	var o quota.Order
+	if n := random.IntN(min(len(orders), 20)); orders[len(orders)-1-n].Keep > 0 {
+		o = orders[len(orders)-1-n]
+	}
 	used := func() int64 { return random.Int64N(1+random.Int64N(12)) - 1 }
 	s := quota.Settlement{
 		Account: o.Account, Request: o.Request, Secret: o.Secret, OnlyRaise: random.IntN(3) == 0,
