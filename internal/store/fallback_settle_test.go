@@ -360,6 +360,7 @@ func TestLedgerIsBounded(t *testing.T) {
 		t.Errorf("where all are to be admitted: %v", err)
 	}
 	kept := newLedger(1)
+	room := kept.ownKept + int(kept.room.left.Load())
 	for i := range 2 * minReservations {
 		taken, err := kept.take(daily(strconv.Itoa(i)), manner{quota.Local, 1, false}, now)
 		if err != nil || !taken.Admitted && i < 100 {
@@ -368,16 +369,16 @@ func TestLedgerIsBounded(t *testing.T) {
 	}
 	o := daily("r")
 	o.Charges[0].Limit.Max = quota.NoMax
-	for i := range 2 * minReservations {
+	for i := range 2 * room {
 		o.Request = "n" + strconv.Itoa(i)
 		taken, err := kept.take(o, manner{quota.Local, 1, false}, now)
-		if err != nil || !taken.Admitted || (taken.Secret != "") != (i < minReservations-100) {
+		if err != nil || !taken.Admitted || (taken.Secret != "") != (i < room-100) {
 			t.Fatalf("%d: %+v %v", i, taken, err)
 		}
 	}
 	kept.sweep(now.Add(2 * time.Hour).UnixMilli())
-	if kept.kept.Load() != 0 {
-		t.Errorf("%d reservations after their time", kept.kept.Load())
+	if kept.kept.Load() != 0 || kept.ownKept+int(kept.room.left.Load()) != room {
+		t.Errorf("%d reservations after their time, and room for %d: want it for %d", kept.kept.Load(), kept.ownKept+int(kept.room.left.Load()), room)
 	}
 }
 

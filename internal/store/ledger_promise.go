@@ -24,15 +24,15 @@ func (h *holding) repeated(o quota.Order, now time.Time) *promise {
 
 // keep keeps what an order took, as Memory does. Where there is no room, nothing is kept.
 func (l *ledger) keep(s *ledgerShard, h *holding, o quota.Order, t quota.Taken, doubt bool) bool {
-	if s.kept >= max(s.most, minReservations) && h.promises[o.Request] == nil {
-		return false
+	if h.promises[o.Request] == nil {
+		if s.kept >= l.ownKept && !l.room.take() {
+			return false
+		}
+		s.kept++
+		l.kept.Add(1)
 	}
 	if h.promises == nil {
 		h.promises = map[string]*promise{}
-	}
-	if h.promises[o.Request] == nil {
-		s.kept++
-		l.kept.Add(1)
 	}
 	p := &promise{}
 	p.fill(o, t)
@@ -41,6 +41,16 @@ func (l *ledger) keep(s *ledgerShard, h *holding, o quota.Order, t quota.Taken, 
 	}
 	h.promises[o.Request] = p
 	return true
+}
+
+// forget drops a promise.
+func (l *ledger) forget(s *ledgerShard, h *holding, request string) {
+	if s.kept > l.ownKept {
+		l.room.give(1)
+	}
+	delete(h.promises, request)
+	s.kept--
+	l.kept.Add(-1)
 }
 
 // leave leaves a promise to Redis; here it answers repeats.
@@ -77,9 +87,7 @@ func (l *ledger) settle(st quota.Settlement, instances int64, at time.Time) (quo
 	}
 	p.settled, p.expires = true, now.Add(settledKept).UnixMilli()
 	if st.Void {
-		delete(h.promises, st.Request)
-		s.kept--
-		l.kept.Add(-1)
+		l.forget(s, h, st.Request)
 	}
 	l.owe(s, st.Account, h)
 	return quota.Settled, here

@@ -74,9 +74,7 @@ func (l *ledger) sweep(now int64) {
 		for account, h := range s.accounts {
 			for request, p := range h.promises {
 				if p.expires <= now && p.place != onItsWay {
-					delete(h.promises, request)
-					s.kept--
-					l.kept.Add(-1)
+					l.forget(s, h, request)
 				}
 			}
 			if len(h.promises) == 0 && h.giving == nil && h.over(now) {

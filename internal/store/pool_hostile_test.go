@@ -104,16 +104,43 @@ func TestKeyGetsBackWhatIsShed(t *testing.T) {
 	})
 }
 
+// TestPoolSettlesInAnOutage: all requests for a resource are of one pool, and what they reserve there is
+// settled as long as there is room for the reservations of other accounts.
+func TestPoolSettlesInAnOutage(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(noRedis(t), nil)
+	limiter := quota.NewLimiter(f)
+	pool := quota.NewPool("chat", []quota.Limit{{Metric: quota.Tokens, Window: quota.Month, Max: 1_000_000}}, quota.UsualShares())
+	for i := range 4 * minReservations {
+		r := pooled("key"+strconv.Itoa(i%100), 1000)
+		r.Pool, r.ID, r.Cost.Tokens = pool, strconv.Itoa(i), 60
+		d, err := limiter.Decide(t.Context(), r, time.Now())
+		if err != nil || !d.Admitted {
+			t.Fatalf("request %d: %v, refused by %s", i, err, d.RefusedBy.Name())
+		}
+		s := quota.Settlement{Account: r.Account, Request: d.Reservation, Secret: d.Secret, Pool: pool, Used: quota.Cost{Requests: 1, Tokens: 30}}
+		if outcome, err := limiter.Settle(t.Context(), s); outcome != quota.Settled || err != nil {
+			t.Fatalf("settlement %d: %s, %v", i, outcome, err)
+		}
+	}
+	if n := f.Totals().Queued; n > 0 {
+		t.Errorf("%d settlements of the pool wait for Redis, which will not know them", n)
+	}
+}
+
 // TestPoolGetsBackWhatIsNotKept: where no more reservations are kept, as in an outage with many
 // requests, what a key's limits refuse is given back all the same.
 func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
 	t.Parallel()
-	limiter := quota.NewLimiter(fallbackOn(noRedis(t), nil))
+	f := fallbackOn(noRedis(t), nil)
+	ledger := f.parts[0].ledger
+	ledger.room.left.Store(0) // others hold it
+	limiter := quota.NewLimiter(f)
 	requests := 0
 	ask := func(account string, limit int64) quota.Decision {
 		t.Helper()
 		r := pooled(account, limit)
-		r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: minReservations + 200}}, quota.UsualShares())
+		r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: int64(ledger.ownKept + 200)}}, quota.UsualShares())
 		requests++
 		r.ID = strconv.Itoa(requests)
 		d, err := limiter.Decide(t.Context(), r, time.Now())
@@ -122,7 +149,7 @@ func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
 		}
 		return d
 	}
-	for i := range minReservations {
+	for i := range ledger.ownKept {
 		if d := ask("key"+strconv.Itoa(i%100), 1000); !d.Admitted {
 			t.Fatalf("request %d is refused by %s", i, d.RefusedBy.Name())
 		}
