@@ -142,6 +142,46 @@ func TestMovingSlotKeepsTheRest(t *testing.T) {
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 1_000_000, 0))), true, admitted)
 }
 
+// TestSettledElsewhereWhileASlotMoves: what one instance has reserved by itself, since the slot was
+// moving, another can settle before Redis has been given it.
+func TestSettledElsewhereWhileASlotMoves(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 0)
+	o := memberOf(t, c)
+	o.Timeout = 250 * time.Millisecond
+	r := openRedis(t, o)
+	first, second := fallbackOn(r, nil), fallbackOn(r, func(o *FallbackOptions) { o.Instance = "two" })
+	take(t, first, daily("before"))
+	to := c.Servers[0]
+	if to == ownerOf(t, c, countsKey(o.KeyPrefix, "a")) {
+		to = c.Servers[1]
+	}
+	moved := false
+	err := c.MoveSlot(t.Context(), countsKey(o.KeyPrefix, "a"), to, func() {
+		if moved {
+			return
+		}
+		moved = true
+		if taken := take(t, first, daily("r")); !taken.Degraded {
+			t.Error("it is counted by half of its keys")
+		}
+		take(t, second, daily("other"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOutcome(t, settle(t, second, settlement("r", 10)), quota.Queued)
+	for _, f := range []*Fallback{first, second} {
+		f.mend(t.Context(), f.part("a"))
+	}
+	if n := second.Totals(); n.Settled != 1 {
+		t.Errorf("%+v: want it to be settled", n)
+	}
+	if used := tokensUsed(t, first); used != 210 {
+		t.Errorf("%d used: want 210", used)
+	}
+}
+
 // TestInstancesGoBackTogether: one that finds Redis back keeps to its share until the others
 // have found it too, and none waits for longer.
 func TestInstancesGoBackTogether(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 // one that cannot be reached. A connection that is refused is enough.
 const mostFailures = 3
 
-// recent is how long after Redis' return other instances may take to give back their
-// reservations.
+// recent is how long after Redis' return, or the move of a slot, other instances may take to
+// give back their reservations.
 const recent = 5 * time.Second
 
 // A part is a part of Redis that may be reached or not apart from the others, and what is
@@ -34,7 +34,7 @@ type part struct {
 
 	mu   sync.RWMutex  // held while requests are decided without Redis
 	err  error         // why it is open
-	back time.Duration // when it was last closed
+	back time.Duration // when it was last closed, or a slot of it was last moving
 
 	waiting []waiting // settlements
 	queue   sync.Mutex
@@ -53,7 +53,13 @@ func (p *part) fine(now time.Duration) {
 // the part's other slots, and nor does a time-out say that Redis is away while it answers
 // others: a burst of one client's requests is enough for that.
 func (f *Fallback) failed(p *part, err error) {
-	if moving(err) || keyAtFault(err) {
+	if moving(err) {
+		p.mu.Lock()
+		p.back = f.options.Elapsed()
+		p.mu.Unlock()
+		return
+	}
+	if keyAtFault(err) {
 		return
 	}
 	if timedOut(err) && f.answering(p) {
@@ -105,7 +111,7 @@ func (f *Fallback) close(p *part) {
 	f.outage.less(f)
 }
 
-// recent reports whether Redis has only just returned.
+// recent reports whether Redis has only just returned, with all of the part.
 func (f *Fallback) recent(p *part) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
