@@ -348,7 +348,7 @@ type rateLimitSection struct {
 	Hits string `yaml:"hits" jsonschema:"enum=requests,enum=tokens"`
 	// Whether descriptors with is_negative_hits give hits back. Whoever reaches the listener can then do so.
 	NegativeHits bool `yaml:"negative_hits"`
-	// Whether the limit of a descriptor stands in for the tier's.
+	// Whether the limit of a descriptor stands in for the tier's, or the key's.
 	LimitOverride bool `yaml:"limit_override"`
 	// What becomes of calls in which no entry is known: refuse or allow.
 	Unknown string `yaml:"unknown" jsonschema:"enum=refuse,enum=allow"`

@@ -207,7 +207,7 @@ func FuzzHits(f *testing.F) {
 			if q.hits < 0 || q.hits > quota.MaxCost || q.tokens < quota.Unknown || q.tokens > quota.MaxCost || (q.credit && !s.NegativeHits) {
 				t.Errorf("%v counts %+v", request, q)
 			}
-			for _, l := range q.override {
+			for _, l := range q.limits {
 				if err := l.Validate(); err != nil || !s.LimitOverride {
 					t.Errorf("%v: %+v, %v", request, l, err)
 				}

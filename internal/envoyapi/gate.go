@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -111,11 +110,11 @@ type inquiry struct {
 	body        quota.Body
 	model       string // that the body asks for; may be anything
 
-	hits     int64         // how often the request counts
-	look     bool          // what would become of it; nothing is taken
-	tokens   int64         // that a rate limit call says it takes; quota.Unknown: see body
-	credit   bool          // gives hits and tokens back
-	override []quota.Limit // instead of the tier's
+	hits   int64         // how often the request counts
+	look   bool          // what would become of it; nothing is taken
+	tokens int64         // that a rate limit call says it takes; quota.Unknown: see body
+	credit bool          // gives hits and tokens back
+	limits []quota.Limit // see quota.Request
 
 	reasons *reasons // not nil: nothing is taken, and why is written down there
 }
@@ -255,11 +254,8 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	plan := s.Plans[v.Tier]
 	v.Priority = quota.Effective(v.Key.Granted(plan.Tier.Priority), q.priority)
 	r := quota.Request{
-		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Resource: v.Resource, Priority: v.Priority, Pool: s.Pools[v.Resource],
+		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Limits: q.limits, Resource: v.Resource, Priority: v.Priority, Pool: s.Pools[v.Resource],
 		Refundable: s.Tokens.refunds(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
-	}
-	for _, l := range q.override {
-		r.Overrides = append(slices.Clip(r.Overrides), plan.Replacing(l, v.Resource))
 	}
 	t := ticket{
 		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model, q.body.Read),

@@ -32,7 +32,7 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 			if err != nil {
 				return err
 			}
-			q.replace(l)
+			q.limit(l)
 		}
 	}
 	if len(r.GetDescriptors()) == 0 {
@@ -50,15 +50,15 @@ func count(q *inquiry, s *RateLimitSettings, r *rlsv3.RateLimitRequest) error {
 	return nil
 }
 
-// replace notes a descriptor's limit. Where several have one of the same window, the least holds.
-func (q *inquiry) replace(l quota.Limit) {
-	for i, other := range q.override {
+// limit notes a descriptor's limit. Where several have one of the same window, the least holds.
+func (q *inquiry) limit(l quota.Limit) {
+	for i, other := range q.limits {
 		if other.Window == l.Window {
-			q.override[i].Max = min(other.Max, l.Max)
+			q.limits[i].Max = min(other.Max, l.Max)
 			return
 		}
 	}
-	q.override = append(q.override, l)
+	q.limits = append(q.limits, l)
 }
 
 // take notes how many hits are taken or given back, and whether the call says so.

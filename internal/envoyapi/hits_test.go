@@ -11,6 +11,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -37,6 +38,13 @@ func TestHits(t *testing.T) {
 		tier.Limits = append(tier.Limits, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 60, Resource: quota.DefaultResource})
 		s.Plans["pro"] = quota.NewPlan(tier, quota.ByKeyAndResource, nil)
 	}
+	ofKey := func(s *Settings) {
+		byResource(s)
+		pro := *s.Keys.File.ByID("key_pro")
+		pro.Overrides = []quota.Override{{Limit: quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 60, Resource: quota.DefaultResource}}}
+		s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Limits: s.Plans["pro"].Tier.Limits[:1]}, quota.ByKeyAndResource, nil)
+		s.Keys.File, _ = apikey.NewDirectory([]apikey.Record{pro}, nil)
+	}
 	for name, c := range map[string]struct {
 		settings func(*Settings)
 		before   uint32 // requests taken before
@@ -59,6 +67,7 @@ func TestHits(t *testing.T) {
 		"a limit of its own":         {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
 		"the least of several":       {settings: all, before: 3, ds: []*d{key(&d{Limit: over}), {Limit: more}}, used: "3", status: 429},
 		"its limit of each resource": {settings: byResource, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
+		"where the key has its own":  {settings: ofKey, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
 		"its limit is not believed":  {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
 		"tokens":                     {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
 		"tokens given back":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},

@@ -50,6 +50,7 @@ type Request struct {
 	Account   string // the key ID that the counts belong to
 	Tier      *Plan
 	Overrides []Override
+	Limits    []Limit // of this request alone, in the place of those that have the same counters
 	Resource  string
 	Priority  Priority
 	Pool      *Pool // of the resource; nil: it has none
@@ -167,15 +168,20 @@ func (p *Plan) replaced(limits []Limit, i int, resource string) bool {
 	return false
 }
 
-// Replacing returns what puts a limit, for one request for a resource, in the place of the tier's that
-// counts the same: of the one that names the resource, where that stands in for the other.
-func (p *Plan) Replacing(l Limit, resource string) Override {
-	twin := l
-	twin.Resource = resource
-	if p.countBy == ByKeyAndResource && slices.ContainsFunc(p.Tier.Limits, twin.sameCounter) {
-		l = twin
+// replace puts limits in the place of those charges of a resource that have the same counters,
+// which go on counting as they do, or beside them.
+func (p *Plan) replace(charges []Charge, limits []Limit, resource string) []Charge {
+	charges = slices.Clone(charges)
+	for _, l := range limits {
+		counter := p.counter(l, resource)
+		i := slices.IndexFunc(charges, func(c Charge) bool { return c.Counter == counter })
+		if i < 0 {
+			charges = append(charges, Charge{Limit: l, Counter: counter})
+		} else {
+			charges[i].Limit.Max = l.Max
+		}
 	}
-	return Override{Limit: l, Inherits: true}
+	return charges
 }
 
 // counter names the counter of a limit by what is counted and the window,
@@ -200,6 +206,9 @@ func (r Request) charges(now time.Time) []Charge {
 	templates, ok := r.Tier.charges[selector{r.Resource, r.Priority}]
 	if len(r.Overrides) > 0 || !ok {
 		templates = r.Tier.applying(overridden(r.Tier.Tier.Limits, r.Overrides, now), r.Resource, r.Priority)
+	}
+	if len(r.Limits) > 0 {
+		templates = r.Tier.replace(templates, r.Limits, r.Resource)
 	}
 	charges := make([]Charge, 0, len(templates))
 	for _, c := range templates {
