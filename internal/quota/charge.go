@@ -39,10 +39,14 @@ type Override struct {
 // Algorithm returns the name of its own way to count; empty: it is that of the limit that it
 // replaces, or fixed.
 func (o Override) Algorithm() string {
-	if o.Inherits {
+	switch {
+	case o.Inherits:
 		return ""
+	case o.Limit.Window.Sliding():
+		return sliding
+	default:
+		return fixed
 	}
-	return o.Limit.Window.Algorithm()
 }
 
 // A Request is a question to the Limiter.

@@ -1,7 +1,6 @@
 package quota
 
 import (
-	"fmt"
 	"math"
 	"time"
 )
@@ -25,20 +24,12 @@ func (w Window) ParseAlgorithm(s string) (Window, error) {
 	case sliding:
 		return w.Slide(), nil
 	default:
-		return w, fmt.Errorf("unknown algorithm %q: want %s or %s", s, fixed, sliding)
+		return w, unknown("algorithm", s, fixed+" or "+sliding)
 	}
 }
 
-// Algorithm returns the name of the way to count.
+// Algorithm returns the name of the way to count; empty is fixed.
 func (w Window) Algorithm() string {
-	if w.Sliding() {
-		return sliding
-	}
-	return fixed
-}
-
-// UnusualAlgorithm is Algorithm, but empty where that is what holds if nothing is said.
-func (w Window) UnusualAlgorithm() string {
 	if w.Sliding() {
 		return sliding
 	}

@@ -61,7 +61,7 @@ type OverrideView struct {
 // overrideView shows a limit, without end.
 func overrideView(l quota.Limit) OverrideView {
 	return OverrideView{
-		Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Algorithm: l.Window.UnusualAlgorithm(),
+		Metric: l.Metric.String(), Per: l.Window.String(), Max: l.Max, Algorithm: l.Window.Algorithm(),
 		Resource: l.Resource, Priority: int(l.Priority),
 	}
 }

@@ -104,7 +104,7 @@ func setHeaders(h http.Header, s quota.State, priority quota.Priority, unlimited
 
 func viewOf(s quota.State) LimitView {
 	v := LimitView{
-		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Algorithm: s.Limit.Window.UnusualAlgorithm(),
+		Name: s.Limit.Name(), Metric: s.Limit.Metric.String(), Per: s.Limit.Window.String(), Algorithm: s.Limit.Window.Algorithm(),
 		Resource: s.Limit.Resource, Priority: int(s.Limit.Priority), Used: s.Used, Reset: s.Reset.Unix(),
 	}
 	if s.Limit.Max != quota.NoMax {
