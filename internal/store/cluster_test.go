@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,15 @@ func ownerOf(t *testing.T, c *devstack.RedisCluster, key string) *devstack.Redis
 		t.Fatal(err)
 	}
 	return owner
+}
+
+// moveSlot moves the slot of a key to the next server, as RedisCluster.MoveSlot does.
+func moveSlot(t *testing.T, c *devstack.RedisCluster, key string, between func()) {
+	t.Helper()
+	i := slices.Index(c.Servers, ownerOf(t, c, key))
+	if err := c.MoveSlot(t.Context(), key, c.Servers[(i+1)%len(c.Servers)], between); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // inCluster returns options of a store in a Cluster.
@@ -162,7 +172,7 @@ func TestSlotMovesWhileCounting(t *testing.T) {
 			}
 		})
 	}
-	for move := range 6 {
+	for range 6 {
 		had := requests.Load()
 		soon(t, func() error {
 			if requests.Load() < had+50 {
@@ -170,14 +180,7 @@ func TestSlotMovesWhileCounting(t *testing.T) {
 			}
 			return nil
 		})
-		from := ownerOf(t, c, countsKey(r.prefix, "a"))
-		to := c.Servers[move%3]
-		if to == from {
-			to = c.Servers[(move+1)%3]
-		}
-		if err := c.MoveSlot(t.Context(), countsKey(r.prefix, "a"), to, nil); err != nil {
-			t.Fatal(err)
-		}
+		moveSlot(t, c, countsKey(r.prefix, "a"), nil)
 	}
 	close(stop)
 	counting.Wait()
@@ -296,13 +299,7 @@ func TestSlotOfKeysMoves(t *testing.T) {
 	k := NewRedisKeys(openRedis(t, memberOf(t, c)), KeyNotices{})
 	w := watch(t, k)
 	w.await(t, write(t, k, newRecord("before"))[0])
-	to := c.Servers[0]
-	if ownerOf(t, c, k.records) == to {
-		to = c.Servers[1]
-	}
-	if err := c.MoveSlot(t.Context(), k.records, to, nil); err != nil {
-		t.Fatal(err)
-	}
+	moveSlot(t, c, k.records, nil)
 	w.await(t, write(t, k, newRecord("after"))[0])
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -114,16 +115,7 @@ func TestMovingSlotKeepsTheRest(t *testing.T) {
 		return take(t, f, o)
 	}
 	reserve()
-	to := c.Servers[0]
-	if to == ownerOf(t, c, countsKey(o.KeyPrefix, "a")) {
-		to = c.Servers[1]
-	}
-	moved := false
-	err := c.MoveSlot(t.Context(), countsKey(o.KeyPrefix, "a"), to, func() {
-		if moved {
-			return
-		}
-		moved = true
+	moveSlot(t, c, countsKey(o.KeyPrefix, "a"), sync.OnceFunc(func() {
 		for range mostFailures + 1 {
 			if !reserve().Degraded {
 				t.Error("it is counted by half of its keys")
@@ -134,10 +126,7 @@ func TestMovingSlotKeepsTheRest(t *testing.T) {
 				t.Error("another slot is taken for one that is away")
 			}
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	becomes(t, "counts are shared", func() bool { return allShared(f) })
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 1_000_000, 0))), true, admitted)
 }
@@ -152,24 +141,12 @@ func TestSettledElsewhereWhileASlotMoves(t *testing.T) {
 	r := openRedis(t, o)
 	first, second := fallbackOn(r, nil), fallbackOn(r, func(o *FallbackOptions) { o.Instance = "two" })
 	take(t, first, daily("before"))
-	to := c.Servers[0]
-	if to == ownerOf(t, c, countsKey(o.KeyPrefix, "a")) {
-		to = c.Servers[1]
-	}
-	moved := false
-	err := c.MoveSlot(t.Context(), countsKey(o.KeyPrefix, "a"), to, func() {
-		if moved {
-			return
-		}
-		moved = true
+	moveSlot(t, c, countsKey(o.KeyPrefix, "a"), sync.OnceFunc(func() {
 		if taken := take(t, first, daily("r")); !taken.Degraded {
 			t.Error("it is counted by half of its keys")
 		}
 		take(t, second, daily("other"))
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	wantOutcome(t, settle(t, second, settlement("r", 10)), quota.Queued)
 	for _, f := range []*Fallback{first, second} {
 		f.mend(t.Context(), f.part("a"))

@@ -273,13 +273,7 @@ func TestSlotMovesWithinABatch(t *testing.T) {
 	do(t, home, "SCRIPT", "FLUSH")
 	count()
 	wantAlone("without the script", len(together))
-	to := c.Servers[0]
-	if to == home {
-		to = c.Servers[1]
-	}
-	if err := c.MoveSlot(t.Context(), countsKey(r.prefix, "a0"), to, count); err != nil {
-		t.Fatal(err)
-	}
+	moveSlot(t, c, countsKey(r.prefix, "a0"), count)
 	alone = 0
 	count()
 	wantAlone("after the move", 1)
