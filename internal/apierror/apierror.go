@@ -71,7 +71,7 @@ func OfKey(err error, headers []string) Error {
 
 // withKey shows how a request carries a key.
 func withKey(headers []string) string {
-	if len(headers) == 0 || headers[0] == "authorization" {
+	if headers[0] == "authorization" {
 		return "Authorization: Bearer YOUR_API_KEY"
 	}
 	return headers[0] + ": YOUR_API_KEY"
