@@ -103,7 +103,7 @@ type whole int64
 func (w *whole) UnmarshalYAML(node *yaml.Node) error {
 	var exact float64
 	if node.Decode(&exact) == nil && exact != math.Trunc(exact) {
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: cannot unmarshal !!float `%s` into int64", node.Line, node.Value)}}
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: want a whole number, have %q", node.Line, node.Value)}}
 	}
 	return node.Decode((*int64)(w)) //nolint:wrapcheck // the library adds its faults to the others
 }
@@ -136,7 +136,7 @@ func wanted(goType string) string {
 		return "true or false"
 	case goType == "string":
 		return "a text"
-	case strings.HasPrefix(goType, "int"), strings.HasPrefix(goType, "*int"):
+	case goType == "int64":
 		return "a whole number"
 	case goType == "float64":
 		return "a number"
