@@ -13,13 +13,12 @@ import (
 // admitted beside them while that could not be reached, until it is given back. It is
 // safe for concurrent use.
 type ledger struct {
-	seed    maphash.Seed
-	shards  [shardCount]ledgerShard
-	owing   atomic.Int64 // accounts that have something to give back
-	kept    atomic.Int64 // reservations
-	ownKept int          // for how many of them a shard has room, whatever others hold
-	room    room         // for those beyond
-	ended   atomic.Int64 // counts whose windows ended before they were given back
+	seed   maphash.Seed
+	shards [shardCount]ledgerShard
+	owing  atomic.Int64 // accounts that have something to give back
+	kept   atomic.Int64 // reservations
+	room   reservationRoom
+	ended  atomic.Int64 // counts whose windows ended before they were given back
 }
 
 type ledgerShard struct {
@@ -91,9 +90,7 @@ type manner struct {
 
 func newLedger(maxAccounts int) *ledger {
 	l := &ledger{seed: maphash.MakeSeed()}
-	reservations := max(maxAccounts, shardCount*minReservations)
-	l.ownKept = reservations / 2 / shardCount
-	l.room.give(reservations - l.ownKept*shardCount)
+	l.room.divide(maxAccounts, shardCount)
 	for i := range l.shards {
 		l.shards[i].accounts, l.shards[i].owing = map[string]*holding{}, map[string]bool{}
 		l.shards[i].most = max(1, (maxAccounts+shardCount-1)/shardCount)

@@ -25,7 +25,7 @@ func (h *holding) repeated(o quota.Order, now time.Time) *promise {
 // keep keeps what an order took, as Memory does. Where there is no room, nothing is kept.
 func (l *ledger) keep(s *ledgerShard, h *holding, o quota.Order, t quota.Taken, doubt bool) bool {
 	if h.promises[o.Request] == nil {
-		if s.kept >= l.ownKept && !l.room.take() {
+		if !l.room.take(s.kept) {
 			return false
 		}
 		s.kept++
@@ -45,9 +45,7 @@ func (l *ledger) keep(s *ledgerShard, h *holding, o quota.Order, t quota.Taken, 
 
 // forget drops a promise.
 func (l *ledger) forget(s *ledgerShard, h *holding, request string) {
-	if s.kept > l.ownKept {
-		l.room.give(1)
-	}
+	l.room.give(s.kept)
 	delete(h.promises, request)
 	s.kept--
 	l.kept.Add(-1)

@@ -41,10 +41,9 @@ type Memory struct {
 	names  *names
 	shards []shard
 
-	accounts        room
-	ownReservations int  // how many reservations a shard has room for, whatever others hold
-	reservations    room // for those beyond
-	refused         *latelyRefused
+	accounts     room
+	reservations reservationRoom
+	refused      *latelyRefused
 
 	sweeping sync.Mutex
 	swept    int64 // Unix s of the latest sweep
@@ -98,9 +97,7 @@ func NewMemory(now func() time.Time, maxAccounts int) *Memory {
 		m.shards[i].accounts = newAccounts()
 		m.shards[i].reservations = map[uint64]record{}
 	}
-	reservations := max(maxAccounts, shardCount*minReservations)
-	m.ownReservations = reservations / 2 / len(m.shards)
-	m.reservations.give(reservations - m.ownReservations*len(m.shards))
+	m.reservations.divide(maxAccounts, len(m.shards))
 	m.accounts.give(maxAccounts)
 	return m
 }

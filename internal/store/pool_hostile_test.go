@@ -134,13 +134,13 @@ func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
 	t.Parallel()
 	f := fallbackOn(noRedis(t), nil)
 	ledger := f.parts[0].ledger
-	ledger.room.left.Store(0) // others hold it
+	ledger.room.rest.left.Store(0) // others hold it
 	limiter := quota.NewLimiter(f)
 	requests := 0
 	ask := func(account string, limit int64) quota.Decision {
 		t.Helper()
 		r := pooled(account, limit)
-		r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: int64(ledger.ownKept + 200)}}, quota.UsualShares())
+		r.Pool = quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Month, Max: int64(ledger.room.own + 200)}}, quota.UsualShares())
 		requests++
 		r.ID = strconv.Itoa(requests)
 		d, err := limiter.Decide(t.Context(), r, time.Now())
@@ -149,7 +149,7 @@ func TestPoolGetsBackWhatIsNotKept(t *testing.T) {
 		}
 		return d
 	}
-	for i := range ledger.ownKept {
+	for i := range ledger.room.own {
 		if d := ask("key"+strconv.Itoa(i%100), 1000); !d.Admitted {
 			t.Fatalf("request %d is refused by %s", i, d.RefusedBy.Name())
 		}

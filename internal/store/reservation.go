@@ -122,13 +122,36 @@ func keptUntil(o quota.Order, now time.Time) int64 {
 	return now.Add(max(o.Keep, quota.RepeatWindow)).UnixMilli()
 }
 
-// roomForReservation takes room for a reservation. A shard has room of its own, and all
-// share the rest. Where there is none it makes some by dropping a reservation that is older
+// A reservationRoom is room for reservations. Each shard has half of its even share for itself,
+// and all have the rest together.
+type reservationRoom struct {
+	own  int // of a shard
+	rest room
+}
+
+// divide gives the room that there is beside so many accounts to so many shards.
+func (r *reservationRoom) divide(maxAccounts, shards int) {
+	all := max(maxAccounts, shardCount*minReservations)
+	r.own = all / 2 / shards
+	r.rest.give(all - r.own*shards)
+}
+
+// take takes room for one more in a shard that has so many, if there is any.
+func (r *reservationRoom) take(has int) bool { return has < r.own || r.rest.take() }
+
+// give gives back the room of one in a shard that has so many with it.
+func (r *reservationRoom) give(has int) {
+	if has > r.own {
+		r.rest.give(1)
+	}
+}
+
+// roomForReservation takes room for a reservation. Where there is none it makes some by dropping a reservation that is older
 // than its repeats can be: of some taken by chance a settled one, else the oldest. A charge
 // whose reservation is dropped stands as it is.
 func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 	const sample = 64
-	if _, known := s.reservations[id]; known || len(s.reservations) < m.ownReservations || m.reservations.take() {
+	if _, known := s.reservations[id]; known || m.reservations.take(len(s.reservations)) {
 		return true
 	}
 	if now.Before(s.allYoung) {
@@ -157,17 +180,15 @@ func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 func (m *Memory) putReservation(account, request string, r record) {
 	hash := m.hash(account)
 	s, id := m.shard(hash), m.reservationID(hash, request)
-	if _, known := s.reservations[id]; !known && len(s.reservations) >= m.ownReservations {
-		m.reservations.give(-1)
+	if _, known := s.reservations[id]; !known && len(s.reservations) >= m.reservations.own {
+		m.reservations.rest.give(-1)
 	}
 	s.reservations[id] = r
 }
 
 // forget drops a reservation.
 func (m *Memory) forget(s *shard, id uint64) {
-	if len(s.reservations) > m.ownReservations {
-		m.reservations.give(1)
-	}
+	m.reservations.give(len(s.reservations))
 	delete(s.reservations, id)
 }
 

@@ -370,7 +370,7 @@ func TestMemoryReservationsAreBounded(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	m := NewMemory(func() time.Time { return now }, 2)
-	most := m.ownReservations + int(m.reservations.left.Load()) // of one shard
+	most := m.reservations.own + int(m.reservations.rest.left.Load()) // of one shard
 	order := func(i int) quota.Order {
 		return quota.Order{Account: "a", Request: strconv.Itoa(i), Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Day, 1_000_000, 1)}}
 	}
@@ -411,7 +411,7 @@ func TestMemoryReservationsAreBounded(t *testing.T) {
 	if s := m.shard(m.hash("a")); len(s.reservations) != 0 {
 		t.Errorf("%d expired reservations are left", len(s.reservations))
 	}
-	if left := m.reservations.left.Load(); left != int64(most-m.ownReservations) {
-		t.Errorf("room for %d again: want %d", left, most-m.ownReservations)
+	if left := m.reservations.rest.left.Load(); left != int64(most-m.reservations.own) {
+		t.Errorf("room for %d again: want %d", left, most-m.reservations.own)
 	}
 }
