@@ -222,19 +222,13 @@ func (a *AdminAccounts) limited(o *object) quota.Limit {
 	var l quota.Limit
 	var metric, per string
 	var err error
-	if _, given := o.fields["metric"]; !given {
-		o.fault("metric", "missing: want requests, tokens, input_tokens or output_tokens")
-	} else if take(o, "metric", aText, &metric) {
-		if l.Metric, err = quota.ParseMetric(short(metric)); err != nil {
-			o.fault("metric", "%v", err)
-		}
+	take(o, "metric", aText, &metric)
+	if l.Metric, err = quota.ParseMetric(short(metric)); err != nil && !o.faulty("metric") {
+		o.fault("metric", "%v", err)
 	}
-	if _, given := o.fields["per"]; !given {
-		o.fault("per", "missing: want second, minute, hour, day, week, month or a duration such as 90s")
-	} else if take(o, "per", aText, &per) {
-		if l.Window, err = quota.ParseWindow(short(per)); err != nil {
-			o.fault("per", "%v", err)
-		}
+	take(o, "per", aText, &per)
+	if l.Window, err = quota.ParseWindow(short(per)); err != nil && !o.faulty("per") {
+		o.fault("per", "%v", err)
 	}
 	if take(o, "resource", aText, &l.Resource) && l.Resource != "" && !a.offers(l.Resource) {
 		o.fault("resource", "unknown resource %q: want one of %s", short(l.Resource), strings.Join(a.resourceNames(), ", "))
