@@ -157,11 +157,8 @@ func (l *Limiter) decideKeyFirst(ctx context.Context, r Request, own, share Orde
 	}
 	d := own.decided(key)
 	if !d.Admitted {
-		pool, err := l.lookAtPool(ctx, r, share.Charges) // whose wait may be longer
-		switch {
-		case err != nil:
-			return unanswered(own.Charges, now), err
-		case !pool.Admitted:
+		// The wait of the pool may be longer. Refused it is, whether that is known or not.
+		if pool, err := l.lookAtPool(ctx, r, share.Charges); err == nil && !pool.Admitted {
 			return decideBoth(own.Charges, share.Charges, key, pool), nil
 		}
 		return d, nil

@@ -112,6 +112,30 @@ func TestHammeringLeavesThePoolAlone(t *testing.T) {
 	}
 }
 
+// TestRefusedThoughThePoolIsUnknown: a key that has nothing left is refused, whether it can be told
+// of its pool or not.
+func TestRefusedThoughThePoolIsUnknown(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	limiter := quota.NewLimiter(fallbackOn(openRedis(t, at(server.Address)), nil))
+	r := pooled("a", 1)
+	r.Tier.Tier.OnFailure = quota.Deny
+	r.Firm = false
+	ask := func() (quota.Decision, error) {
+		r.ID = rand.Text() // it might repeat another, so no refusal that is remembered serves
+		return limiter.Decide(t.Context(), r, time.Now())
+	}
+	for i := range 2 {
+		if d, err := ask(); err != nil || d.Admitted != (i == 0) {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	do(t, server, "SET", countsKey("test", "capacity:chat"), "text")
+	if d, err := ask(); err != nil || d.Admitted || d.RefusedBy.Name() != "requests_per_month" {
+		t.Errorf("%+v, %v: want a refusal by the key's own limit", d, err)
+	}
+}
+
 // TestPoolFindsRoom: keys, however many come, leave a pool its place.
 func TestPoolFindsRoom(t *testing.T) {
 	t.Parallel()
