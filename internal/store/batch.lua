@@ -264,7 +264,7 @@ for p = 1, tonumber(ARGV[2]) do
   local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
     counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
   args = args + 2
-  local text, counted = '', ''
+  local text = ''
   for i = 1, plan.n do
     local counter, length, max, cost = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3], ARGV[args + 4]
     local w = window(length)
@@ -278,18 +278,19 @@ for p = 1, tonumber(ARGV[2]) do
       plan.open = plan.open + 1
       plan.opens[plan.open] = i
     end
-    text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
-    counted = counted .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
+    if keep == 0 then
+      text = text .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
+    else
+      text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
+    end
     args = args + 4
   end
   if plan.slides then
     for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
   end
+  if keep == 0 then text = '#' .. sub(redis.sha1hex(text), 1, 8) end
   text = text .. '|'
-  if keep == 0 then
-    text = '#' .. sub(redis.sha1hex(counted), 1, 8) .. '|'
-    known[text] = digested(plan)
-  end
+  if keep == 0 then known[text] = digested(plan) end
   plan.text = ' 0 ' .. text
   plans[p] = plan
 end
