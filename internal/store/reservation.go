@@ -139,6 +139,13 @@ func (r *reservationRoom) divide(maxAccounts, shards int) {
 // take takes room for one more in a shard that has so many, if there is any.
 func (r *reservationRoom) take(has int) bool { return has < r.own || r.rest.take() }
 
+// force takes room for one more in a shard that has so many, if there is any or not.
+func (r *reservationRoom) force(has int) {
+	if has >= r.own {
+		r.rest.give(-1)
+	}
+}
+
 // give gives back the room of one in a shard that has so many with it.
 func (r *reservationRoom) give(has int) {
 	if has > r.own {
@@ -146,9 +153,9 @@ func (r *reservationRoom) give(has int) {
 	}
 }
 
-// roomForReservation takes room for a reservation. Where there is none it makes some by dropping a reservation that is older
-// than its repeats can be: of some taken by chance a settled one, else the oldest. A charge
-// whose reservation is dropped stands as it is.
+// roomForReservation takes room for a reservation. Where there is none it makes some by dropping
+// a reservation that is older than its repeats can be: of some taken by chance a settled one, else
+// the oldest. A charge whose reservation is dropped stands as it is.
 func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 	const sample = 64
 	if _, known := s.reservations[id]; known || m.reservations.take(len(s.reservations)) {
@@ -180,8 +187,8 @@ func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 func (m *Memory) putReservation(account, request string, r record) {
 	hash := m.hash(account)
 	s, id := m.shard(hash), m.reservationID(hash, request)
-	if _, known := s.reservations[id]; !known && len(s.reservations) >= m.reservations.own {
-		m.reservations.rest.give(-1)
+	if _, known := s.reservations[id]; !known {
+		m.reservations.force(len(s.reservations))
 	}
 	s.reservations[id] = r
 }
