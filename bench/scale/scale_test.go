@@ -81,7 +81,7 @@ func TestLittle(t *testing.T) {
 func gathering(rate float64) Server {
 	return Server{
 		Rate: rate, Instances: 4, RoundTrip: 200 * time.Microsecond, Costs: Costs{Wire: 12 * time.Microsecond, Order: 4 * time.Microsecond},
-		Batch: 128, Gather: 2 * time.Millisecond, Seed: 1, Warm: 10_000, Requests: 60_000,
+		Batch: 128, Enough: 128, Gather: 2 * time.Millisecond, Seed: 1, Warm: 10_000, Requests: 60_000,
 	}
 }
 

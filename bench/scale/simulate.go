@@ -24,7 +24,7 @@ type Server struct {
 	RoundTrip time.Duration // over the network, without the server's own time
 	Costs     Costs
 	Batch     int           // how many gather at the most
-	Enough    int           // how many do not wait for a call that is under way alone; 0: as many as Batch
+	Enough    int           // how many do not wait for a call that is under way alone
 	Gather    time.Duration // how long the first waits at the most while a round trip is under way
 	// ByKey: each key of a batch needs a script call of its own, as in a Cluster.
 	ByKey bool
@@ -232,7 +232,7 @@ func (s *simulation) arrive() {
 // ready reports whether those that an instance has gathered do not wait for its calls under way.
 func (s *simulation) ready(l *lane) bool {
 	n := len(l.gathered)
-	return l.underWay == 0 || l.underWay == 1 && s.Enough > 0 && n >= s.Enough || n >= s.Batch
+	return l.underWay == 0 || l.underWay == 1 && n >= s.Enough || n >= s.Batch
 }
 
 // send makes a call of what an instance has gathered. Calls come to the server in the
