@@ -127,3 +127,6 @@ func (e Error) Body() string {
 
 // Up rounds a wait up to whole units, at least 1.
 func Up(wait, unit time.Duration) int64 { return max(1, int64((wait+unit-1)/unit)) }
+
+// UpUnix returns a time in Unix seconds, rounded up, as X-RateLimit-Reset has it.
+func UpUnix(t time.Time) int64 { return t.Add(time.Second - time.Nanosecond).Unix() }

@@ -115,7 +115,7 @@ func (v *Verdict) reset() int64 {
 	if !v.counted() {
 		return v.At.Unix()
 	}
-	return v.Decision.Reset.Add(time.Second - time.Nanosecond).Unix()
+	return apierror.UpUnix(v.Decision.Reset)
 }
 
 func (v *Verdict) appendRefusal(hs []header) []header {

@@ -118,7 +118,7 @@ func (c *Customers) authenticated(next accountHandler) http.HandlerFunc {
 
 // refuseVisit answers who comes too often.
 func refuseVisit(w http.ResponseWriter, now time.Time, wait time.Duration) {
-	w.Header().Set("X-RateLimit-Reset", strconv.FormatInt(now.Add(wait+time.Second-time.Nanosecond).Unix(), 10))
+	w.Header().Set("X-RateLimit-Reset", strconv.FormatInt(apierror.UpUnix(now.Add(wait)), 10))
 	w.Header().Set("Retry-After", strconv.FormatInt(apierror.Up(wait, time.Second), 10))
 	w.Header().Set("Retry-After-Ms", strconv.FormatInt(apierror.Up(wait, time.Millisecond), 10))
 	w.Header().Set("X-RateLimit-Limited-By", "limits_per_second")
