@@ -23,6 +23,7 @@ func configCheck(_ context.Context, args []string, env environment) error {
 	options := config.Options{Getenv: env.getenv}
 	configFlags(flags, &options)
 	asJSON := flags.Bool("json", false, "print JSON")
+	flags.BoolVar(&options.WithoutSecrets, "without-secrets", false, "read no secret, certificate or private key that the file names, to check it where they are not")
 	if err := parse(flags, args, env); err != nil {
 		return err
 	}

@@ -98,6 +98,8 @@ func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
 	case keyFile == "":
 		c.fault(at+".key_file", "empty: want the private key of the certificate in cert_file")
 		return nil
+	case c.loader.options.WithoutSecrets:
+		return nil
 	}
 	certPEM, err := c.loader.readFile(c.loader.beside(certFile))
 	if err != nil {
@@ -120,7 +122,7 @@ func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
 
 // roots reads certificates that others must lead to; nil where no file is named.
 func (c *checker) roots(at, file string) *x509.CertPool {
-	if file == "" {
+	if file == "" || c.loader.options.WithoutSecrets {
 		return nil
 	}
 	content, err := c.loader.readFile(c.loader.beside(file))
