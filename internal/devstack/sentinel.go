@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 )
@@ -16,8 +15,6 @@ type SentinelOptions struct {
 	Dir       string        // for the servers' files
 	Replicas  int           // of the one primary
 	DownAfter time.Duration // after which a silent primary counts as lost; default 1 s
-	Words     []string      // further ones for each redis-server that keeps data
-	Config    []string      // further lines of each Sentinel's configuration
 }
 
 // SentinelMaster is what the Sentinels of a set call the primary.
@@ -43,7 +40,7 @@ func StartSentinels(ctx context.Context, o SentinelOptions) (*SentinelSet, error
 }
 
 func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
-	words := o.Words
+	var words []string
 	for range 1 + o.Replicas {
 		r, err := StartRedisServer(ctx, o.Dir, words...)
 		if r != nil {
@@ -54,7 +51,7 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 		}
 		if len(s.Servers) == 1 {
 			host, port, _ := strings.Cut(r.Address, ":")
-			words = slices.Concat(o.Words, []string{"--replicaof", host + " " + port})
+			words = []string{"--replicaof", host + " " + port}
 		}
 	}
 	for range 3 {
@@ -77,14 +74,14 @@ func startSentinel(ctx context.Context, o SentinelOptions, primary string) (*Red
 	}
 	_, own, _ := strings.Cut(r.Address, ":")
 	host, port, _ := strings.Cut(primary, ":")
-	lines := append([]string{
+	lines := []string{
 		"bind 127.0.0.1",
 		"port " + own,
 		"dir " + r.Dir,
 		fmt.Sprintf("sentinel monitor %s %s %s 2", SentinelMaster, host, port),
 		fmt.Sprintf("sentinel down-after-milliseconds %s %d", SentinelMaster, o.DownAfter.Milliseconds()),
 		fmt.Sprintf("sentinel failover-timeout %s %d", SentinelMaster, 4*o.DownAfter.Milliseconds()),
-	}, o.Config...)
+	}
 	file := filepath.Join(r.Dir, "sentinel.conf") // a Sentinel writes to it
 	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("write the configuration of a Sentinel: %w", err)
