@@ -3,6 +3,7 @@ package devstack
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -87,5 +88,18 @@ func TestSentinels(t *testing.T) {
 	}
 	if info, err := s.Servers[1].Do(t.Context(), "ROLE"); err != nil || !strings.HasPrefix(info, "master") {
 		t.Errorf("role %q: %v", info, err)
+	}
+	events, err := s.Events()
+	if err != nil {
+		t.Fatal(err)
+	}
+	promoted := slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !e.Promoted() })
+	if len(promoted) != 1 || promoted[0].Address != s.Servers[1].Address {
+		t.Errorf("promoted: %v, want %s once", promoted, s.Servers[1].Address)
+	}
+	first := slices.IndexFunc(events, func(e Event) bool { return strings.HasPrefix(e.Text, "+sdown master "+SentinelMaster) })
+	last := slices.IndexFunc(events, func(e Event) bool { return strings.HasPrefix(e.Text, "+switch-master "+SentinelMaster) })
+	if first < 0 || last < first {
+		t.Errorf("events do not tell of the loss and the new primary, in this order:\n%v", events)
 	}
 }

@@ -6,16 +6,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
 
 // SentinelOptions say what a set consists of.
 type SentinelOptions struct {
-	Dir       string        // for the servers' files
-	Replicas  int           // of the one primary
-	DownAfter time.Duration // after which a silent primary counts as lost; default 1 s
+	Dir      string // for the servers' files
+	Replicas int    // of the one primary
 }
+
+const (
+	// downAfter is the silence after which a primary counts as lost. A promotion closes the
+	// Sentinels' connections to the server, and they connect to one once a second at the
+	// most: after one second they may take the new primary for lost, and promote another.
+	downAfter = 2 * time.Second
+	// failoverTimeout is half of the wait after a vote that no Sentinel won.
+	failoverTimeout = 4 * time.Second
+)
 
 // SentinelMaster is what the Sentinels of a set call the primary.
 const SentinelMaster = "counts"
@@ -29,9 +39,6 @@ type SentinelSet struct {
 // StartSentinels starts a set and waits until every Sentinel knows the replicas and the
 // other Sentinels: 2 s to 5 s.
 func StartSentinels(ctx context.Context, o SentinelOptions) (*SentinelSet, error) {
-	if o.DownAfter == 0 {
-		o.DownAfter = time.Second
-	}
 	s := &SentinelSet{}
 	if err := s.start(ctx, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("start Redis with Sentinels: %w", err), s.Stop())
@@ -55,7 +62,7 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 		}
 	}
 	for range 3 {
-		r, err := startSentinel(ctx, o, s.Servers[0].Address)
+		r, err := startSentinel(ctx, o.Dir, s.Servers[0].Address)
 		if r != nil {
 			s.Sentinels = append(s.Sentinels, r)
 		}
@@ -67,8 +74,8 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 }
 
 // startSentinel starts one that watches a primary.
-func startSentinel(ctx context.Context, o SentinelOptions, primary string) (*RedisServer, error) {
-	r, err := newRedisServer(o.Dir)
+func startSentinel(ctx context.Context, dir, primary string) (*RedisServer, error) {
+	r, err := newRedisServer(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -79,8 +86,8 @@ func startSentinel(ctx context.Context, o SentinelOptions, primary string) (*Red
 		"port " + own,
 		"dir " + r.Dir,
 		fmt.Sprintf("sentinel monitor %s %s %s 2", SentinelMaster, host, port),
-		fmt.Sprintf("sentinel down-after-milliseconds %s %d", SentinelMaster, o.DownAfter.Milliseconds()),
-		fmt.Sprintf("sentinel failover-timeout %s %d", SentinelMaster, 4*o.DownAfter.Milliseconds()),
+		fmt.Sprintf("sentinel down-after-milliseconds %s %d", SentinelMaster, downAfter.Milliseconds()),
+		fmt.Sprintf("sentinel failover-timeout %s %d", SentinelMaster, failoverTimeout.Milliseconds()),
 	}
 	file := filepath.Join(r.Dir, "sentinel.conf") // a Sentinel writes to it
 	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
@@ -124,6 +131,47 @@ func (s *SentinelSet) Primary(ctx context.Context) (*RedisServer, error) {
 		}
 	}
 	return nil, fmt.Errorf("find the primary: the Sentinel names %q", address)
+}
+
+// An Event is what a Sentinel, or a server that keeps data, noted of a fail-over.
+type Event struct {
+	At      time.Time
+	Address string // of who noted it
+	Text    string
+}
+
+// Promoted says whether a server became the primary.
+func (e Event) Promoted() bool { return e.Text == "MASTER MODE enabled" }
+
+// String returns the event as a line.
+func (e Event) String() string {
+	return fmt.Sprintf("%s %s %s", e.At.Format("15:04:05.000"), e.Address, e.Text)
+}
+
+// eventLine finds the time and the text of an event in a log. What a Sentinel notes begins
+// with + or -; a server adds in brackets who asked.
+var eventLine = regexp.MustCompile(`(?m)^\d+:\w (\d\d \w+ \d+ [\d:.]+) . (` +
+	`[+-](?:[so]down|new-epoch|vote-for-leader|elected-leader|promoted-slave|switch-master|failover-end|failover-abort|convert-to-slave)\b.*` +
+	`|MASTER MODE enabled|REPLICAOF \S+ enabled|Full resync from .*)`)
+
+// Events returns what the logs of the set say of fail-overs, in order of time.
+func (s *SentinelSet) Events() ([]Event, error) {
+	var events []Event
+	for _, r := range slices.Concat(s.Servers, s.Sentinels) {
+		log, err := os.ReadFile(filepath.Join(r.Dir, "redis.log"))
+		if err != nil {
+			return nil, fmt.Errorf("read the log of a Redis server: %w", err)
+		}
+		for _, parts := range eventLine.FindAllStringSubmatch(string(log), -1) {
+			at, err := time.ParseInLocation("02 Jan 2006 15:04:05.000", parts[1], time.Local)
+			if err != nil {
+				return nil, fmt.Errorf("read the log of %s: %w", r.Address, err)
+			}
+			events = append(events, Event{at, r.Address, parts[2]})
+		}
+	}
+	slices.SortStableFunc(events, func(a, b Event) int { return a.At.Compare(b.At) })
+	return events, nil
 }
 
 // Stop ends all servers, the Sentinels first.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,13 +14,14 @@ import (
 )
 
 // sentinelFailOver: the primary of three servers is killed, and Sentinels promote a
-// replica.
+// replica: one, since what is counted in a primary until another takes its place is lost.
 func sentinelFailOver(t *testing.T) row {
 	set, err := devstack.StartSentinels(t.Context(), devstack.SentinelOptions{Dir: t.TempDir(), Replicas: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	stopAfterwards(t, set.Stop)
+	defer tellEvents(t, set)
 	f := newTrial(t, devstack.Options{RedisRunning: true, RedisAddress: set.Servers[0].Address, Sets: []string{
 		"store.redis.sentinel.addresses=[" + strings.Join(set.Addresses(), ", ") + "]", "store.redis.sentinel.master=" + devstack.SentinelMaster,
 	}}, 2)
@@ -42,6 +44,29 @@ func sentinelFailOver(t *testing.T) row {
 		})
 	})
 	return f.checkFailOver(r, received[promoted])
+}
+
+// tellEvents sees to it that no more than one server was promoted, and tells of a trial
+// that failed what the Sentinels and the servers noted.
+func tellEvents(t *testing.T, set *devstack.SentinelSet) {
+	t.Helper()
+	events, err := set.Events()
+	if err != nil {
+		t.Fatal(err)
+	}
+	promotions, lines := 0, strings.Builder{}
+	for _, e := range events {
+		if e.Promoted() {
+			promotions++
+		}
+		fmt.Fprintln(&lines, e)
+	}
+	if promotions > 1 {
+		t.Errorf("%d servers were promoted, one after the other, and what was counted in one until the next took its place is lost: want one", promotions)
+	}
+	if t.Failed() {
+		t.Logf("noted of the fail-over:\n%s", &lines)
+	}
 }
 
 // clusterFailOver: one of three primaries is killed, and its replica takes over.
