@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,22 @@ func TestWhatWaitsForARestart(t *testing.T) {
 	} {
 		if have := strings.Join(loadShipped(t, strings.Fields(sets)...).Start.Changed(shipped), ", "); have != want {
 			t.Errorf("%s: %q, want %q", sets, have, want)
+		}
+	}
+}
+
+// TestEveryStartValueHasASection of the file, which is named where its change waits for a
+// restart.
+func TestEveryStartValueHasASection(t *testing.T) {
+	t.Parallel()
+	sections := map[string]bool{}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[file]()) {
+		sections[yamlName(field)] = true
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Start]()) {
+		section := field.Tag.Get("section")
+		if name, _, _ := strings.Cut(section, "."); !sections[name] || name == "" {
+			t.Errorf("Start.%s has the section %q, which the file has not: want a tag such as section:\"store\"", field.Name, section)
 		}
 	}
 }
