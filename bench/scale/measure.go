@@ -275,7 +275,7 @@ func (m *measurement) run(ctx context.Context, costs Costs) error {
 	}
 	sim := Simulate(Server{
 		Rate: rate, Instances: instances, RoundTrip: alone.p50 - costs.Wire - costs.Script - costs.Order, Costs: Costs{Wire: costs.Wire, Script: costs.Script, Order: costs.Order},
-		Batch: 128, Enough: 32, Gather: 2 * time.Millisecond, Seed: 1, Warm: n / 10, Requests: n,
+		Batch: mostTogether, Enough: enough, Gather: mostWait, Seed: 1, Warm: n / 10, Requests: n,
 	})
 	fmt.Fprintf(m.out, "one alone takes %s\n", alone.p50.Round(time.Microsecond))
 	const line = "%d instances at %.0f requests/s, %s: busy %.1f %%, batch %.2f, p50 %s, p99 %s\n"

@@ -11,6 +11,10 @@ const (
 	instanceBusy = 0.6                   // that an instance may be in the mean
 	serverBusy   = 0.7                   // that a server of Redis may be
 
+	mostTogether = 128 // as internal/store has these three
+	enough       = 32
+	mostWait     = 2 * time.Millisecond
+
 	fewestInstances = 2
 	connections     = 32 + 12         // that an instance may have to each server
 	usageInterval   = 5 * time.Second // usage.interval, and a longer one
@@ -83,7 +87,7 @@ func (f Fleet) Memory() float64 {
 func (f Fleet) Simulate() Result {
 	const seed = 7
 	s := Server{
-		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens, f.Servers > 1), Batch: 128, Enough: 32, Gather: 2 * time.Millisecond,
+		Instances: f.Instances(), RoundTrip: 300 * time.Microsecond, Costs: costs(f.Tokens, f.Servers > 1), Batch: mostTogether, Enough: enough, Gather: mostWait,
 		ByKey: f.Servers > 1, Keys: Busiest(f.Keys, f.Servers, f.Zipf, seed), Seed: seed, Warm: f.Requests / 5, Requests: f.Requests,
 	}
 	s.Rate = f.Rate * s.Keys.Share
