@@ -83,7 +83,10 @@ func (o Options) Check() error {
 	if o.Store != "" && o.Store != "memory" && o.Store != "redis" {
 		return fmt.Errorf("unknown store %q: want memory or redis", o.Store)
 	}
-	_, err := EnvoyFile(cmp.Or(o.Chain, "ext_authz"))
+	if o.Chain == "" {
+		return nil
+	}
+	_, err := EnvoyFile(o.Chain)
 	return err
 }
 
