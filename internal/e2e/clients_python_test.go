@@ -39,7 +39,7 @@ const (
 )
 
 func pythonExamples() []example {
-	exact := short{window: 4 * time.Second, calls: 3, refused: 2, least: 2.5, most: 6.5}
+	exact := short{window: 4 * time.Second, calls: 3, refused: 2, least: 2.5, most: 6.5, stated: true}
 	return []example{
 		{"openai_sdk", true, exact, daily{"RateLimitError", openaiMessage, 1, 0, 2}},
 		{"anthropic_sdk", true, exact, daily{"RateLimitError", anthropicMessage, 1, 0, 2}},

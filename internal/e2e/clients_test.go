@@ -37,6 +37,7 @@ type short struct {
 	// How many seconds the last of the calls may take: nearly a window, and
 	// something for a busy machine.
 	least, most float64
+	stated      bool // it waits for just as long as a 429 says in milliseconds
 }
 
 // A daily is how a daily limit fails.
@@ -66,16 +67,22 @@ func testClients(t *testing.T, examples []example, programOf func(*testing.T, ex
 		freshDay(t, 2*time.Minute)
 
 		// They sleep most of the time, so all run at once.
-		runs := map[string]*run{}
+		runs, passages := map[string]*run{}, map[string]*passage{}
 		for _, e := range examples {
 			runs[e.name+"_daily"] = start(t, programOf(t, e), "http://"+s.API, "sk-"+e.name+"_daily", 2)
 		}
 		waitUntil(t, nextWindow(12*time.Second))
 		for _, e := range examples {
-			runs[e.name+"_short"] = start(t, programOf(t, e), "http://"+s.API, "sk-"+e.name+"_short", e.short.calls)
+			passages[e.name] = newPassage(t, s.API)
+			runs[e.name+"_short"] = start(t, programOf(t, e), passages[e.name].url, "sk-"+e.name+"_short", e.short.calls)
 		}
 		for _, e := range examples {
-			t.Run(e.name+"_short", func(t *testing.T) { checkShort(t, s, e.short, e.name+"_short", runs[e.name+"_short"]) })
+			t.Run(e.name+"_short", func(t *testing.T) {
+				checkShort(t, s, e.short, e.name+"_short", runs[e.name+"_short"])
+				if e.short.stated {
+					passages[e.name].checkWaits(t)
+				}
+			})
 			t.Run(e.name+"_daily", func(t *testing.T) { checkDaily(t, s, e.daily, e.name+"_daily", runs[e.name+"_daily"]) })
 		}
 	})
