@@ -10,25 +10,23 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 )
 
 // nodeClients is the directory of the Node examples.
 const nodeClients = root + "/examples/clients/node"
 
 func nodeExamples() []example {
-	exact := short{window: 12 * time.Second, calls: 2, refused: 2, least: 4, most: 14.5, stated: true}
 	return []example{
-		{"openai-sdk", true, exact, daily{
+		{"openai-sdk", true, asTold(), daily{
 			"RateLimitError", `^429 Rate limit exceeded\. Please retry after (\d+) seconds\.\n` +
 				`rate_limit_exceeded: requests_per_day ends in \d+ seconds\n$`, 1, 0, 2,
 		}},
-		{"anthropic-sdk", true, exact, daily{
+		{"anthropic-sdk", true, asTold(), daily{
 			"RateLimitError", `^429 \{"error":\{"type":"rate_limit_error",` +
 				`"message":"Rate limit exceeded\. Please retry after (\d+) seconds\.","code":"rate_limit_exceeded"\}\}\n` +
 				`requests_per_day ends in \d+ seconds\n$`, 1, 0, 2,
 		}},
-		{"retry", false, exact, daily{
+		{"retry", false, asTold(), daily{
 			"CallFailed", `^requests_per_day used up until \d{4}-\d\d-\d\d 00:00:00 UTC\n$`, 1, 0, 2,
 		}},
 	}

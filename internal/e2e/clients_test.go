@@ -40,6 +40,13 @@ type short struct {
 	stated      bool // it waits for just as long as a 429 says in milliseconds
 }
 
+// asTold is how clients wait that obey what a 429 says: until the window ends. The second call
+// waits for a window to begin, however late a busy machine has started the program, and the
+// third for the next one.
+func asTold() short {
+	return short{window: 6 * time.Second, calls: 3, refused: 2, least: 3, most: 10, stated: true}
+}
+
 // A daily is how a daily limit fails.
 type daily struct {
 	kind, message string  // of the exception; a regular expression
