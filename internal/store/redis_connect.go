@@ -44,7 +44,7 @@ func (r *Redis) UseAccess(a RedisAccess) { r.access.Store(&a) }
 
 // dial connects to a server, or to a Sentinel.
 func (r *Redis) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: time.Minute}
+	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: time.Minute, Resolver: ownResolver()}
 	if !r.options.TLS {
 		return plain.DialContext(ctx, network, address)
 	}
@@ -61,6 +61,14 @@ func (r *Redis) dial(ctx context.Context, network, address string) (net.Conn, er
 		return nil, fmt.Errorf("secure the connection to %s: %w", address, err)
 	}
 	return secure, nil
+}
+
+// ownResolver is the default one, for one connection. All that share one share its lookups
+// too: where a name server is silent for a while, whoever connects when it answers again
+// would wait for what others have asked before, for ten seconds and more.
+func ownResolver() *net.Resolver {
+	d := net.DefaultResolver
+	return &net.Resolver{PreferGo: d.PreferGo, StrictErrors: d.StrictErrors, Dial: d.Dial}
 }
 
 // tlsConfig is for one connection, so that it is made with what is valid now.
