@@ -46,9 +46,9 @@ const (
 	// of a stream that is behind.
 	atOnce      = 32
 	atOnceInAll = 512
-	// quiet is how long nothing must come for a draining stream to be at its end, and
-	// drainTime how long it goes on at the most. What comes later is lost to this
-	// instance; Envoy opens another stream.
+	// quiet is how long nothing must come for a draining stream to be answered; after
+	// drainTime it is, whatever comes. Envoy then ends it and opens another. What it has sent
+	// until it hears of that it sends to nobody else: so it is received for drainTime more.
 	quiet     = 100 * time.Millisecond
 	drainTime = time.Second
 )
@@ -62,7 +62,11 @@ func (a *AccessLog) stream(stream grpc.ServerStream) error {
 	ctx := context.WithoutCancel(stream.Context())
 	var group errgroup.Group
 	group.SetLimit(atOnce)
-	err := a.receive(stream, func(report answered) {
+	answer := func() error {
+		_ = group.Wait()                                         // nothing returns an error
+		return stream.SendMsg(&alsv3.StreamAccessLogsResponse{}) //nolint:wrapcheck // a status
+	}
+	err := a.receive(stream, answer, func(report answered) {
 		a.slots <- struct{}{} // it gets free: no settlement takes longer than a call of the store
 		group.Go(func() error {
 			defer func() { <-a.slots }()
@@ -70,19 +74,17 @@ func (a *AccessLog) stream(stream grpc.ServerStream) error {
 			return nil
 		})
 	})
-	_ = group.Wait() // nothing returns an error
-	if err != nil {
-		return err
-	}
-	return stream.SendMsg(&alsv3.StreamAccessLogsResponse{}) //nolint:wrapcheck // a status
+	_ = group.Wait()
+	return err
 }
 
 // errNotByAccessLog ends a stream that nobody asked for.
 var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
 
-// receive hands on what entries report until the stream ends, settling by access log is
-// switched off, or the service drains and nothing comes any more.
-func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) error {
+// receive hands on what entries report until the stream ends or settling by access log is
+// switched off. It answers when the stream is at its end, or the service drains and nothing comes
+// any more.
+func (a *AccessLog) receive(stream grpc.ServerStream, answer func() error, handle func(answered)) error {
 	left := make(chan struct{})
 	defer close(left)
 	messages, ended := incoming(stream, left)
@@ -91,6 +93,7 @@ func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) err
 	defer idle.Stop()
 	defer end.Stop()
 	var over, late <-chan time.Time // not before draining
+	told := false
 	for {
 		select {
 		case reports := <-messages:
@@ -101,20 +104,31 @@ func (a *AccessLog) receive(stream grpc.ServerStream, handle func(answered)) err
 				handle(r)
 			}
 			idle.Reset(quiet)
+			continue
 		case err := <-ended:
-			if errors.Is(err, io.EOF) || stream.Context().Err() != nil {
+			switch {
+			case told || stream.Context().Err() != nil:
 				return nil
+			case errors.Is(err, io.EOF):
+				return answer()
 			}
 			return err
 		case <-draining:
 			draining, over, late = nil, idle.C, end.C
 			idle.Reset(quiet)
 			end.Reset(drainTime)
+			continue
 		case <-over:
-			return nil
 		case <-late:
+		}
+		if told {
 			return nil
 		}
+		told, over = true, nil
+		if err := answer(); err != nil {
+			return err
+		}
+		end.Reset(drainTime)
 	}
 }
 

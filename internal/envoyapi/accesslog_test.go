@@ -3,8 +3,12 @@ package envoyapi
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // A stoppedStream has been reset, after so many messages had arrived.
@@ -47,5 +51,65 @@ func TestWhatHasArrivedIsHandedOn(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// A busyStream is that of an Envoy that has sent another message when it hears of the answer,
+// and then goes away.
+type busyStream struct {
+	grpc.ServerStream
+
+	ctx     context.Context //nolint:containedctx // grpc.ServerStream has it
+	message string
+	heard   chan struct{} // closed by the answer
+	gone    context.CancelFunc
+	sent    bool
+}
+
+func (s *busyStream) Context() context.Context { return s.ctx }
+
+func (s *busyStream) SendMsg(any) error {
+	close(s.heard)
+	return nil
+}
+
+func (s *busyStream) RecvMsg(m any) error {
+	<-s.heard
+	if s.sent {
+		s.gone()
+		return s.ctx.Err()
+	}
+	s.sent = true
+	into, _ := m.(*message)
+	into.text = s.message
+	return nil
+}
+
+// What was on its way when the service drained is settled too: Envoy would not send it again.
+func TestWhatIsOnItsWayIsSettled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, whatIsOnItsWayIsSettled)
+}
+
+func whatIsOnItsWayIsSettled(t *testing.T) {
+	t.Helper()
+	g := newGate(t, withTokens)
+	log, err := proto.Marshal(&alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{
+			LogEntry: []*accesslogv3.HTTPAccessLogEntry{entryOf(admit(t, g, declaring("200")), 200, viaUpstream, usageOf(10, 20))},
+		},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	service := NewAccessLog(g)
+	service.Drain()
+	if err := service.stream(&busyStream{ctx: ctx, message: string(log), heard: make(chan struct{}), gone: cancel}); err != nil {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if have := remaining(t, g); have != "970" {
+		t.Errorf("%s tokens remain, want 970", have)
 	}
 }

@@ -96,6 +96,52 @@ func TestWhatHasArrivedOfAStreamIsHeard(t *testing.T) {
 	}
 }
 
+// The one answer of a call of many messages ends what the server says, and not what it hears:
+// access logs that were on their way when their stream ended are not lost.
+func TestWhatComesAfterTheAnswerIsHeard(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		end  func(p *peer) error
+		want []event // after the status
+	}{
+		{"reset", func(p *peer) error { return p.WriteRSTStream(1, http2.ErrCodeNo) }, nil},
+		{"ended", func(p *peer) error { return p.WriteData(1, true, nil) }, nil},
+		{"enough", func(p *peer) error { return p.WriteData(1, false, message("enough")) }, []event{{kind: "reset", id: 1}}},
+		{"at fault", func(p *peer) error { return p.WriteData(1, false, []byte{1, 0, 0, 0, 0}) }, []event{{kind: "reset", id: 1}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := start(t, nil)
+				p := r.connect()
+				p.begin(1, "Report")
+				p.must(p.WriteData(1, false, message("entry")))
+				if e := p.next(); e != (event{kind: "status", id: 1}) {
+					t.Fatalf("%+v: want the answer", e)
+				}
+				for range 100 {
+					p.must(p.WriteData(1, false, message("late entry")))
+				}
+				synctest.Wait()
+				if n := r.service.heard.Load(); n != 101 {
+					t.Errorf("%d messages were heard: want 101", n)
+				}
+				p.must(c.end(p))
+				synctest.Wait()
+				p.ask(3, "Echo", "x")
+				for _, want := range append(c.want, event{kind: "status", id: 3}) {
+					if e := p.next(); e != want {
+						t.Errorf("%+v: want %+v", e, want)
+					}
+				}
+				synctest.Wait()
+				if n := r.places.taken.Load(); n != 0 {
+					t.Errorf("%d places are taken", n)
+				}
+			})
+		})
+	}
+}
+
 // A client that is told to make no more calls and does not answer is taken to have heard; its
 // calls are answered, and calls that it begins yet are refused, so that it makes them elsewhere.
 func TestDrainWithAClientThatDoesNotAnswer(t *testing.T) {

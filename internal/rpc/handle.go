@@ -32,6 +32,10 @@ func (c *conn) handled(st *stream, answer []byte, err error) {
 	case err != nil:
 		c.fail(st, fromContext(err))
 	default:
+		if st.listens {
+			st.listens = false
+			st.changed.Broadcast() // for one that still receives
+		}
 		c.send(st, answer, ended) // of a stream there is none
 	}
 	switch st.handled = true; {

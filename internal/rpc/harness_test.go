@@ -81,6 +81,7 @@ func (s *tester) register(r grpc.ServiceRegistrar) {
 		Streams: []grpc.StreamDesc{
 			stream("Talk", talk), stream("Listen", s.listen), stream("Pour", pour),
 			stream("Rest", func(stream grpc.ServerStream) error { return s.wait(stream.Context()) }),
+			{StreamName: "Report", ClientStreams: true, Handler: func(_ any, stream grpc.ServerStream) error { return s.report(stream) }},
 		},
 	}, s)
 }
@@ -127,6 +128,26 @@ func (s *tester) listen(stream grpc.ServerStream) error {
 	}
 	out := []byte(strconv.Itoa(n))
 	return stream.SendMsg(&out)
+}
+
+// report answers the first message, and listens on.
+func (s *tester) report(stream grpc.ServerStream) error {
+	for {
+		var m []byte
+		if err := stream.RecvMsg(&m); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if s.heard.Add(1) == 1 {
+			if err := stream.SendMsg(&m); err != nil {
+				return err
+			}
+		}
+		if string(m) == "enough" {
+			return nil
+		}
+	}
 }
 
 // pour answers with as many messages of 1 KiB as the first message says.

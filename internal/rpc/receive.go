@@ -64,8 +64,8 @@ func (c *conn) data(f *http2.DataFrame) (*stream, error) {
 
 // receive takes bytes of messages, and reports whether one is there.
 func (c *conn) receive(st *stream, data []byte) (ready bool, err error) {
-	if st.trailers != nil {
-		return false, nil // it has ended, but for what the client does not take yet
+	if st.deaf() {
+		return false, nil
 	}
 	if st.method.stream == nil && st.taken {
 		if len(data) == 0 {

@@ -30,6 +30,9 @@ func (s *stream) handleStream(ctx context.Context) error {
 // errNoMetadata is the answer to handlers that have headers or trailers.
 var errNoMetadata = status.Error(codes.Unimplemented, "headers and trailers of handlers are not sent")
 
+// errAnswered is the answer to handlers that have more to say after that.
+var errAnswered = status.Error(codes.Internal, "the call has ended: nothing can be sent after its answer")
+
 // SetHeader implements grpc.ServerStream.
 func (*serverStream) SetHeader(metadata.MD) error { return errNoMetadata }
 
@@ -43,7 +46,8 @@ func (*serverStream) SetTrailer(metadata.MD) {}
 func (s *serverStream) Context() context.Context { return s.ctx }
 
 // SendMsg implements grpc.ServerStream. It waits until the client takes what was sent before, and
-// until it reads what is out.
+// until it reads what is out. The answer of a method that has one ends what is sent: what the client
+// has sent when it hears of it, the handler may still receive.
 func (s *serverStream) SendMsg(m any) error {
 	out, err := encode(s.conn.server.options.Codec, m)
 	if err != nil {
@@ -52,17 +56,25 @@ func (s *serverStream) SendMsg(m any) error {
 	c := s.conn
 	c.mu.Lock()
 	defer c.unlock()
-	for s.state.Load() == alive && (s.unsent != nil || len(c.out) > maxUnwritten) {
+	for s.state.Load() == alive && s.trailers == nil && (s.unsent != nil || len(c.out) > maxUnwritten) {
 		if s.unsent != nil {
 			s.changed.Wait()
 		} else {
 			c.changed.Wait()
 		}
 	}
-	if s.state.Load() != alive {
+	switch {
+	case s.state.Load() != alive:
 		return status.FromContextError(callContext{s.stream}.Err()).Err()
+	case s.trailers != nil:
+		return errAnswered
 	}
-	c.send(s.stream, out, nil)
+	if s.method.stream.ServerStreams {
+		c.send(s.stream, out, nil)
+		return nil
+	}
+	s.listens = true
+	c.send(s.stream, out, ended)
 	return nil
 }
 
@@ -75,19 +87,22 @@ func (s *serverStream) RecvMsg(m any) error {
 	return decode(s.conn.server.options.Codec, message, m)
 }
 
+// deaf reports whether the call has ended, but for what the client does not take yet.
+func (s *stream) deaf() bool { return s.trailers != nil && !s.listens }
+
 // next waits for a message and takes it.
 func (s *serverStream) next() ([]byte, error) {
 	c := s.conn
 	c.mu.Lock()
 	defer c.unlock()
-	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed && s.trailers == nil {
+	for s.state.Load() == alive && len(s.queue) == 0 && !s.halfClosed && !s.deaf() {
 		s.changed.Wait()
 	}
 	switch {
 	case len(s.queue) > 0: // which has arrived, whatever came after it
 	case s.state.Load() != alive:
 		return nil, status.FromContextError(callContext{s.stream}.Err()).Err()
-	case s.trailers != nil:
+	case s.deaf():
 		return nil, status.FromContextError(context.Canceled).Err()
 	case len(s.body) > 0:
 		return nil, status.Error(codes.Internal, "the stream ends within a message")

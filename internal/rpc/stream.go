@@ -44,6 +44,8 @@ type stream struct {
 	missing    int64 // of those, what has not come
 	halfClosed bool  // it sends no more
 	begun      bool  // the answer has begun
+	closed     bool  // it has been sent to its end
+	listens    bool  // and its handler hears what the client still sends
 	unsent     []byte
 	trailers   []byte
 	body       []byte   // of the message that comes, with what stands before it
@@ -69,10 +71,11 @@ func (c *conn) drop(st *stream, how uint32) {
 		st.leave()
 	case st.handled:
 		st.leave()
-	case st.changed != nil:
+	}
+	if st.changed != nil {
 		st.changed.Broadcast()
 		if len(c.out) > maxUnwritten {
-			c.changed.Broadcast() // it may wait until there is room
+			c.changed.Broadcast() // its handler may wait until there is room
 		}
 	}
 	if c.err == nil {
@@ -90,6 +93,7 @@ func (s *stream) leave() {
 // fail answers a call with an error and ends it.
 func (c *conn) fail(st *stream, err error) {
 	s := status.Convert(err)
+	st.listens = false
 	if st.begun {
 		c.send(st, nil, trailers(s))
 		if st.changed != nil {

@@ -180,8 +180,11 @@ func (c *conn) push(st *stream) {
 			st.changed.Broadcast() // for a handler that has more
 		}
 	}
-	if st.trailers != nil {
+	if st.trailers != nil && !st.closed {
+		st.closed = true
 		c.putHeaders(st.id, st.trailers, true)
+	}
+	if st.closed && !st.listens {
 		c.finish(st)
 	}
 }
