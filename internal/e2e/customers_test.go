@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"os/exec"
@@ -110,4 +111,25 @@ func TestReadmeLimits(t *testing.T) {
 	if have, want := fields(string(out)), fields(block(t, "json")); !reflect.DeepEqual(have, want) {
 		t.Errorf("the README shows %v, the answer is %v", want, have)
 	}
+}
+
+// TestCustomersOfAFleet: where one of several instances stops, another answers the holders of
+// keys. Nobody tells Envoy before.
+func TestCustomersOfAFleet(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		one := []byte("port_value: 9003}}}}")
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+			if bytes.Count(file, one) != 1 {
+				t.Fatal("the Envoy file has no endpoint of port 9003")
+			}
+			return bytes.Replace(file, one, append(one, ", {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}"...), 1)
+		}})
+		for _, key := range []string{"free", "basic", "pro", "enterprise"} {
+			for _, path := range []string{"/v1/limits", "/v1/usage"} {
+				if r := do(t, s, call{method: http.MethodGet, path: path, key: "sk-demo-" + key}); r.StatusCode != http.StatusOK {
+					t.Errorf("%s of %s: %s %s", path, key, r.Status, r.body)
+				}
+			}
+		}
+	})
 }

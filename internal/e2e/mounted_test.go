@@ -39,7 +39,8 @@ func customersBelow(t *testing.T, file []byte) string {
 	if !found {
 		t.Fatal("the Envoy file has no route for customers")
 	}
-	return strings.Repeat(" ", 16) + "match: {path: /ai/limits}" + strings.Replace(route, "timeout: 5s", "timeout: 5s, prefix_rewrite: /v1/limits", 1)
+	const timeout = "timeout: 5s\n                  "
+	return strings.Repeat(" ", 16) + "match: {path: /ai/limits}" + strings.Replace(route, timeout, timeout+"prefix_rewrite: /v1/limits\n                  ", 1)
 }
 
 // TestBehindAPrefix: the path before the rewrite decides the resource.
