@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,21 +24,43 @@ import (
 
 // composeProject reads docker-compose.yaml as Docker Compose does: unknown
 // fields and references to what is not there are faults.
-func composeProject(t *testing.T) *types.Project {
+func composeProject(t *testing.T, overrides ...string) *types.Project {
 	t.Helper()
 	dir, err := filepath.Abs(root)
 	if err != nil {
 		t.Fatal(err)
 	}
+	files := []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yaml")}}
+	for _, content := range overrides {
+		files = append(files, types.ConfigFile{Filename: filepath.Join(dir, "docker-compose.override.yaml"), Content: []byte(content)})
+	}
 	p, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
 		WorkingDir:  dir,
-		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yaml")}},
+		ConfigFiles: files,
 		Environment: types.Mapping{},
 	}, func(o *loader.Options) { o.SetProjectName("tiergate", true) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// TestComposeOfOperators: what the guide adds publishes the operators' port to this machine
+// alone, by a network that leads outside, and changes nothing else.
+func TestComposeOfOperators(t *testing.T) {
+	t.Parallel()
+	shipped, p := composeProject(t), composeProject(t, block(t, "yaml compose"))
+	s, former := p.Services["tiergate"], shipped.Services["tiergate"]
+	if len(s.Ports) != 1 || s.Ports[0].HostIP != "127.0.0.1" || s.Ports[0].Published != "9002" || s.Ports[0].Target != 9002 {
+		t.Errorf("ports: %+v", s.Ports)
+	}
+	if _, ok := s.Networks["edge"]; !ok || p.Networks["edge"].Internal || len(s.Networks) != len(former.Networks)+1 {
+		t.Errorf("networks: %v, before %v", s.NetworksByPriority(), former.NetworksByPriority())
+	}
+	s.Ports, s.Networks = former.Ports, former.Networks
+	if !reflect.DeepEqual(s, former) {
+		t.Errorf("have %+v, want %+v", s, former)
+	}
 }
 
 // TestComposePublishesOnlyTheAPI holds the file to the one way in.

@@ -90,7 +90,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml route prefix": true, "yaml resources": true, "yaml access_log": true, // see mounted_test.go
 		"yaml filter cache": true, "yaml cluster upstream": true, // see cached_test.go
 		"yaml cluster socket": true, "yaml cluster tls": true, "yaml tls": true,
-		"json usage": true, "sh users": true, "sh usage": true, "sh explain": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "sh kubectl": true, "sh ssh": true,
+		"json usage": true, "sh users": true, "sh usage": true, "sh explain": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "yaml compose": true, "sh kubectl": true, "sh ssh": true,
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
 		"redis acl": true, "redis acl sentinel": true, // see internal/store
 	}
