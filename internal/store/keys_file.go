@@ -15,7 +15,7 @@ import (
 
 // FileKeys keeps the directory of keys in a node's file. It is safe for concurrent use.
 type FileKeys struct {
-	db      *bbolt.DB
+	file    *File
 	notices KeyNotices
 	kept    uint64 // events
 
@@ -31,7 +31,7 @@ type fileWatcher struct {
 // NewFileKeys returns the directory of keys in a file, which stays the caller's to
 // close.
 func NewFileKeys(f *File, notices KeyNotices) *FileKeys {
-	return &FileKeys{db: f.db, notices: notices, kept: maxEvents}
+	return &FileKeys{file: f, notices: notices, kept: maxEvents}
 }
 
 // keyBuckets are the parts of the file that the directory is in. They are nil as long
@@ -63,7 +63,7 @@ func keyBucketsOf(open func(name []byte) (*bbolt.Bucket, error)) (keyBuckets, er
 
 // view reads. It does nothing as long as nothing was written.
 func (k *FileKeys) view(read func(b keyBuckets) error) error {
-	return k.db.View(func(tx *bbolt.Tx) error { //nolint:wrapcheck // callers do
+	return k.file.view(func(tx *bbolt.Tx) error { //nolint:wrapcheck // callers do
 		b, err := keyBucketsOf(func(name []byte) (*bbolt.Bucket, error) { return tx.Bucket(name), nil })
 		if err != nil || !b.complete {
 			return err
@@ -100,7 +100,7 @@ func (k *FileKeys) Write(_ context.Context, changes []apikey.Change) ([]apikey.R
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	err = k.db.Update(func(tx *bbolt.Tx) error {
+	err = k.file.update(func(tx *bbolt.Tx) error {
 		b, err := keyBucketsOf(tx.CreateBucketIfNotExists)
 		if err != nil {
 			return err

@@ -21,7 +21,7 @@ import (
 // In the file, each kind of block has a bucket, and in it a bucket for each block,
 // which is deleted as a whole when it has ended.
 type FileUsage struct {
-	db      *bbolt.DB
+	file    *File
 	now     func() time.Time
 	busy    chan struct{} // has one, while a batch is being added
 	timeout time.Duration // of adding a batch
@@ -32,7 +32,7 @@ type FileUsage struct {
 
 // NewFileUsage returns the usage in a file. now says what has ended.
 func NewFileUsage(f *File, now func() time.Time) *FileUsage {
-	return &FileUsage{db: f.db, now: now, busy: make(chan struct{}, 1), timeout: diskTimeout}
+	return &FileUsage{file: f, now: now, busy: make(chan struct{}, 1), timeout: diskTimeout}
 }
 
 // diskTimeout is how long a batch may take: a disk that stalls is to be in the log.
@@ -80,7 +80,7 @@ func (u *FileUsage) Add(ctx context.Context, b usage.Batch) error {
 }
 
 func (u *FileUsage) add(b *usage.Batch) error {
-	err := u.db.Update(func(tx *bbolt.Tx) error {
+	err := u.file.update(func(tx *bbolt.Tx) error {
 		a := adding{tx: tx, now: u.now(), buckets: map[string]*bbolt.Bucket{}}
 		if err := a.deleteEnded(); err != nil {
 			return err

@@ -17,7 +17,7 @@ import (
 
 // view reads blocks of one kind, those that there are, in the order of their numbers.
 func (u *FileUsage) view(what string, b block, numbers []int64, read func(number int64, block *bbolt.Bucket) error) error {
-	err := u.db.View(func(tx *bbolt.Tx) error {
+	err := u.file.view(func(tx *bbolt.Tx) error {
 		kind := tx.Bucket(b.bucket())
 		for _, n := range numbers {
 			if kind == nil {

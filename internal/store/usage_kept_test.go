@@ -346,7 +346,7 @@ func TestUsageOfAStalledFile(t *testing.T) {
 	batch := r.Flush()
 	stuck, writing, release := make(chan error, 1), make(chan struct{}), make(chan struct{})
 	go func() {
-		stuck <- u.usageStore.(*FileUsage).db.Update(func(*bbolt.Tx) error { close(writing); <-release; return nil })
+		stuck <- u.usageStore.(*FileUsage).file.db.Update(func(*bbolt.Tx) error { close(writing); <-release; return nil })
 	}()
 	<-writing
 	u.usageStore.(*FileUsage).timeout = 20 * time.Millisecond
