@@ -124,6 +124,17 @@ type endpoint struct {
 	serve        func(*call) (any, error)
 }
 
+// ask serves a call. What takes a body is told everything in that: a parameter would be
+// overlooked.
+func (e endpoint) ask(c *call) (any, error) {
+	if e.method == http.MethodPost || e.method == http.MethodPatch {
+		if err := c.query().end(); err != nil {
+			return nil, err
+		}
+	}
+	return e.serve(c)
+}
+
 // A call is a request to an endpoint.
 type call struct {
 	*http.Request
@@ -195,7 +206,7 @@ func (a *Admin) handle(e endpoint) http.HandlerFunc {
 		var body any
 		if p == nil {
 			var err error
-			if body, err = e.serve(c); err != nil {
+			if body, err = e.ask(c); err != nil {
 				p = problemOf(err)
 			}
 		}

@@ -155,3 +155,33 @@ func TestRotationsAtOnce(t *testing.T) {
 	f.refused("POST", "/keys/key_a/rotate", `{"grace":"0s"}`, kindConflict, "the key has been changed meanwhile: read it again")
 	ok[NewKey](f, "POST", "/keys/key_a/rotate", `{"grace":"0s"}`)
 }
+
+// TestParametersAreReadOrRefused: one that cannot be read, or that stands where a body is read, is
+// no parameter left out, by which more would be done than was asked for.
+func TestParametersAreReadOrRefused(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	f.faults("POST", "/keys/import?dry_run=true", `{"keys":[{"id":"a","secret":"a-foreign-secret","tier":"free"}]}`, "dry_run: unknown parameter")
+	f.faults("POST", "/keys?id=a", `{"tier":"free"}`, "id: unknown parameter")
+	if w := f.do("POST", "/keys", `{"id":"a","tier":"free"}`); w.Code != http.StatusCreated {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	for _, body := range []string{`{"metric":"requests","per":"minute","max":5}`, `{"metric":"requests","per":"minute","max":6,"resource":"images"}`} {
+		if w := f.do("POST", "/keys/a/overrides", body); w.Code != http.StatusOK {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+	const unreadable = "parameters: they cannot be read; escape what stands after a ="
+	for _, tail := range []string{"resource=im%ages", "resource=images;x", "resource=images;"} {
+		f.faults("DELETE", "/keys/a/overrides?metric=requests&per=minute&"+tail, "", unreadable)
+	}
+	f.faults("GET", "/keys?owner=100%", "", unreadable)
+	f.faults("POST", "/keys/a/rotate?grace=0s", "", "grace: unknown parameter")
+	f.faults("POST", "/keys/a/revoke?reason=%", "", unreadable)
+	f.faults("PATCH", "/keys/a?tier=pro", `{"name":"n"}`, "tier: unknown parameter")
+	f.faults("POST", "/keys/a/explain?model=m", "", "model: unknown parameter")
+	var k KeyView
+	if err := json.Unmarshal(f.do("GET", "/keys/a", "").Body.Bytes(), &k); err != nil || k.Revision != 3 || len(k.Overrides) != 2 {
+		t.Errorf("%+v %v: want the key as it was", k, err)
+	}
+}

@@ -161,8 +161,16 @@ type query struct {
 	faults []Fault
 }
 
-// query returns the request's parameters.
-func (c *call) query() *query { return &query{values: c.URL.Query()} }
+// query returns the request's parameters. One that cannot be read is a fault, and not left
+// out: without it the others may say something else.
+func (c *call) query() *query {
+	values, err := url.ParseQuery(c.URL.RawQuery)
+	q := &query{values: values}
+	if err != nil {
+		q.fault("parameters", "%v", errParameters)
+	}
+	return q
+}
 
 func (q *query) fault(name, format string, args ...any) {
 	q.faults = append(q.faults, Fault{name, fmt.Sprintf(format, args...)})

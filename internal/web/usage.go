@@ -102,6 +102,9 @@ type usageRequest struct {
 	by string // what there is a point for each of; empty: all together
 }
 
+// errParameters is the error of a URL whose parameters are not encoded as they have to be.
+var errParameters = errors.New("they cannot be read; escape what stands after a =")
+
 // parseUsageRequest reads the parameters of a request for the usage of a key at an
 // instant. The error is for the caller, see apierror.InvalidParameter.
 func parseUsageRequest(query string, now time.Time) (usageRequest, error) {
@@ -113,7 +116,7 @@ func parseUsageRequest(query string, now time.Time) (usageRequest, error) {
 func parseSeries(query string, now time.Time, by string, labels ...string) (usageRequest, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return usageRequest{}, errors.New("they cannot be read; escape what stands after a =")
+		return usageRequest{}, errParameters
 	}
 	for name, all := range values {
 		switch name {
