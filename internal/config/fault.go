@@ -92,7 +92,35 @@ func decode(source string, content []byte, into any) *document {
 		d.add(second.Line, "", "a second YAML document: keep one")
 	}
 	d.readable = true
+	if perhapsNothing.Match(content) {
+		d.addNothings(d.root(), "")
+	}
 	return d
+}
+
+// perhapsNothing finds what may be an entry of a list that says nothing. The place of
+// everything, which tells, takes as long to read as the values.
+var perhapsNothing = regexp.MustCompile(`(?m)(^|[ \t])-[ \t]*(#.*)?\r?$|[~&!]|[Nn]ull|NULL`)
+
+// addNothings adds a fault for each entry of a list that says nothing. The YAML library
+// leaves them out, and an empty list may stand for all there are.
+func (d *document) addNothings(node *yaml.Node, path string) {
+	for i, inner := range node.Content {
+		at := path
+		switch node.Kind {
+		case yaml.SequenceNode:
+			if at += "[" + strconv.Itoa(i) + "]"; inner.ShortTag() == "!!null" {
+				d.add(inner.Line, at, "says nothing: fill it in, or take it away")
+			}
+		case yaml.MappingNode:
+			if i%2 == 0 {
+				continue
+			}
+			at = strings.TrimPrefix(at+"."+node.Content[i-1].Value, ".")
+		case yaml.DocumentNode, yaml.ScalarNode, yaml.AliasNode:
+		}
+		d.addNothings(inner, at)
+	}
 }
 
 // A whole is a number without a fraction. Read into an int64, one with a fraction would
