@@ -79,6 +79,16 @@ func commands() []command {
 
 // run is the program. Its error is for people; main prints it.
 func run(ctx context.Context, args []string, env environment) error {
+	out := &output{Writer: env.stdout}
+	env.stdout = out
+	if err := dispatch(ctx, args, env); err != nil {
+		return err
+	}
+	return out.lost()
+}
+
+// dispatch runs the command that is named.
+func dispatch(ctx context.Context, args []string, env environment) error {
 	for _, c := range commands() {
 		words := strings.Fields(c.name)
 		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == c.name {
