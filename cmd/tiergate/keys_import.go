@@ -108,8 +108,10 @@ func readKeys(files []string, env environment) (name string, content []byte, err
 		content, err = os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
 		return files[0], content, err        //nolint:wrapcheck // it says what was tried
 	}
-	content, err = io.ReadAll(env.stdin)
-	return "standard input", content, err //nolint:wrapcheck // it says what was tried
+	if content, err = io.ReadAll(env.stdin); err != nil {
+		err = fmt.Errorf("read standard input: %w", err)
+	}
+	return "standard input", content, err
 }
 
 // faultyLine is the line in which JSON behind an offset goes wrong, counted from 1.

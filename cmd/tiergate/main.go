@@ -80,7 +80,7 @@ func commands() []command {
 // run is the program. Its error is for people; main prints it.
 func run(ctx context.Context, args []string, env environment) error {
 	out := &output{Writer: env.stdout}
-	env.stdout = out
+	env.stdin, env.stdout = input{ctx, env.stdin}, out
 	if err := dispatch(ctx, args, env); err != nil {
 		return err
 	}

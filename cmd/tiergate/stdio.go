@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 )
@@ -28,4 +29,30 @@ func (o *output) lost() error {
 		return nil
 	}
 	return fmt.Errorf("print the answer: %w: what was asked for may have been done: look before you ask again", o.err)
+}
+
+// An input is read until ctx is done: an interrupt does not end the read of a terminal.
+type input struct {
+	ctx context.Context //nolint:containedctx // io.Reader knows none
+
+	from io.Reader
+}
+
+// Read implements io.Reader.
+func (i input) Read(into []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	text, read := make([]byte, len(into)), make(chan result, 1) // into may be gone when it is read
+	go func() {
+		n, err := i.from.Read(text)
+		read <- result{n, err}
+	}()
+	select {
+	case r := <-read:
+		return copy(into, text[:r.n]), r.err
+	case <-i.ctx.Done():
+		return 0, context.Cause(i.ctx) //nolint:wrapcheck // readers say what was tried
+	}
 }
