@@ -189,7 +189,7 @@ func (x *exhausted) remember(o quota.Order, t quota.Taken, asked, heard time.Dur
 		return
 	}
 	known := s.find(o)
-	if known != nil && t.Now.UnixMilli() < known.at {
+	if at := t.Now.UnixMilli(); known != nil && at < known.at && at > known.at-step {
 		return // another answer was faster
 	}
 	r := &exhaustion{at: t.Now.UnixMilli(), asked: asked, heard: heard, counters: make([]exhaustedCounter, len(o.Charges))}

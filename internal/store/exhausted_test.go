@@ -436,6 +436,22 @@ func TestLateRefusalsAreNotRemembered(t *testing.T) {
 	}
 }
 
+// TestRefusalsAfterRedisClockWentBack: where that was set, or another server's answers, what it
+// says now is remembered, and what it said before is not held against it.
+func TestRefusalsAfterRedisClockWentBack(t *testing.T) {
+	t.Parallel()
+	x, o, noon := newExhausted(100), firm("", charge(quota.Hour, 1, 1)), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	x.remember(o, quota.Taken{Now: noon, Used: []int64{1}}, 1, 2)
+	for _, back := range []time.Duration{time.Hour, 3 * time.Hour} {
+		asked := time.Duration(back.Hours()) * 2 * time.Minute
+		x.remember(o, quota.Taken{Now: noon.Add(-back), Used: []int64{1}}, asked, asked+1)
+		taken, known := x.refuse(o, asked+2)
+		if !known || taken.Now.After(noon.Add(time.Minute-back)) {
+			t.Errorf("%v back: %v %t", back, taken.Now, known)
+		}
+	}
+}
+
 // BenchmarkRefused is what a refusal costs that Redis is asked for, and one that it is not.
 func BenchmarkRefused(b *testing.B) {
 	server, err := devstack.StartRedisServer(b.Context(), b.TempDir())
