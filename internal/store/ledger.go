@@ -22,12 +22,13 @@ type ledger struct {
 }
 
 type ledgerShard struct {
+	steady
+
 	mu       sync.Mutex
 	accounts map[string]*holding
 	owing    map[string]bool
 	kept     int // reservations
 	most     int // accounts
-	latest   int64
 }
 
 // A holding is what is known of one account.
@@ -100,20 +101,6 @@ func newLedger(maxAccounts int) *ledger {
 
 func (l *ledger) shard(account string) *ledgerShard {
 	return &l.shards[maphash.String(l.seed, account)%shardCount]
-}
-
-// step is how far a clock must go back, in ms, to be taken for one that was set, or for
-// another server's.
-const step = 10_000
-
-// clock returns the time, which does not go back by corrections. The caller holds the lock.
-func (s *ledgerShard) clock(now time.Time) time.Time {
-	ms := now.UnixMilli()
-	if back := s.latest - ms; back > 0 && back < step {
-		return time.UnixMilli(s.latest).UTC()
-	}
-	s.latest = ms
-	return now
 }
 
 // current returns the tally of a counter's current window: that of an ended one, t, begins

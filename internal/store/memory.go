@@ -50,6 +50,8 @@ type Memory struct {
 }
 
 type shard struct {
+	steady
+
 	mu           sync.Mutex
 	accounts     accounts
 	reservations map[uint64]record // by reservationID
@@ -131,7 +133,7 @@ func (m *Memory) take(o quota.Order) (quota.Taken, error) {
 	s := m.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := m.now() // under the lock, so that one account's requests see one order of time
+	now := s.clock(m.now()) // under the lock, so that one account's requests see one order of time
 	before := s.accounts.of(hash, o.Account)
 	taken := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges))}
 	var few [8]target
@@ -268,13 +270,14 @@ func (m *Memory) sweep() {
 	now := m.now()
 	m.swept = now.Unix()
 	for i := range m.shards {
-		m.sweepShard(&m.shards[i], now.UnixMilli())
+		m.sweepShard(&m.shards[i], now)
 	}
 }
 
-func (m *Memory) sweepShard(s *shard, now int64) {
+func (m *Memory) sweepShard(s *shard, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := s.clock(at).UnixMilli()
 	if s.soonest <= now {
 		before := s.accounts.len()
 		s.soonest = s.accounts.sweep(now)

@@ -69,7 +69,7 @@ func BenchmarkMemorySweep(b *testing.B) {
 		for i := range m.shards {
 			began := time.Now()
 			m.shards[i].soonest = 0 // else there is nothing to do
-			m.sweepShard(&m.shards[i], began.UnixMilli())
+			m.sweepShard(&m.shards[i], began)
 			locked = append(locked, time.Since(began))
 		}
 	}

@@ -205,7 +205,7 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	s := m.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := m.now()
+	now := s.clock(m.now())
 	id := m.reservationID(hash, st.Request)
 	r := s.reservations[id]
 	first := r.open()
