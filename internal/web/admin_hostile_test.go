@@ -185,3 +185,11 @@ func TestParametersAreReadOrRefused(t *testing.T) {
 		t.Errorf("%+v %v: want the key as it was", k, err)
 	}
 }
+
+// TestLabelNamesAreShown to whoever lists keys, as their values are: they hold no more.
+func TestLabelNamesAreShown(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	f.faults("POST", "/keys", `{"tier":"free","labels":{"a\u202eb":"x"}}`, `labels: the name "a\u202eb": want 1 to 64 bytes without control characters`)
+	f.faults("POST", "/keys", `{"tier":"free","labels":{"of tg_live_ABC":"x"}}`, "labels: a name has what looks like a key: this is shown to all who may ask")
+}

@@ -85,12 +85,17 @@ func plain(o *object, field, text string) {
 	if len(text) > maxText {
 		o.fault(field, "has %d bytes: want at most %d", len(text), maxText)
 	}
-	if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) }) {
+	if controls(text) {
 		o.fault(field, "has control characters: want a line of text")
 	}
 	if strings.Contains(text, apikey.Prefix) {
 		o.fault(field, "has what looks like a key: this is shown to all who may ask")
 	}
+}
+
+// controls reports whether a text has what changes how others are shown.
+func controls(text string) bool {
+	return strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) })
 }
 
 // takePriority takes out a priority; null is 0.
@@ -164,8 +169,12 @@ func labels(o *object, r *apikey.Record) {
 			delete(r.Labels, name)
 			continue
 		}
-		if name == "" || len(name) > maxLabelName || strings.ContainsFunc(name, unicode.IsControl) {
+		if name == "" || len(name) > maxLabelName || controls(name) {
 			o.fault("labels", "the name %q: want 1 to %d bytes without control characters", short(name), maxLabelName)
+			continue
+		}
+		if strings.Contains(name, apikey.Prefix) {
+			o.fault("labels", "a name has what looks like a key: this is shown to all who may ask")
 			continue
 		}
 		plain(o, "labels."+name, *given[name])
