@@ -55,7 +55,7 @@ func TestWhatHasArrivedIsHandedOn(t *testing.T) {
 }
 
 // A busyStream is that of an Envoy that has sent another message when it hears of the answer,
-// and then goes away.
+// and then goes away; or goes away before, and hears of none.
 type busyStream struct {
 	grpc.ServerStream
 
@@ -63,14 +63,18 @@ type busyStream struct {
 	message string
 	heard   chan struct{} // closed by the answer
 	gone    context.CancelFunc
+	deaf    bool
 	sent    bool
 }
 
 func (s *busyStream) Context() context.Context { return s.ctx }
 
 func (s *busyStream) SendMsg(any) error {
+	if s.deaf {
+		s.gone()
+	}
 	close(s.heard)
-	return nil
+	return s.ctx.Err()
 }
 
 func (s *busyStream) RecvMsg(m any) error {
@@ -85,13 +89,19 @@ func (s *busyStream) RecvMsg(m any) error {
 	return nil
 }
 
-// What was on its way when the service drained is settled too: Envoy would not send it again.
+// What was on its way when the service drained is settled too: Envoy would not send it again,
+// whether it is there to be answered or not.
 func TestWhatIsOnItsWayIsSettled(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, whatIsOnItsWayIsSettled)
+	for name, deaf := range map[string]bool{"answered": false, "gone before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { whatIsOnItsWayIsSettled(t, deaf) })
+		})
+	}
 }
 
-func whatIsOnItsWayIsSettled(t *testing.T) {
+func whatIsOnItsWayIsSettled(t *testing.T, deaf bool) {
 	t.Helper()
 	g := newGate(t, withTokens)
 	log, err := proto.Marshal(&alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
@@ -106,7 +116,7 @@ func whatIsOnItsWayIsSettled(t *testing.T) {
 	defer cancel()
 	service := NewAccessLog(g)
 	service.Drain()
-	if err := service.stream(&busyStream{ctx: ctx, message: string(log), heard: make(chan struct{}), gone: cancel}); err != nil {
+	if err := service.stream(&busyStream{ctx: ctx, message: string(log), heard: make(chan struct{}), gone: cancel, deaf: deaf}); err != nil {
 		t.Errorf("the stream ended with %v", err)
 	}
 	if have := remaining(t, g); have != "970" {
