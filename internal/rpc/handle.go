@@ -41,9 +41,11 @@ func (c *conn) handled(st *stream, answer []byte, err error) {
 	switch st.handled = true; {
 	case st.state.Load() != alive:
 		st.leave()
-	case st.ends.IsZero() && c.server.options.CallTimeout > 0:
-		st.ends = c.server.options.Now().Add(c.server.options.CallTimeout)
-		c.expireAt(st)
+	case c.server.options.CallTimeout > 0:
+		if end := c.server.options.Now().Add(c.server.options.CallTimeout); st.ends.IsZero() || end.Before(st.ends) {
+			st.ends = end // a stream may have had longer
+			c.expireAt(st)
+		}
 	}
 	if c.running--; c.running == c.server.options.MaxStreams || (c.err != nil && c.running == 0) {
 		c.changed.Broadcast() // for the reader, or who waits for the end

@@ -41,13 +41,20 @@ func TestCallsThatWaitedForTheWindowAreForgotten(t *testing.T) {
 // else a connection could hold as many answers as it has streams, of which each had given its
 // place to the next.
 func TestAnswersThatNobodyTakesKeepTheirPlaces(t *testing.T) {
-	for _, method := range []string{"Echo", "Talk"} {
-		t.Run(method, func(t *testing.T) {
+	for _, c := range []struct{ name, method, timeout string }{
+		{"Echo", "Echo", "9H"}, {"Talk", "Talk", ""}, {"a stream that may last", "Talk", "9H"}, {"one answer", "Listen", "9H"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				r := start(t, nil)
 				p := r.connect(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 				for i := range uint32(50) {
-					p.ask(2*i+1, method, "an answer")
+					if c.timeout != "" {
+						p.begin(2*i+1, c.method, "grpc-timeout", c.timeout)
+					} else {
+						p.begin(2*i+1, c.method)
+					}
+					p.must(p.WriteData(2*i+1, true, message("an answer")))
 				}
 				synctest.Wait()
 				if n := r.places.taken.Load(); n != 50 {
