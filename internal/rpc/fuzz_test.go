@@ -33,7 +33,7 @@ func FuzzConnection(f *testing.F) {
 		}
 		_ = frames.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, EndStream: end, BlockFragment: block.Bytes()})
 	}
-	for _, method := range []string{"Echo", "Fail", "Wait", "Hold", "Talk", "Listen", "Pour", "Rest", "Nothing"} {
+	for _, method := range []string{"Echo", "Fail", "Wait", "Hold", "Talk", "Listen", "Pour", "Rest", "Report", "Nothing"} {
 		add(func() {
 			begin(1, false, call(method)...)
 			_ = frames.WriteData(1, false, message("9"))
@@ -59,6 +59,20 @@ func FuzzConnection(f *testing.F) {
 		_ = frames.WriteGoAway(0, http2.ErrCodeNo, nil)
 		_ = frames.WritePriority(3, http2.PriorityParam{StreamDep: 3})
 		_ = frames.WriteContinuation(3, true, nil)
+	})
+	add(func() { // what comes after the answer, which the client takes late
+		_ = frames.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 2})
+		for id := uint32(1); id < 7; id += 2 {
+			begin(id, false, call("Report", "grpc-timeout", "2S")...)
+			_ = frames.WriteData(id, false, message("entry"))
+			_ = frames.WriteData(id, false, message("late entry"))
+			_ = frames.WriteWindowUpdate(id, id+3)
+			_ = frames.WriteData(id, false, message("later entry"))
+		}
+		_ = frames.WriteData(1, false, message("enough"))
+		_ = frames.WriteData(3, true, nil)
+		_ = frames.WriteRSTStream(5, http2.ErrCodeNo)
+		_ = frames.WritePing(true, drainPing)
 	})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) { fuzzed(t, data) })
