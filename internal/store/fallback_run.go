@@ -44,7 +44,7 @@ func (f *Fallback) Run(ctx context.Context) error {
 	group.Go(func() {
 		for waits(ctx, sweepInterval) {
 			for _, p := range f.parts {
-				p.ledger.sweep(f.now().UnixMilli())
+				p.ledger.sweep(f.now())
 				p.exhausted.sweep(f.now().UnixMilli())
 			}
 		}

@@ -377,7 +377,7 @@ func TestLedgerIsBounded(t *testing.T) {
 			t.Fatalf("%d: %+v %v", i, taken, err)
 		}
 	}
-	kept.sweep(now.Add(2 * time.Hour).UnixMilli())
+	kept.sweep(now.Add(2 * time.Hour))
 	if kept.kept.Load() != 0 || free() != room {
 		t.Errorf("%d reservations after their time, and room for %d: want it for %d", kept.kept.Load(), free(), room)
 	}

@@ -95,7 +95,7 @@ func TestSlidingWindowEndsDuringAnOutage(t *testing.T) {
 	_, end := w.Bounds(first.Now)
 	becomes(t, "the window is over", func() bool { return !f.now().Before(end) })
 	wantBoth(t, take(t, f, order(2)), true, 2, 8)
-	p.ledger.sweep(f.now().UnixMilli())
+	p.ledger.sweep(f.now())
 	start(t, server) // empty
 	becomes(t, "all is given back", func() bool { f.mend(t.Context(), p); return allShared(f) })
 	direct := redisStore(t, server)

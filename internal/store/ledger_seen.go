@@ -1,6 +1,10 @@
 package store
 
-import "github.com/tiergate/tiergate/internal/quota"
+import (
+	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
 
 // note takes down what Redis has answered, and adds to that what is known besides. Where there
 // is no room for another account nothing is.
@@ -67,10 +71,11 @@ func (l *ledger) see(h *holding, g given, used int64, later bool) {
 
 // sweep removes what has ended: counters, reservations, and accounts that have nothing
 // else.
-func (l *ledger) sweep(now int64) {
+func (l *ledger) sweep(at time.Time) {
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
+		now := s.clock(at).UnixMilli()
 		for account, h := range s.accounts {
 			for request, p := range h.promises {
 				if p.expires <= now && p.place != onItsWay {

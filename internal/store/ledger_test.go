@@ -34,9 +34,31 @@ func TestLongOutage(t *testing.T) {
 		t.Errorf("%v: want ErrFull", err)
 	}
 	now = now.Add(time.Minute)
-	l.sweep(now.UnixMilli())
+	l.sweep(now)
 	if _, err := l.take(second, local, now); err != nil || l.owing.Load() != 1 || l.ended.Load() != 1 {
 		t.Errorf("%v, %d owed, %d ended: want 1 and 1", err, l.owing.Load(), l.ended.Load())
+	}
+}
+
+// TestLedgerIsSweptByOneClock: what a sweep has found ended is not begun anew when the clock is
+// corrected.
+func TestLedgerIsSweptByOneClock(t *testing.T) {
+	t.Parallel()
+	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	l, local, o := newLedger(100), manner{quota.Local, 1, false}, of("a", charge(quota.Day, 1, 1))
+	admitted := 0
+	for _, after := range []time.Duration{-time.Second, -time.Second, 2 * time.Second} {
+		taken, err := l.take(o, local, midnight.Add(after))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if taken.Admitted {
+			admitted++
+		}
+		l.sweep(midnight.Add(time.Second))
+	}
+	if admitted != 2 {
+		t.Errorf("%d were admitted: want one of each day", admitted)
 	}
 }
 
