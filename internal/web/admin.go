@@ -124,13 +124,21 @@ type endpoint struct {
 	serve        func(*call) (any, error)
 }
 
-// ask serves a call. What takes a body is told everything in that: a parameter would be
-// overlooked.
+// ask serves a call. What takes a body is told everything in that, and anything else in
+// parameters: what stands in the other would be overlooked.
 func (e endpoint) ask(c *call) (any, error) {
 	if e.method == http.MethodPost || e.method == http.MethodPatch {
 		if err := c.query().end(); err != nil {
 			return nil, err
 		}
+		return e.serve(c)
+	}
+	o, err := newObject(c.body)
+	if err != nil {
+		return nil, err
+	}
+	if o.end(); o.err() != nil {
+		return nil, o.err()
 	}
 	return e.serve(c)
 }

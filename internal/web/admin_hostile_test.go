@@ -156,8 +156,8 @@ func TestRotationsAtOnce(t *testing.T) {
 	ok[NewKey](f, "POST", "/keys/key_a/rotate", `{"grace":"0s"}`)
 }
 
-// TestParametersAreReadOrRefused: one that cannot be read, or that stands where a body is read, is
-// no parameter left out, by which more would be done than was asked for.
+// TestParametersAreReadOrRefused: one that cannot be read, or that stands where a body is read or
+// in a body where it is not, is no parameter left out, by which more would be done than was asked for.
 func TestParametersAreReadOrRefused(t *testing.T) {
 	t.Parallel()
 	f := newAdmin(t)
@@ -176,6 +176,8 @@ func TestParametersAreReadOrRefused(t *testing.T) {
 		f.faults("DELETE", "/keys/a/overrides?metric=requests&per=minute&"+tail, "", unreadable)
 	}
 	f.faults("GET", "/keys?owner=100%", "", unreadable)
+	f.faults("DELETE", "/keys/a/overrides?metric=requests&per=minute", `{"resource":"images"}`, "resource: unknown field")
+	f.faults("GET", "/keys", `{"owner":"ada"}`, "owner: unknown field")
 	f.faults("POST", "/keys/a/rotate?grace=0s", "", "grace: unknown parameter")
 	f.faults("POST", "/keys/a/revoke?reason=%", "", unreadable)
 	f.faults("PATCH", "/keys/a?tier=pro", `{"name":"n"}`, "tier: unknown parameter")
