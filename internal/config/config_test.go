@@ -130,6 +130,20 @@ func TestEveryStartValueHasASection(t *testing.T) {
 	}
 }
 
+// TestEntryThatSaysNothing is a fault whatever ends its line: YAML knows more than Unix and Windows.
+func TestEntryThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	for _, lineEnd := range []string{"\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"} {
+		for _, entry := range []string{"-", "- ", "- # x"} {
+			var into struct{ Names []string }
+			d := decode("file", []byte(strings.Join([]string{"names:", entry, "- x"}, lineEnd)), &into)
+			if want := "file:2: names[0]: says nothing: fill it in, or take it away"; d.faults.Error() != want {
+				t.Errorf("%q before %q: %q with %q: want %q", entry, lineEnd, d.faults.Error(), into.Names, want)
+			}
+		}
+	}
+}
+
 // TestShippedTiers are those of the contract, to the number.
 func TestShippedTiers(t *testing.T) {
 	t.Parallel()

@@ -100,7 +100,7 @@ func decode(source string, content []byte, into any) *document {
 
 // perhapsNothing finds what may be an entry of a list that says nothing. The place of
 // everything, which tells, takes as long to read as the values.
-var perhapsNothing = regexp.MustCompile(`(?m)(^|[ \t])-[ \t]*(#.*)?\r?$|[~&!]|[Nn]ull|NULL`)
+var perhapsNothing = regexp.MustCompile(`(?m)(^|[ \t\r\x{85}\x{2028}\x{2029}])-[ \t]*(#.*|[\r\x{85}\x{2028}\x{2029}]|$)|[~&!]|[Nn]ull|NULL`)
 
 // addNothings adds a fault for each entry of a list that says nothing. The YAML library
 // leaves them out, and an empty list may stand for all there are.
