@@ -154,21 +154,24 @@ func (r *reservationRoom) give(has int) {
 }
 
 // roomForReservation takes room for a reservation. Where there is none it makes some by dropping
-// a reservation that is older than its repeats can be: of some taken by chance a settled one, else
-// the oldest. A charge whose reservation is dropped stands as it is.
+// a reservation that is older than its repeats can be, or of a clock that was ahead and has been set
+// back: of some taken by chance a settled one, else the oldest. A charge whose reservation is
+// dropped stands as it is.
 func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 	const sample = 64
 	if _, known := s.reservations[id]; known || m.reservations.take(len(s.reservations)) {
 		return true
 	}
-	if now.Before(s.allYoung) {
+	const again = time.Second / 10
+	if wait := s.allYoung.Sub(now); wait > 0 && wait <= again {
 		return false
 	}
 	var victim uint64
 	var oldest record
 	seen, found, old := 0, false, now.Add(-quota.RepeatWindow).UnixNano()
+	ahead := now.Add(step * time.Millisecond).UnixNano()
 	for id, r := range s.reservations { // in random order
-		if at := r.packed.at(); at <= old && (!found || r.settled || at < oldest.packed.at()) {
+		if at := r.packed.at(); (at <= old || at >= ahead) && (!found || r.settled || at < oldest.packed.at()) {
 			victim, oldest, found = id, r, true
 		}
 		if seen++; seen == sample || (found && oldest.settled) {
@@ -176,7 +179,7 @@ func (m *Memory) roomForReservation(s *shard, id uint64, now time.Time) bool {
 		}
 	}
 	if !found {
-		s.allYoung = now.Add(time.Second / 10)
+		s.allYoung = now.Add(again)
 		return false
 	}
 	delete(s.reservations, victim) // its room is that of the new one

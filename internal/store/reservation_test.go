@@ -415,3 +415,25 @@ func TestMemoryReservationsAreBounded(t *testing.T) {
 		t.Errorf("room for %d again: want %d", left, most-m.reservations.own)
 	}
 }
+
+// TestReservationsOfAClockThatWasAhead make room as old ones do: else their shard would keep none
+// until the clock is there again, and estimates would stand.
+func TestReservationsOfAClockThatWasAhead(t *testing.T) {
+	t.Parallel()
+	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	now := noon.Add(24 * time.Hour)
+	m := NewMemory(func() time.Time { return now }, 2)
+	most := m.reservations.own + int(m.reservations.rest.left.Load()) // of one shard
+	order := func(i int) quota.Order {
+		return quota.Order{Account: "a", Request: strconv.Itoa(i), Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Day, 1_000_000, 1)}}
+	}
+	for i := range most + 1 { // one more than there is room for
+		take(t, m, order(i))
+	}
+	now = noon
+	for i := range 2 {
+		if taken := take(t, m, order(most+1+i)); taken.Secret != "s" {
+			t.Errorf("reservation %d is not kept when the clock is right again", i)
+		}
+	}
+}
