@@ -112,9 +112,13 @@ func TestEverySnippetIsTested(t *testing.T) {
 	}
 }
 
-var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+var (
+	link         = regexp.MustCompile(`\]\(([^)#:]*)(#[^)]*)?\)`)
+	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchors = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+)
 
-// TestNoDeadLinks: what documents point to is there.
+// TestNoDeadLinks: what documents point to is there, and so is the heading that they name.
 func TestNoDeadLinks(t *testing.T) {
 	t.Parallel()
 	documents := []string{"README.md", "CHANGELOG.md", "SECURITY.md"}
@@ -135,14 +139,35 @@ func TestNoDeadLinks(t *testing.T) {
 		}
 		for _, m := range link.FindAllStringSubmatch(string(content), -1) {
 			links++
-			if _, err := os.Stat(filepath.Join(root, filepath.Dir(document), m[1])); err != nil {
+			target := filepath.Join(root, document)
+			if m[1] != "" {
+				target = filepath.Join(root, filepath.Dir(document), m[1])
+			}
+			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s points to %s: %v", document, m[1], err)
+			} else if m[2] != "" && !anchors(t, target)[m[2]] {
+				t.Errorf("%s points to %s%s: no such heading is there", document, m[1], m[2])
 			}
 		}
 	}
 	if links < 20 {
 		t.Errorf("%d links found: the search is no proof", links)
 	}
+}
+
+// anchors returns those that GitHub gives the headings of a document.
+func anchors(t *testing.T, document string) map[string]bool {
+	t.Helper()
+	content, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, m := range heading.FindAllStringSubmatch(string(content), -1) {
+		text := strings.ToLower(notInAnchors.ReplaceAllString(m[1], ""))
+		found["#"+strings.ReplaceAll(text, " ", "-")] = true
+	}
+	return found
 }
 
 // commandWith returns the first block of commands that contains a text.
