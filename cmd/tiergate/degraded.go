@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -114,6 +115,9 @@ func (s *server) noteFailing(plans map[string]*quota.Plan) {
 // ready says why this instance is not to be sent requests, or what to know of how it
 // decides them.
 func (s *server) ready(ctx context.Context) (note string, err error) {
+	if s.draining.Load() {
+		return "", errors.New("stopping")
+	}
 	err = s.stores.counts.Ping(ctx)
 	if err != nil && s.goesOn.Load() {
 		return fmt.Sprintf("degraded: counting by this instance alone: %s", err), nil

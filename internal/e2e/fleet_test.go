@@ -203,8 +203,8 @@ func dial(t *testing.T, s *devstack.Stack) *grpc.ClientConn {
 	return conn
 }
 
-// TestGracefulStop: on SIGTERM health says NOT_SERVING at once, requests in
-// flight are answered, and the process ends with 0.
+// TestGracefulStop: on SIGTERM health says NOT_SERVING at once and /readyz that it stops,
+// requests in flight are answered, and the process ends with 0.
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Store: "redis", Sets: []string{"store.redis.timeout=9s", "shutdown.delay=1s"}})
@@ -231,6 +231,9 @@ func TestGracefulStop(t *testing.T) {
 		response, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && response.GetStatus() == healthpb.HealthCheckResponse_NOT_SERVING
 	})
+	if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || body != "not ready: stopping\n" {
+		t.Errorf("/readyz of one that stops: %d %q", status, body)
+	}
 	if err := s.Redis.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
