@@ -63,6 +63,32 @@ func TestComposeOfOperators(t *testing.T) {
 	}
 }
 
+// TestStopsAreWaitedFor: neither example kills TierGate before its own times to stop are over.
+func TestStopsAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	const shipped = 10 * time.Second // shutdown.timeout where nothing is said, as in config/tiergate.yaml
+	if grace := composeProject(t).Services["tiergate"].StopGracePeriod; grace == nil || time.Duration(*grace) <= shipped {
+		t.Errorf("compose waits %v before it kills, want longer than %s", grace, shipped)
+	}
+	manifest, err := os.ReadFile(filepath.Join(root, "examples", "kubernetes", "tiergate.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	times := regexp.MustCompile(`(?s)shutdown: \{delay: (\d+)s, timeout: (\d+)s\}.*terminationGracePeriodSeconds: (\d+)\n`).FindSubmatch(manifest)
+	if times == nil {
+		t.Fatal("the Kubernetes example does not say its times")
+	}
+	var seconds [3]int
+	for i := range seconds {
+		if seconds[i], err = strconv.Atoi(string(times[i+1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if seconds[2] <= seconds[0]+seconds[1] {
+		t.Errorf("Kubernetes waits %d s before it kills, want longer than %d s and %d s", seconds[2], seconds[0], seconds[1])
+	}
+}
+
 // TestComposePublishesOnlyTheAPI holds the file to the one way in.
 func TestComposePublishesOnlyTheAPI(t *testing.T) {
 	t.Parallel()
