@@ -89,17 +89,25 @@ func TestSentinels(t *testing.T) {
 	if info, err := s.Servers[1].Do(t.Context(), "ROLE"); err != nil || !strings.HasPrefix(info, "master") {
 		t.Errorf("role %q: %v", info, err)
 	}
-	events, err := s.Events()
+	lost := func(e Event) bool { return strings.HasPrefix(e.Text, "+sdown master "+SentinelMaster) }
+	switched := func(e Event) bool { return strings.HasPrefix(e.Text, "+switch-master "+SentinelMaster) }
+	// Sentinels name the new primary from its promotion on, and switch to it a moment later.
+	var events []Event
+	err = poll(t.Context(), func(context.Context) error {
+		all, err := s.Events()
+		if events = all; err == nil && !slices.ContainsFunc(all, switched) {
+			return errNotYet
+		}
+		return err
+	})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("no event tells of the new primary: %v\n%v", err, events)
 	}
 	promoted := slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !e.Promoted() })
 	if len(promoted) != 1 || promoted[0].Address != s.Servers[1].Address {
 		t.Errorf("promoted: %v, want %s once", promoted, s.Servers[1].Address)
 	}
-	first := slices.IndexFunc(events, func(e Event) bool { return strings.HasPrefix(e.Text, "+sdown master "+SentinelMaster) })
-	last := slices.IndexFunc(events, func(e Event) bool { return strings.HasPrefix(e.Text, "+switch-master "+SentinelMaster) })
-	if first < 0 || last < first {
+	if first := slices.IndexFunc(events, lost); first < 0 || first > slices.IndexFunc(events, switched) {
 		t.Errorf("events do not tell of the loss and the new primary, in this order:\n%v", events)
 	}
 }
