@@ -76,7 +76,7 @@ func decode(source string, content []byte, into any) *document {
 	decoder.KnownFields(true)
 	err := decoder.Decode(into)
 	if errors.Is(err, io.EOF) {
-		d.add(0, "", "the file is empty")
+		d.add(0, "", "the file is empty: want settings, or keys: [] in a file of keys")
 		return d
 	}
 	if typeErr := (*yaml.TypeError)(nil); errors.As(err, &typeErr) {

@@ -132,7 +132,7 @@ type logSection struct {
 type shutdownSection struct {
 	// How long health says NOT_SERVING before the listener closes, so that Envoy can turn to other instances.
 	Delay string `yaml:"delay"`
-	// How long requests in flight may take after that.
+	// How long requests in flight may take after that, and then what is settled and given back.
 	Timeout string `yaml:"timeout"`
 }
 
