@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/quota"
@@ -115,7 +116,7 @@ func (s *server) noteFailing(plans map[string]*quota.Plan) {
 // ready says why this instance is not to be sent requests, or what to know of how it
 // decides them.
 func (s *server) ready(ctx context.Context) (note string, err error) {
-	if s.draining.Load() {
+	if health, err := s.health.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil || health.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		return "", errors.New("stopping")
 	}
 	err = s.stores.counts.Ping(ctx)

@@ -99,7 +99,6 @@ type server struct {
 
 	accessLog *envoyapi.AccessLog
 	goesOn    atomic.Bool // see ready
-	draining  atomic.Bool // as health says it
 }
 
 // historySize is how many pairs of a key and a resource are remembered, of some 300
@@ -345,7 +344,6 @@ func serveHTTP(server *http.Server, l net.Listener, who string) error {
 // turns elsewhere, then the listener, then the requests in flight are answered.
 func (s *server) drain(ctx context.Context, operator, customer *http.Server) {
 	s.log.InfoContext(ctx, "draining", "delay", s.start.ShutdownDelay, "timeout", s.start.ShutdownTimeout)
-	s.draining.Store(true)
 	s.health.Shutdown()
 	pause(s.start.ShutdownDelay)
 	s.accessLog.Drain()
