@@ -24,20 +24,22 @@ const (
 
 // A memoryUse is how the garbage collector was told to work.
 type memoryUse struct {
-	floor []byte // counts as a part of the heap while it is referred to; no memory is behind it
-	limit int64  // GOMEMLIMIT, bytes; math.MaxInt64: none
+	floor *strings.Builder // counts as a part of the heap while it is referred to; no memory is behind it
+	limit int64            // GOMEMLIMIT, bytes; math.MaxInt64: none
 }
 
 // tuneGC sets how much garbage there may be, and bounds memory by that of the container.
 // GOGC and GOMEMLIMIT of the environment hold where they are set. It is for the whole
 // process, and holds as long as what it returns is referred to.
 func tuneGC(getenv func(string) string, root fs.FS) memoryUse {
-	var m memoryUse
+	m := memoryUse{floor: new(strings.Builder)}
 	if getenv("GOGC") == "" {
-		m.floor = make([]byte, heapFloor) // never touched, so the system gives no memory for it
+		// Nobody touches it, so the system gives no memory for it. A slice that make returns
+		// is touched at times: it is cleared where a part of it was in use before.
+		m.floor.Grow(heapFloor)
 	}
 	if limit := containerMemory(root); getenv("GOMEMLIMIT") == "" && limit < math.MaxInt64 {
-		debug.SetMemoryLimit(limit/100*memoryShare + int64(len(m.floor)))
+		debug.SetMemoryLimit(limit/100*memoryShare + int64(m.floor.Cap()))
 	}
 	m.limit = debug.SetMemoryLimit(-1)
 	return m
