@@ -75,7 +75,12 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 		}
 	}()
 	c.generator = g
-	// TierGate has collected garbage when it serves.
+	counts := keys > t.keys // of few, connections take more than keys
+	if counts {             // or what was read at the start counts as living
+		if err := c.target.collect(ctx); err != nil {
+			return nil, err
+		}
+	}
 	unused, err := c.target.live(ctx)
 	if err != nil {
 		return nil, err
@@ -83,7 +88,7 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 	if c.before, err = c.target.pauses(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.generator.each(ctx, l.inFlight); err != nil || keys <= t.keys { // of few, connections take more than keys
+	if err := c.generator.each(ctx, l.inFlight); err != nil || !counts {
 		return c, err
 	}
 	if err := c.target.collect(ctx); err != nil {
