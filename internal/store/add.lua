@@ -48,6 +48,10 @@ end
 
 local HEAD = 2
 local n = tonumber(ARGV[2])
+for i = 1, n do
+  local start = start_of(redis.call('HGET', KEYS[1], ARGV[HEAD + 5 * i - 4]))
+  if ahead(start) then now = start end
+end
 local reply = {whole(now)}
 local writes, last = {}, 0
 for i = 1, n do

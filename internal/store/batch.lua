@@ -136,8 +136,9 @@ local function take(plan, key, reservation, at)
     local value, cost, size, u = values[i], costs[i], plan.sizes[i], 0
     if value and sub(value, 1, size) == prefixes[i] then
       u = sub(value, size + 1) + 0
-    elseif cost ~= 0 and plan.stops[i] > last then
-      last = plan.stops[i]
+    else
+      see(start_of(value))
+      if cost ~= 0 and plan.stops[i] > last then last = plan.stops[i] end
     end
     if cost > 0 and u + cost > maxima[i] then refused = true end
     used[i] = u
@@ -199,6 +200,7 @@ local function settle(key, reservation, at)
   if byte(kept, rest) == DIGEST then return 0 end
 
   local share, first, n = tonumber(ARGV[at + 2]), tonumber(sub(kept, 1, from - 1)), 0
+  see(first)
   local charges, place = read(kept, rest)
   w, last = 0, 0
   for i = 1, charges.n do
@@ -257,49 +259,55 @@ local function digested(plan)
   return charges
 end
 
--- The charges of a plan, in columns. Those are open of which each order has its own cost.
-local plans, args = {}, 2
-for p = 1, tonumber(ARGV[2]) do
-  local keep = tonumber(ARGV[args + 1])
-  local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
-    counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
-  args = args + 2
-  local text = ''
-  for i = 1, plan.n do
-    local counter, length, max, cost = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3], ARGV[args + 4]
-    local w = window(length)
-    plan.counters[i], plan.maxima[i], plan.costs[i] = counter, tonumber(max), tonumber(cost)
-    plan.prefixes[i], plan.sizes[i], plan.stops[i] = w.prefix, w.size, w.stop
-    if w.before then
-      plan.slides, plan.windows = plan.slides or {}, plan.windows or {}
-      plan.slides[#plan.slides + 1], plan.windows[i], plan.stops[i] = i, w, w.keep
+-- Works out the charges of plans, in columns, for what is now. Those are open of which each order
+-- has its own cost.
+local plans, args
+local function prepare()
+  plans, args = {}, 2
+  for p = 1, tonumber(ARGV[2]) do
+    local keep = tonumber(ARGV[args + 1])
+    local plan = {n = tonumber(ARGV[args + 2]), keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
+      counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
+    args = args + 2
+    local text = ''
+    for i = 1, plan.n do
+      local counter, length, max, cost = ARGV[args + 1], ARGV[args + 2], ARGV[args + 3], ARGV[args + 4]
+      local w = window(length)
+      plan.counters[i], plan.maxima[i], plan.costs[i] = counter, tonumber(max), tonumber(cost)
+      plan.prefixes[i], plan.sizes[i], plan.stops[i] = w.prefix, w.size, w.stop
+      if w.before then
+        plan.slides, plan.windows = plan.slides or {}, plan.windows or {}
+        plan.slides[#plan.slides + 1], plan.windows[i], plan.stops[i] = i, w, w.keep
+      end
+      if cost == '?' then
+        plan.open = plan.open + 1
+        plan.opens[plan.open] = i
+      end
+      if keep == 0 then
+        text = text .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
+      else
+        text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
+      end
+      args = args + 4
     end
-    if cost == '?' then
-      plan.open = plan.open + 1
-      plan.opens[plan.open] = i
+    if plan.slides then
+      for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
     end
-    if keep == 0 then
-      text = text .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
-    else
-      text = text .. counter .. ',' .. length .. ',' .. max .. ',' .. cost .. ';'
-    end
-    args = args + 4
+    if keep == 0 then text = '#' .. sub(redis.sha1hex(text), 1, 8) end
+    text = text .. '|'
+    if keep == 0 then known[text] = digested(plan) end
+    plan.text = ' 0 ' .. text
+    plans[p] = plan
   end
-  if plan.slides then
-    for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
-  end
-  if keep == 0 then text = '#' .. sub(redis.sha1hex(text), 1, 8) end
-  text = text .. '|'
-  if keep == 0 then known[text] = digested(plan) end
-  plan.text = ' 0 ' .. text
-  plans[p] = plan
 end
 
 -- Goes through what is left of KEYS and ARGV.
+prepare()
 local kinds, carried, keys = {byte(ARGV[1], 1, -1)}, 0, 0
+local first_key, first_arg
 local function all()
   while carried < #kinds do
-    carried = carried + 1
+    carried, first_key, first_arg = carried + 1, keys, args
     local plan, key, at = plans[kinds[carried]], KEYS[keys + 1], args
     if not plan then
       local reservation = KEYS[keys + 2]
@@ -320,7 +328,12 @@ end
 
 repeat
   local done, why = pcall(all)
-  if not done then
+  if not done and type(why) == 'table' and why.now then -- it has written nothing yet
+    now, windows, known = why.now, {}, {}
+    made, reply[1] = whole(now) .. ' ', now
+    prepare()
+    carried, keys, args = carried - 1, first_key, first_arg
+  elseif not done then
     if type(why) == 'table' then why = why.err end
     replied = replied + 1
     reply[replied] = string.gsub(why, '^@user_script: %d+: %-?', '') .. ' (in a script)'

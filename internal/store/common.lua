@@ -39,6 +39,20 @@ end
 -- Redis' own time in ms, so that clock skew between instances changes nothing.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local clock, STEP = now, 10000 -- ms, step of steady.go: who goes back further was set
+
+-- Whether a time at which something was counted is yet to come: the clock was corrected, and
+-- stands still until then. Else a window that has ended would be counted from zero once more,
+-- and then the current one.
+local function ahead(ms) return ms and ms > now and ms - clock < STEP end
+
+-- Fails with what is to be now where that is so.
+local function see(ms)
+  if ahead(ms) then error({now = ms}) end
+end
+
+-- When the window of a counter's field begins; nil: it has none.
+local function start_of(value) return value and tonumber(string.match(value, '^%d+')) or nil end
 
 -- A whole number as text: with %d, a third of the price, where a C long has 64 bits.
 local WHOLE = format('%d', MAX_USED) == '4000000000000000' and '%d' or '%.0f'
@@ -49,6 +63,7 @@ local function whole(n) return format(WHOLE, n) end
 local function used_in(value, prefix)
   local size = #prefix
   if value and sub(value, 1, size) == prefix then return tonumber(sub(value, size + 1)) end
+  see(start_of(value))
   return nil
 end
 

@@ -123,33 +123,6 @@ func TestMemoryLooksCostNoRoom(t *testing.T) {
 	}
 }
 
-// TestMemoryClockIsCorrected: a clock that goes back by a correction, as it is set right, gives
-// nobody the window before once more, nor the current one; one that is set begins anew.
-func TestMemoryClockIsCorrected(t *testing.T) {
-	t.Parallel()
-	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
-	now := midnight.Add(-time.Second)
-	m := NewMemory(func() time.Time { return now }, 100)
-	c := []quota.Charge{charge(quota.Minute, 2, 1), charge(quota.Day, 2, 1)}
-	for _, one := range []struct {
-		at       time.Duration // after midnight
-		admitted bool
-		used     int64
-	}{
-		{-time.Second, true, 1},
-		{-time.Second, true, 2},
-		{-time.Second, false, 2},
-		{time.Second, true, 1},
-		{-time.Second, true, 2},
-		{-2 * time.Second, false, 2},
-		{3 * time.Second, false, 2},
-		{-time.Hour, true, 1},
-	} {
-		now = midnight.Add(one.at)
-		wantTaken(t, take(t, m, of("a", c...)), one.admitted, one.used, one.used)
-	}
-}
-
 // TestMemoryIsSweptByOneClock: what a sweep has found ended is not begun anew when the clock is
 // corrected.
 func TestMemoryIsSweptByOneClock(t *testing.T) {
