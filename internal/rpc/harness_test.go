@@ -212,7 +212,7 @@ func start(t *testing.T, change func(*Options)) *rig {
 	}
 	r.server = NewServer(o)
 	r.service.register(r.server)
-	go func() { r.served <- r.server.Serve(r.listener) }()
+	go func() { r.served <- r.server.Serve(punctual{r.listener}) }()
 	t.Cleanup(func() {
 		r.server.Stop()
 		if err := <-r.served; err != nil {
@@ -220,6 +220,49 @@ func start(t *testing.T, change func(*Options)) *rig {
 		}
 	})
 	return r
+}
+
+// A punctual listener's connections keep to the deadline for reading that was set last, as sockets do: a
+// timer of bufconn's that has fired ends the reading of after another deadline has been set, too.
+type punctual struct{ net.Listener }
+
+func (l punctual) Accept() (net.Conn, error) {
+	socket, err := l.Listener.Accept()
+	return &punctualConn{Conn: socket}, err
+}
+
+type punctualConn struct {
+	net.Conn
+
+	mu       sync.Mutex
+	deadline time.Time // zero: none
+}
+
+func (c *punctualConn) SetDeadline(at time.Time) error {
+	return errors.Join(c.SetReadDeadline(at), c.SetWriteDeadline(at))
+}
+
+func (c *punctualConn) SetReadDeadline(at time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = at
+	return c.Conn.SetReadDeadline(at)
+}
+
+func (c *punctualConn) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() || !c.early() {
+			return n, err
+		}
+	}
+}
+
+// early reports whether the deadline is yet to come, and sets it anew.
+func (c *punctualConn) early() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return (c.deadline.IsZero() || time.Now().Before(c.deadline)) && c.Conn.SetReadDeadline(c.deadline) == nil
 }
 
 // A peer is a client that sends frames as it likes.
