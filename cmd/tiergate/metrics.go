@@ -26,6 +26,7 @@ type metrics struct {
 	decisionTime  prometheus.Histogram
 	storeTime     map[string]prometheus.Observer // by call
 	misnamed      prometheus.Counter
+	invalid       prometheus.Counter
 	storeErrors   *prometheus.CounterVec
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
@@ -63,6 +64,9 @@ func newMetrics() *metrics {
 		storeTime: map[string]prometheus.Observer{},
 		misnamed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tiergate_unknown_resources_total", Help: "Requests whose route or descriptor names a resource that is not configured.",
+		}),
+		invalid: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tiergate_invalid_calls_total", Help: "Calls of the rate limit service that were answered with INVALID_ARGUMENT.",
 		}),
 		storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_store_errors_total", Help: "Failed calls to the store by reason (timeout, canceled, other).",
@@ -107,7 +111,7 @@ func newMetrics() *metrics {
 		m.reloads.WithLabelValues(result)
 	}
 	m.registry.MustRegister(
-		m.decisions, m.decisionTime, m.misnamed, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
+		m.decisions, m.decisionTime, m.misnamed, m.invalid, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
 		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy, m.capacity,
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.GoRuntimeMetricsRule{Matcher: pauses})), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
@@ -167,11 +171,11 @@ type observer struct {
 	usage   *usage.Recorder // nil: nobody counts
 	log     *slog.Logger
 
-	failed, misnamed *seldom
+	failed, misnamed, invalid *seldom
 }
 
 func newObserver(m *metrics, u *usage.Recorder, log *slog.Logger) observer {
-	return observer{m, u, log, new(seldom), new(seldom)}
+	return observer{m, u, log, new(seldom), new(seldom), new(seldom)}
 }
 
 // Judged implements envoyapi.Observer.

@@ -80,3 +80,12 @@ func (o observer) misnames(ctx context.Context, v *envoyapi.Verdict) {
 			"resource", v.Misnamed, "used", v.Resource)
 	}
 }
+
+// Invalid implements envoyapi.Observer. Envoy tells nobody why such a call failed.
+func (o observer) Invalid(ctx context.Context, at time.Time, problem string) {
+	o.metrics.invalid.Inc()
+	if o.invalid.now(problem, at) {
+		o.log.WarnContext(ctx, "a call of the rate limit service is answered with INVALID_ARGUMENT, and Envoy lets the request pass or not as failure_mode_deny says: mend its filter, or the setting",
+			"error", problem)
+	}
+}

@@ -14,6 +14,8 @@ import (
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/envoyapi"
@@ -101,6 +103,40 @@ func TestUnknownResources(t *testing.T) {
 	const told = "level=WARN msg=\"a route or a descriptor names a resource that is not configured"
 	if s.log.count(told) != 2 || s.log.count("resource=imagess ") != 1 || s.log.count(`resource="chatt \"\n`+strings.Repeat("x", 64-len("chatt \"\n"))+`" used=images`) != 1 {
 		t.Error("the log does not name each resource once, or not as it should")
+	}
+}
+
+// TestCallsThatAreNoQuestion: a call of the rate limit service that is answered with
+// INVALID_ARGUMENT, of which Envoy says nothing, is counted, and in the log once a minute.
+func TestCallsThatAreNoQuestion(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "")
+	client := rlsv3.NewRateLimitServiceClient(dial(t, s.start.GRPC.Address))
+	key := []*ratelimitv3.RateLimitDescriptor_Entry{{Key: "api_key", Value: "sk-demo-pro"}}
+	for _, r := range []*rlsv3.RateLimitRequest{
+		{Domain: "edge"},
+		{Domain: "edge", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: key}}},
+		{Domain: "tiergate-settle"},
+		{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: key, IsNegativeHits: true}}},
+		{Domain: "tiergate", Descriptors: make([]*ratelimitv3.RateLimitDescriptor, 65)},
+	} {
+		if _, err := client.ShouldRateLimit(t.Context(), r); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v, want INVALID_ARGUMENT", r, err)
+		}
+	}
+	if n := s.metric(t, "tiergate_invalid_calls_total", ""); n != 5 {
+		t.Errorf("%v are counted", n)
+	}
+	const told = "level=WARN msg=\"a call of the rate limit service is answered with INVALID_ARGUMENT, and Envoy lets the request pass or not as failure_mode_deny says: mend its filter, or the setting\" error="
+	for _, problem := range []string{
+		`"domain \"edge\" is not configured: want \"tiergate\", as in ratelimit.domain"`,
+		`"domain \"tiergate-settle\" settles nothing: add ratelimit to tokens.settle_by"`,
+		`"is_negative_hits is not accepted here: set ratelimit.negative_hits"`,
+		`"the call has 65 descriptors: want at most 64, as in ratelimit.max_descriptors"`,
+	} {
+		if n := s.log.count(told + problem); n != 1 {
+			t.Errorf("%d lines in the log have %s", n, problem)
+		}
 	}
 }
 

@@ -54,11 +54,13 @@ type Verdict struct {
 // maxMisnamed is how much of the name of an unknown resource is told of, in bytes.
 const maxMisnamed = 64
 
-// An Observer is told every verdict and how long it took. Verdicts are passed
-// as values, which the allocator never hears of.
+// An Observer is told every verdict and how long it took, every settlement, and why a call
+// was none that can be answered. Verdicts are passed as values, which the allocator never
+// hears of.
 type Observer interface {
 	Judged(ctx context.Context, v Verdict, took time.Duration)
 	Settled(ctx context.Context, r SettlementReport)
+	Invalid(ctx context.Context, at time.Time, problem string)
 }
 
 // A Gate judges requests. It is safe for concurrent use.

@@ -31,6 +31,8 @@ func (n *notebook) Settled(_ context.Context, r SettlementReport) {
 	n.note("%s %s %s %d + %d", r.Result, r.Account, r.Resource, r.InputTokens, r.OutputTokens)
 }
 
+func (n *notebook) Invalid(_ context.Context, _ time.Time, problem string) { n.note("%s", problem) }
+
 // TestWhatIsCounted: every request once, and the tokens that stay charged, of keys
 // without limits too.
 func TestWhatIsCounted(t *testing.T) {

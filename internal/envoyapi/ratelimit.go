@@ -40,6 +40,14 @@ func NewRateLimit(g *Gate) *RateLimit { return &RateLimit{gate: g} }
 // first holds. Without an API key the request is refused. A domain that is not
 // configured is INVALID_ARGUMENT, and so are more descriptors or entries than are.
 func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
+	response, err := l.shouldRateLimit(ctx, r)
+	if st := status.Convert(err); st.Code() == codes.InvalidArgument {
+		l.gate.observer.Invalid(ctx, l.gate.now(), st.Message())
+	}
+	return response, err
+}
+
+func (l *RateLimit) shouldRateLimit(ctx context.Context, r *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
 	s := l.gate.settings.Load()
 	if err := s.RateLimit.bound(r.GetDescriptors()); err != nil {
 		return nil, err
@@ -48,6 +56,8 @@ func (l *RateLimit) ShouldRateLimit(ctx context.Context, r *rlsv3.RateLimitReque
 	case r.GetDomain() == s.RateLimit.Domain:
 	case r.GetDomain() == s.RateLimit.SettlementDomain && s.Tokens.SettleByRateLimit:
 		return l.settle(ctx, s, r)
+	case r.GetDomain() == s.RateLimit.SettlementDomain:
+		return nil, status.Errorf(codes.InvalidArgument, "domain %q settles nothing: add ratelimit to tokens.settle_by", r.GetDomain())
 	default:
 		return nil, status.Errorf(codes.InvalidArgument,
 			"domain %.64q is not configured: want %q, as in ratelimit.domain", r.GetDomain(), s.RateLimit.Domain)
