@@ -39,7 +39,8 @@ func TestOnlyThisMachine(t *testing.T) {
 	}
 }
 
-// TestFaultsAreBounded: an answer is not larger than what it answers.
+// TestFaultsAreBounded: an answer is not larger than what it answers, and says where it leaves
+// faults out.
 func TestFaultsAreBounded(t *testing.T) {
 	t.Parallel()
 	f := newAdmin(t)
@@ -60,6 +61,11 @@ func TestFaultsAreBounded(t *testing.T) {
 		var p Problem
 		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != http.StatusBadRequest || len(p.Errors) == 0 || len(p.Errors) > mostFaults {
 			t.Errorf("%s: %d, %d bytes, %d faults, %v", what, w.Code, w.Body.Len(), len(p.Errors), err)
+			continue
+		}
+		const more = "these are not all: mend them, and look again"
+		if last := p.Errors[len(p.Errors)-1]; len(p.Errors) > 1 && (last != Fault{"", more} || len(p.Errors) < mostFaults) {
+			t.Errorf("%s: the last of the faults is %+v", what, last)
 		}
 	}
 }

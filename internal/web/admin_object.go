@@ -76,11 +76,16 @@ func twice(body []byte) (field string, found bool) {
 	}
 }
 
-// mostFaults is how many are told: what has more is no slip, and must not cost more.
+// mostFaults is how many are told, the last of them that there are more: what has more is no
+// slip, and must not cost more.
 const mostFaults = 100
 
 func (o *object) fault(field, format string, args ...any) {
-	if len(*o.faults) < mostFaults {
+	switch len(*o.faults) {
+	case mostFaults:
+	case mostFaults - 1:
+		*o.faults = append(*o.faults, Fault{"", "these are not all: mend them, and look again"})
+	default:
 		*o.faults = append(*o.faults, Fault{o.at + field, fmt.Sprintf(format, args...)})
 	}
 }
