@@ -79,6 +79,7 @@ func randomCall(t *testing.T, random *rand.Rand, r *usage.Recorder, now time.Tim
 	} else {
 		c.Add(usage.Counts{Refused: map[string]int64{d.Reason: 1}})
 	}
+	how.Now = at
 	r.Decided(d, how)
 }
 

@@ -23,7 +23,9 @@ func (u *usageTest) everything(r *usage.Recorder) {
 	u.Helper()
 	d := u.decided("k")
 	d.Reason = "requests_per_minute"
-	r.Decided(d, decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1}))
+	how := decision(u.T, 2, quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 1})
+	how.Now = d.At
+	r.Decided(d, how)
 	u.settle(r, "k", "chat", 1, 1)
 	u.add(r)
 }

@@ -352,6 +352,7 @@ func TestRefusalsOfAccounts(t *testing.T) {
 		begin := u.now
 		for i := range 80 {
 			d.At = begin.Add(time.Duration(i) * time.Second)
+			how.Now = d.At
 			[]*usage.Recorder{a, b}[i%2].Decided(d, how)
 			if i%20 == 19 {
 				u.add(b, a)

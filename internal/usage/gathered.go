@@ -118,7 +118,7 @@ func (a *gathered) decided(d *Decided, how *quota.Decision) {
 // refuse remembers a refusal, and forgets the oldest where there are too many.
 func (a *gathered) refuse(d *Decided, how *quota.Decision) {
 	n := refusal{
-		at: d.At, resource: d.Resource, limit: how.RefusedBy, used: how.RefusedUsed, asked: how.Asked, wait: how.Wait, tooLarge: how.TooLarge,
+		at: how.Now, resource: d.Resource, limit: how.RefusedBy, used: how.RefusedUsed, asked: how.Asked, wait: how.Wait, tooLarge: how.TooLarge,
 	}
 	if n.limit.Pooled {
 		// How large a pool is, and what others use of it, is not for the key's holder; what was

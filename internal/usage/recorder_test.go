@@ -146,7 +146,8 @@ func TestRecorderIsBounded(t *testing.T) {
 	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.Low, Requests: 1}
 	how := &quota.Decision{RefusedBy: quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 5}, RefusedUsed: 5}
 	for i := range 50 {
-		d.At, d.Reason = now.Add(time.Duration(i)*time.Millisecond), "limit"+strconv.Itoa(i)
+		how.Now, d.Reason = now.Add(time.Duration(i)*time.Millisecond), "limit"+strconv.Itoa(i)
+		d.At = how.Now
 		r.Decided(d, how)
 	}
 	k := find(t, r.Flush(), "k")
@@ -166,7 +167,7 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	r := usage.NewRecorder(usage.RecorderOptions{Now: time.Now})
 	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.High, Requests: 1}
 	how := decisionOf(t)
-	d.At = how.Now
+	d.At = how.Now.Add(3 * time.Second) // the clock that counts is another: when a request fits goes by it
 	r.Decided(d, how)
 	k := find(t, r.Flush(), "k")
 	if k.LimitRequests != 1000 || k.LimitTokens != 100_000 || k.Near.Limit != "" || !k.Last.Equal(d.At) {
@@ -192,9 +193,9 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	r.Decided(d, how)
 	k = find(t, r.Flush(), "k")
 	want := []usage.Refusal{
-		{At: d.At, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true},
-		{At: d.At, Resource: "chat", Limit: "requests_per_day", Asked: 1},  // never fits
-		{At: d.At, Resource: "chat", Limit: "capacity", Wait: time.Minute}, // what it asked is cut to the share, and would tell of that
+		{At: large.Now, Resource: "chat", Limit: "tokens_per_minute", Max: 4000, Asked: 5000, TooLarge: true},
+		{At: closed.Now, Resource: "chat", Limit: "requests_per_day", Asked: 1}, // never fits
+		{At: shed.Now, Resource: "chat", Limit: "capacity", Wait: time.Minute},  // what it asked is cut to the share, and would tell of that
 	}
 	if !reflect.DeepEqual(k.Refusals, want) {
 		t.Errorf("refusals %+v, want %+v", k.Refusals, want)

@@ -82,7 +82,7 @@ type Point struct {
 
 // A Refusal is one request that was refused with 429 or 413.
 type Refusal struct {
-	At       time.Time     `json:"at"`
+	At       time.Time     `json:"at"` // by the clock that counted
 	Resource string        `json:"resource"`
 	Limit    string        `json:"limit"`     // the name of the limit that refused
 	Used     int64         `json:"used"`      // of it, at that time; of a pool's 0, as the next two
