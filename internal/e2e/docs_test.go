@@ -34,7 +34,7 @@ func snippets(tb testing.TB) []snippet {
 	var all []snippet
 	for _, file := range []string{
 		"README.md", "docs/configuration.md", "docs/envoy.md", "docs/metrics.md", "docs/keys.md", "docs/usage.md", "docs/dashboards.md", "docs/admin-api.md",
-		"docs/tracing.md",
+		"docs/tracing.md", "docs/from-ratelimit.md",
 	} {
 		content, err := os.ReadFile(filepath.Join(root, file))
 		if err != nil {
@@ -91,6 +91,8 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml filter cache": true, "yaml cluster upstream": true, // see cached_test.go
 		"yaml cluster socket": true, "yaml cluster tls": true, "yaml tls": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh explain": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "yaml compose": true, "sh kubectl": true, "sh ssh": true,
+		"yaml route open": true, "yaml route open ratelimit": true, "yaml route answer": true, "yaml cluster second": true, "yaml route mirror": true, "yaml route share": true,
+		"yaml layered_runtime": true, "sh share": true, "yaml filter ratelimit": true, "yaml mapper ratelimit": true, // see from_ratelimit_test.go
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
 		"redis acl": true, "redis acl sentinel": true, // see internal/store
 	}
