@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -38,15 +39,17 @@ type RedisUsage struct {
 	client  redis.UniversalClient
 	account script
 	fleet   script
+	pulse   script
 	prefix  string
 	now     func() time.Time
+	told    atomic.Pointer[string] // by the one instance that tells
 }
 
 // NewRedisUsage returns the usage on a Redis server. now says what has ended.
 func NewRedisUsage(r *Redis, now func() time.Time) *RedisUsage {
 	return &RedisUsage{
 		redis: r, client: r.patient, prefix: r.prefix, now: now,
-		account: newScript(usageSource), fleet: newScript(fleetSource),
+		account: newScript(usageSource), fleet: newScript(fleetSource), pulse: newScript(instancesSource),
 	}
 }
 
@@ -210,44 +213,4 @@ func (u *RedisUsage) Near(ctx context.Context) ([]usage.Near, error) {
 		}
 	}
 	return nearest(all), nil
-}
-
-// Tell makes known what an instance says of itself, for 30 s.
-func (u *RedisUsage) Tell(ctx context.Context, i usage.Instance) error {
-	text, err := json.Marshal(i)
-	if err != nil {
-		return fmt.Errorf("tell of instance %s: %w", i.ID, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
-	defer cancel()
-	key, old := u.fleetKey("instances"), u.now().Add(-instanceKept).UnixMilli()
-	_, err = u.client.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
-		pipe.ZAdd(ctx, key, redis.Z{Score: float64(i.Seen.UnixMilli()), Member: text})
-		pipe.ZRemRangeByScore(ctx, key, "-inf", strconv.FormatInt(old, 10))
-		pipe.Expire(ctx, key, 2*instanceKept)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("tell Redis of instance %s: %w", i.ID, err)
-	}
-	return nil
-}
-
-// Instances returns what each instance has told last, by ID, if it has in the last
-// 30 s by its own clock.
-func (u *RedisUsage) Instances(ctx context.Context) ([]usage.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
-	defer cancel()
-	now := u.now()
-	texts, err := u.client.ZRangeArgs(ctx, redis.ZRangeArgs{
-		Key: u.fleetKey("instances"), Start: now.Add(-instanceKept).UnixMilli(), Stop: "+inf", ByScore: true,
-	}).Result()
-	if err != nil {
-		return nil, fmt.Errorf("read the instances from Redis: %w", advised(err))
-	}
-	all, err := decodeAll[usage.Instance](texts)
-	if err != nil {
-		return nil, fmt.Errorf("instances in Redis: %w", err)
-	}
-	return latest(all, now), nil
 }

@@ -471,32 +471,66 @@ func TestLastUse(t *testing.T) {
 
 // TestInstances: each tells of itself, and is gone 30 s after.
 func TestInstances(t *testing.T) {
-	eachUsage(t, func(u *usageTest) {
-		tell := func(id string, keys int) usage.Instance {
-			i := usage.Instance{
-				ID: id, Version: "1", Started: noon(), Seen: u.now, Rates: map[string]int64{"allowed": 3},
-				Interval: time.Second, P99: time.Millisecond, Keys: keys,
+	t.Parallel()
+	u := fileUsage(t, "")
+	one := u.tell("one", 1)
+	u.now = u.now.Add(20 * time.Second)
+	u.tell("two", 2)
+	two := u.tell("two", 3)
+	u.wantInstances(one, two)
+	u.now = u.now.Add(11 * time.Second)
+	u.wantInstances(two)
+	three := u.tell("three", 4)
+	u.now = u.now.Add(20 * time.Second)
+	u.wantInstances(three)
+}
+
+// TestInstancesInRedis: they are gone 30 s after by the clock of Redis. One of which the clock
+// is wrong neither takes the others for gone, nor is it taken for gone, nor does it stay.
+func TestInstancesInRedis(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"acl", "sentinel", "cluster"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			r := formStore(t, form)
+			right, ahead, behind := usageIn(t, r), usageIn(t, r), usageIn(t, r)
+			ahead.now, behind.now = right.now.Add(time.Hour), right.now.Add(-time.Hour)
+			one, two := right.tell("one", 1), ahead.tell("two", 2)
+			behind.tell("three", 3)
+			three := behind.tell("three", 4)
+			for _, u := range []*usageTest{right, ahead, behind} {
+				u.wantInstances(one, three, two)
 			}
-			if err := u.Tell(u.Context(), i); err != nil {
-				u.Fatal(err)
+			key := r.prefix + ":{~fleet}:usage:instances"
+			for _, told := range r.client.ZRange(t.Context(), key, 0, -1).Val() {
+				if strings.Contains(told, `"two"`) {
+					r.client.ZIncrBy(t.Context(), key, float64(-instanceKept.Milliseconds()), told)
+				}
 			}
-			return i
-		}
-		check := func(want ...usage.Instance) {
-			u.Helper()
-			if got, err := u.Instances(u.Context()); err != nil || !reflect.DeepEqual(got, want) {
-				u.Errorf("%+v, %v: want %+v", got, err, want)
+			right.wantInstances(one, three)
+			right.tell("one", 1)
+			if n := r.client.ZCard(t.Context(), key).Val(); n != 2 {
+				t.Errorf("%d are kept: want 2", n)
 			}
-		}
-		one := tell("one", 1)
-		u.now = u.now.Add(20 * time.Second)
-		tell("two", 2)
-		two := tell("two", 3)
-		check(one, two)
-		u.now = u.now.Add(11 * time.Second)
-		check(two)
-		three := tell("three", 4)
-		u.now = u.now.Add(20 * time.Second)
-		check(three)
-	})
+		})
+	}
+}
+
+func (u *usageTest) tell(id string, keys int) usage.Instance {
+	u.Helper()
+	i := usage.Instance{
+		ID: id, Version: "1", Started: noon(), Seen: u.now, Rates: map[string]int64{"allowed": 3},
+		Interval: time.Second, P99: time.Millisecond, Keys: keys,
+	}
+	if err := u.Tell(u.Context(), i); err != nil {
+		u.Fatal(err)
+	}
+	return i
+}
+
+func (u *usageTest) wantInstances(want ...usage.Instance) {
+	u.Helper()
+	if got, err := u.Instances(u.Context()); err != nil || !reflect.DeepEqual(got, want) {
+		u.Errorf("%+v, %v: want %+v", got, err, want)
+	}
 }
