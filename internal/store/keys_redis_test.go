@@ -163,6 +163,25 @@ func startLasting(t *testing.T, s *devstack.Stack) *devstack.Process {
 	return process
 }
 
+// TestFullRedisIsNamed: why keys cannot be followed is told, not that a transaction was refused.
+func TestFullRedisIsNamed(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	k, outages := noticing(t, server)
+	watch(t, k)
+	setting := func(memory string) {
+		if err := k.client.ConfigSet(t.Context(), "maxmemory", memory).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setting("1")
+	if err := told(t, outages, errAway); err == nil || !strings.HasPrefix(err.Error(), "watch keys in Redis: OOM") || !strings.Contains(err.Error(), "raise its maxmemory") {
+		t.Errorf("told of %v", err)
+	}
+	setting("0")
+	told(t, outages, nil)
+}
+
 // TestEmptiedRedis: instances keep the keys they know and write nothing into the void.
 // One that starts then begins anew, and all follow.
 func TestEmptiedRedis(t *testing.T) {

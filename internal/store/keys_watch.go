@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,8 +127,11 @@ func (w *keysWatcher) position(ctx context.Context, last, first string) (string,
 		entries = p.XRevRangeN(ctx, w.keys.audit, last, first, 1)
 		return nil
 	})
-	if errors.Is(err, redis.Nil) { // there is no epoch
+	switch {
+	case errors.Is(err, redis.Nil): // there is no epoch
 		err = entries.Err()
+	case redis.HasErrorPrefix(err, "EXECABORT"): // why is in the answers before
+		err = cmp.Or(epoch.Err(), entries.Err())
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("watch keys in Redis: %w", advised(err))
