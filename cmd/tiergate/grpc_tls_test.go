@@ -318,9 +318,9 @@ func TestHealthOverTLS(t *testing.T) {
 		want string // of the error; "": none
 	}{
 		"as it should":       {[]string{"--ca", ca, "--cert", cert, "--key", key}, ""},
-		"another name":       {[]string{"--ca", ca, "--cert", cert, "--key", key, "--server-name", "other"}, "certificate"},
-		"no certificate":     {[]string{"--ca", ca}, "ask 127.0.0.1"}, // the alert, or that the connection is closed
-		"in clear":           {nil, "ask 127.0.0.1"},
+		"another name":       {[]string{"--ca", ca, "--cert", cert, "--key", key, "--server-name", "other"}, "see to the server's certificate, --ca and --server-name"},
+		"no certificate":     {[]string{"--ca", ca}, "want no certificate? (--address, --cert)"}, // after the alert, or that the connection is closed
+		"in clear":           {nil, "in clear? (--address, --ca)"},
 		"no CA":              {[]string{"--cert", cert}, "set --ca too"},
 		"CA is no such file": {[]string{"--ca", "nowhere.pem"}, "read --ca"},
 		"CA is a key":        {[]string{"--ca", key}, "has no certificate: want PEM"},

@@ -41,7 +41,8 @@ func health(ctx context.Context, args []string, env environment) error {
 	defer conn.Close()
 	response, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
-		return fmt.Errorf("ask %s for its health: %s: does tiergate serve there? (--address)", *address, grpcstatus.Convert(err).Message())
+		problem := grpcstatus.Convert(err).Message()
+		return fmt.Errorf("ask %s for its health: %s: %s", *address, problem, secured.advice(problem))
 	}
 	status := response.GetStatus()
 	if *asJSON {

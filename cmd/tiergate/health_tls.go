@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -47,4 +48,21 @@ func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 		t.Certificates = []tls.Certificate{own}
 	}
 	return credentials.NewTLS(t), nil
+}
+
+// advice says what to look at where the server cannot be asked. One that speaks TLS, or wants a
+// certificate, may close the connection without a word.
+func (c *clientTLS) advice(problem string) string {
+	switch {
+	case strings.Contains(problem, "failed to verify certificate"):
+		return "see to the server's certificate, --ca and --server-name"
+	case strings.Contains(problem, "connect: "):
+		return "does tiergate serve there? (--address)"
+	case c.ca == "":
+		return "does tiergate serve there, in clear? (--address, --ca)"
+	case c.cert == "":
+		return "does tiergate serve there, by TLS, and want no certificate? (--address, --cert)"
+	default:
+		return "does tiergate serve there, by TLS, to clients with that certificate? (--address, --cert)"
+	}
 }
