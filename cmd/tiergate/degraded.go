@@ -28,7 +28,7 @@ func (w watcher) fallback(redis *store.Redis, c config.Store) *store.Fallback {
 	f := store.NewFallback(redis, store.FallbackOptions{
 		Instance: w.instance, MaxAccounts: c.MaxKeys, MaxQueued: c.MaxQueuedSettlements, AssumedInstances: c.AssumedInstances,
 		Now: time.Now, Elapsed: func() time.Duration { return time.Since(began) },
-		Notices: store.FallbackNotices{Called: w.metrics.called, Began: w.began, Ended: w.ended},
+		Notices: store.FallbackNotices{Called: w.metrics.called, Began: w.began, Explained: w.explained, Ended: w.ended},
 	})
 	w.metrics.addFallback(f)
 	return f
@@ -37,6 +37,11 @@ func (w watcher) fallback(redis *store.Redis, c config.Store) *store.Fallback {
 // began tells of an outage: one line, however many requests it hits.
 func (w watcher) began(o store.Outage) {
 	w.log.Error("Redis cannot be reached: requests are decided as on_store_failure says until it is back", "error", o.Err)
+}
+
+// explained tells what can be done about it, where that was not known when it began.
+func (w watcher) explained(o store.Outage) {
+	w.log.Error("why Redis still cannot be reached", "error", o.Err)
 }
 
 // ended tells what became of it.

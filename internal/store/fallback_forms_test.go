@@ -195,7 +195,8 @@ func TestInstancesGoBackTogether(t *testing.T) {
 	wantTaken(t, take(t, first, of("a", charge(quota.Month, 100, 0))), true, 20)
 }
 
-// TestWhyAnOutageLasts: what is told of it is why Redis cannot be reached now.
+// TestWhyAnOutageLasts: what is told of it is why Redis cannot be reached now, and once that
+// there is something to do about it, if it did not begin so.
 func TestWhyAnOutageLasts(t *testing.T) {
 	t.Parallel()
 	server, err := devstack.StartRedisServer(t.Context(), t.TempDir(), "--requirepass", testPassword)
@@ -203,14 +204,22 @@ func TestWhyAnOutageLasts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Stop() })
-	f := fallbackOn(openRedis(t, RedisOptions{Address: server.Address, KeyPrefix: "test", Timeout: 5 * time.Second, PoolSize: 2, Access: RedisAccess{Password: apikey.Redacting("another")}}), nil)
+	var explained []error
+	f := fallbackOn(openRedis(t, RedisOptions{Address: server.Address, KeyPrefix: "test", Timeout: 5 * time.Second, PoolSize: 2, Access: RedisAccess{Password: apikey.Redacting("another")}}), func(o *FallbackOptions) {
+		o.Notices.Explained = func(o Outage) { explained = append(explained, o.Err) }
+	})
 	f.failed(f.parts[0], syscall.ECONNREFUSED)
 	if err := f.State().Err; !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("at first: %v", err)
 	}
-	f.mend(t.Context(), f.parts[0])
-	if err := f.State().Err; err == nil || !strings.Contains(err.Error(), "WRONGPASS") {
-		t.Errorf("then: %v", err)
+	for range 2 {
+		f.mend(t.Context(), f.parts[0])
+		if err := f.State().Err; err == nil || !strings.Contains(err.Error(), "WRONGPASS") {
+			t.Errorf("then: %v", err)
+		}
+	}
+	if len(explained) != 1 || !strings.Contains(explained[0].Error(), "WRONGPASS") {
+		t.Errorf("explained: %q", explained)
 	}
 	take(t, f, of("a", charge(quota.Month, 10, 1)))
 	for range mostFailures {

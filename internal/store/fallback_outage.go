@@ -14,15 +14,16 @@ const calm = time.Second
 
 // An outage is the time during which a part of Redis cannot be reached.
 type outage struct {
-	mu    sync.Mutex
-	open  int // parts
-	told  bool
-	began time.Duration
-	since time.Time
-	err   error         // what it began with
-	why   error         // why the last attempt to end it failed
-	quiet time.Duration // when the last part was closed
-	from  Totals        // of its beginning
+	mu      sync.Mutex
+	open    int // parts
+	told    bool
+	began   time.Duration
+	since   time.Time
+	err     error         // what it began with
+	why     error         // why the last attempt to end it failed
+	advised bool          // whether it was told what to do about it
+	quiet   time.Duration // when the last part was closed
+	from    Totals        // of its beginning
 }
 
 // An Outage is what is told of one.
@@ -41,14 +42,20 @@ func (o *outage) begin(f *Fallback, err error) {
 		return
 	}
 	o.told, o.began, o.since, o.err, o.why, o.from = true, f.options.Elapsed(), f.options.Now(), err, err, f.Totals()
+	o.advised = hasAdvice(err)
 	f.options.Notices.began(Outage{Since: o.since, Err: err})
 }
 
-// lasts notes why an outage goes on.
-func (o *outage) lasts(err error) {
+// lasts notes why an outage goes on. It may begin with a connection that ended, of which nobody
+// knows why, and the next one tells.
+func (o *outage) lasts(f *Fallback, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.why = err
+	if o.told && !o.advised && hasAdvice(err) {
+		o.advised = true
+		f.options.Notices.explained(Outage{Since: o.since, Err: err})
+	}
 }
 
 func (o *outage) less(f *Fallback) {
@@ -105,9 +112,10 @@ const (
 // FallbackNotices are told what becomes of a Fallback. Those that are nil are not called.
 // They must not block.
 type FallbackNotices struct {
-	Called func(call string, took time.Duration, err error) // each CallTake and CallSettle
-	Began  func(Outage)                                     // once for each outage
-	Ended  func(Outage)                                     // once, when all is given back
+	Called    func(call string, took time.Duration, err error) // each CallTake and CallSettle
+	Began     func(Outage)                                     // once for each outage
+	Explained func(Outage)                                     // once at the most, with what can be done about it, where Began was not told
+	Ended     func(Outage)                                     // once, when all is given back
 }
 
 func (n FallbackNotices) called(call string, took time.Duration, err error) {
@@ -119,6 +127,12 @@ func (n FallbackNotices) called(call string, took time.Duration, err error) {
 func (n FallbackNotices) began(o Outage) {
 	if n.Began != nil {
 		n.Began(o)
+	}
+}
+
+func (n FallbackNotices) explained(o Outage) {
+	if n.Explained != nil {
+		n.Explained(o)
 	}
 }
 

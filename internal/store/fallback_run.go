@@ -57,7 +57,7 @@ func (f *Fallback) Run(ctx context.Context) error {
 func (f *Fallback) mend(ctx context.Context, p *part) {
 	if p.open.Load() {
 		if err := f.redis.Check(ctx, p.number); err != nil {
-			f.outage.lasts(err)
+			f.outage.lasts(f, err)
 			return
 		}
 		if !f.together(ctx, p) || !f.giveBack(ctx, p) {

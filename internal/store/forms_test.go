@@ -221,6 +221,7 @@ type authority struct {
 	pool                        *x509.CertPool
 	client                      tls.Certificate
 	caFile, serverFile, keyFile string
+	expiredFile, expiredKeyFile string // of the server too
 }
 
 // serverWords are what a redis-server with TLS is started with.
@@ -246,6 +247,13 @@ func newAuthority(parent string) (*authority, error) {
 		return nil, err
 	}
 	if a.serverFile, a.keyFile, err = server.Write(dir, "server"); err != nil {
+		return nil, err
+	}
+	expired, err := issuer.Issue(devstack.Certificate{CommonName: "redis", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)})
+	if err != nil {
+		return nil, err
+	}
+	if a.expiredFile, a.expiredKeyFile, err = expired.Write(dir, "expired"); err != nil {
 		return nil, err
 	}
 	client, err := issuer.Issue(devstack.Certificate{CommonName: "client"})

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -164,24 +163,43 @@ func knownAnswer(answer redis.Error) (line [2]string, ok bool) {
 // way to another server: others of the same server are answered.
 func moving(err error) bool { return errors.As(err, new(redis.Error)) && redis.IsTryAgainError(err) }
 
+// An advisedError is one with what to do about it.
+type advisedError struct {
+	err  error
+	what string
+}
+
+// Error implements error.
+func (e *advisedError) Error() string { return e.err.Error() + ": " + e.what }
+
+// Unwrap returns the cause.
+func (e *advisedError) Unwrap() error { return e.err }
+
+// hasAdvice reports whether an error says what to do about it.
+func hasAdvice(err error) bool { return errors.As(err, new(*advisedError)) }
+
 // advised adds to an error what to do about it.
 func advised(err error) error {
-	if what := aboutRedis(err); what != "" {
-		return fmt.Errorf("%w: %s", err, what)
-	}
+	what := aboutRedis(err)
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
 	var record tls.RecordHeaderError
 	var op *net.OpError
 	switch {
+	case what != "":
 	case errors.As(err, &authority):
-		return fmt.Errorf("%w: set store.redis.tls.ca_file to the roots of the server's certificate", err)
+		what = "set store.redis.tls.ca_file to the roots of the server's certificate"
 	case errors.As(err, &host):
-		return fmt.Errorf("%w: set store.redis.tls.server_name to a name in the server's certificate", err)
+		what = "set store.redis.tls.server_name to a name in the server's certificate"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		what = "renew the server's certificate, or set the clock of this machine right"
 	case errors.As(err, &record):
-		return fmt.Errorf("%w: the server does not speak TLS there: see to the port, or to store.redis.tls.enabled", err)
+		what = "the server does not speak TLS there: see to the port, or to store.redis.tls.enabled"
 	case errors.As(err, &op) && op.Op == "remote error": // an alert by TLS
-		return fmt.Errorf("%w: see to store.redis.tls.cert_file and key_file, which Redis checks by its tls-ca-cert-file", err)
+		what = "see to store.redis.tls.cert_file and key_file, which Redis checks by its tls-ca-cert-file"
+	default:
+		return err
 	}
-	return err
+	return &advisedError{err, what}
 }

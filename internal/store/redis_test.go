@@ -476,6 +476,16 @@ func TestCertificatesAreChanged(t *testing.T) {
 	})
 	r.UseAccess(RedisAccess{Roots: second.pool, Certificate: &second.client})
 	wantTaken(t, take(t, r, one("a")), true, 3)
+
+	do(t, server, "CONFIG", "SET", "tls-cert-file", second.expiredFile, "tls-key-file", second.expiredKeyFile)
+	server.CLIArgs = append(server.CLIArgs, "--insecure")
+	killClients(t, server)
+	soon(t, func() error {
+		if _, err := r.Take(t.Context(), one("b")); err == nil || !strings.Contains(err.Error(), "has expired") || !strings.Contains(err.Error(), "renew the server's certificate") {
+			return errors.Join(errors.New("want an expired certificate"), err)
+		}
+		return nil
+	})
 }
 
 // TestInClearToTLS: neither hangs.
