@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"net/http"
 	"os/exec"
 	"reflect"
@@ -113,23 +114,37 @@ func TestReadmeLimits(t *testing.T) {
 	}
 }
 
-// TestCustomersOfAFleet: where one of several instances stops, another answers the holders of
-// keys. Nobody tells Envoy before.
+// TestCustomersOfAFleet: where one of several instances stops or hangs, another answers the
+// holders of keys. Nobody tells Envoy before.
 func TestCustomersOfAFleet(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
+		hanging, err := net.Listen("tcp", "127.0.0.1:0") // nobody takes what connects
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = hanging.Close() })
+		_, port, err := net.SplitHostPort(hanging.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
 		one := []byte("port_value: 9003}}}}")
-		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
-			if bytes.Count(file, one) != 1 {
-				t.Fatal("the Envoy file has no endpoint of port 9003")
-			}
-			return bytes.Replace(file, one, append(one, ", {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}"...), 1)
-		}})
-		for _, key := range []string{"free", "basic", "pro", "enterprise"} {
-			for _, path := range []string{"/v1/limits", "/v1/usage"} {
-				if r := do(t, s, call{method: http.MethodGet, path: path, key: "sk-demo-" + key}); r.StatusCode != http.StatusOK {
-					t.Errorf("%s of %s: %s %s", path, key, r.Status, r.body)
+		for name, port := range map[string]string{"stopped": "1", "hanging": port} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+					if bytes.Count(file, one) != 1 {
+						t.Fatal("the Envoy file has no endpoint of port 9003")
+					}
+					return bytes.Replace(file, one, append(one, ", {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: "+port+"}}}}"...), 1)
+				}})
+				for _, key := range []string{"free", "basic", "pro", "enterprise"} {
+					for _, path := range []string{"/v1/limits", "/v1/usage"} {
+						if r := do(t, s, call{method: http.MethodGet, path: path, key: "sk-demo-" + key}); r.StatusCode != http.StatusOK {
+							t.Errorf("%s of %s: %s %s", path, key, r.Status, r.body)
+						}
+					}
 				}
-			}
+			})
 		}
 	})
 }
