@@ -137,10 +137,19 @@ func (w *watchedHandshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials
 	if err != nil && !errors.Is(err, io.EOF) {
 		w.tls.refused.Inc()
 		if w.seldom.Allow() {
-			w.tls.log.Warn("a TLS handshake failed", "client", raw.RemoteAddr().String(), "error", err)
+			w.tls.log.Warn("a TLS handshake failed", "client", raw.RemoteAddr().String(), "error", whoseCertificate(err))
 		}
 	}
 	return conn, info, err
+}
+
+// whoseCertificate adds to an alert of the client about a certificate that ours is meant.
+func whoseCertificate(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "certificate") {
+		return fmt.Errorf("%w: the client does not accept the certificate of grpc.tls.cert_file: see whether it has expired, whether its names are those that the client wants, and which roots it has", err)
+	}
+	return err
 }
 
 // Clone implements credentials.TransportCredentials.

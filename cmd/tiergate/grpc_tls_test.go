@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"os"
 	"path/filepath"
 	"strings"
@@ -301,6 +302,26 @@ func TestNeverWithLess(t *testing.T) {
 			t.Errorf("%s: %v", settings, err)
 		}
 	}
+}
+
+// TestLogSaysWhoseCertificate: of a client that does not accept ours, and not of one that shows
+// none, the log says that ours is meant.
+func TestLogSaysWhoseCertificate(t *testing.T) {
+	t.Parallel()
+	s := startSecured(t, mutual)
+	own := issue(t, s.authority, devstack.Certificate{CommonName: "envoy"})
+	const ours = "the client does not accept the certificate of grpc.tls.cert_file"
+	if s.ask(t, &tls.Config{RootCAs: s.authority.Pool()}) == nil {
+		t.Error("a client without a certificate is served")
+	}
+	eventually(t, "the handshake is logged", func() bool { return s.log.count("a TLS handshake failed") > 0 })
+	if n := s.log.count(ours); n != 0 {
+		t.Errorf("%d times: %s", n, ours)
+	}
+	if s.ask(t, &tls.Config{RootCAs: x509.NewCertPool(), Certificates: own}) == nil {
+		t.Error("a client without roots trusts us")
+	}
+	eventually(t, "ours is named", func() bool { return s.log.count(ours) > 0 })
 }
 
 // TestHealthOverTLS: the command line asks a listener that asks it for a certificate.
