@@ -16,6 +16,7 @@ import (
 
 const (
 	readBytes  = 64 << 10 // read at once
+	frameBytes = 16 << 10 // of a frame, whatever more the client takes
 	tableBytes = 4 << 10  // of headers, where nothing is said
 	// maxUnwritten is how many bytes may wait for a client to read them until nothing more is
 	// read of it.
@@ -24,8 +25,8 @@ const (
 	maxEmpty = 1000
 	// maxPingStrikes is how many PINGs may come too soon.
 	maxPingStrikes = 2
-	// maxSettings is how many settings may come in a second: one that changes the windows of all
-	// calls takes as long as there are calls.
+	// maxSettings is how many frames of settings may come in a second: one that changes the windows
+	// of all calls takes as long as there are calls.
 	maxSettings = 100
 	// lastWord is how long a client that is told to go may take to say that it has heard.
 	lastWord = time.Second
@@ -56,14 +57,13 @@ type conn struct {
 	out       []byte // to be written
 	window    int64  // bytes that the client takes now, of all streams
 	initial   int64  // bytes that it takes of a new stream
-	frame     int    // bytes of the largest frame that it takes
 	received  int64  // bytes that have arrived and that it was not told of
 	allowed   int64  // bytes that it may send
 	empty     int    // frames that said nothing, in a row
 	lastPing  time.Time
 	strikes   int
 	smaller   bool      // the client has made the table of headers smaller, and is to be told so
-	set       int       // settings that have come
+	set       int       // frames of settings that have come
 	setSince  time.Time // since then
 	draining  bool      // it was told to make no more calls
 	final     bool      // and which is the last that is answered
@@ -83,7 +83,7 @@ type conn struct {
 func newConn(s *Server, socket net.Conn) *conn {
 	c := &conn{
 		server: s, socket: socket, wake: make(chan struct{}, 1), streams: map[uint32]*stream{},
-		window: usual, initial: usual, frame: 16 << 10, allowed: int64(s.options.Window),
+		window: usual, initial: usual, allowed: int64(s.options.Window),
 	}
 	c.changed.L = &c.mu
 	c.block.decoder = hpack.NewDecoder(tableBytes, c.block.field)
@@ -158,7 +158,7 @@ func (c *conn) greet() error {
 	r := bufio.NewReaderSize(c.socket, readBytes)
 	c.in = http2.NewFramer(nil, r)
 	c.in.SetReuseFrames()
-	c.in.SetMaxReadFrameSize(16 << 10)
+	c.in.SetMaxReadFrameSize(frameBytes)
 	preface := make([]byte, len(http2.ClientPreface))
 	if _, err := io.ReadFull(r, preface); err != nil || !bytes.Equal(preface, []byte(http2.ClientPreface)) {
 		return errors.Join(err, errors.New("the client does not speak HTTP/2"))

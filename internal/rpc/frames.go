@@ -98,37 +98,27 @@ func (c *conn) settings(f *http2.SettingsFrame) error {
 	if now := c.server.options.Now(); now.Sub(c.setSince) >= time.Second {
 		c.setSince, c.set = now, 0
 	}
-	often := func() error {
-		if c.set++; c.set > maxSettings {
-			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-		}
-		return nil
+	if c.set++; c.set > maxSettings {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
-	if err := often(); err != nil {
-		return err
-	}
+	initial := c.initial
 	err := f.ForeachSetting(func(s http2.Setting) error {
 		if err := s.Valid(); err != nil {
 			return err //nolint:wrapcheck // a ConnectionError
 		}
 		switch s.ID { //nolint:exhaustive // the others change nothing that is sent
 		case http2.SettingInitialWindowSize:
-			if err := often(); err != nil {
-				return err
-			}
-			return c.rewindow(int64(s.Val))
+			initial = int64(s.Val)
 		case http2.SettingHeaderTableSize:
 			c.smaller = c.smaller || s.Val < tableBytes
-		case http2.SettingMaxFrameSize:
-			c.frame = int(s.Val)
 		}
 		return nil
 	})
 	if err != nil {
 		return err //nolint:wrapcheck // a ConnectionError
 	}
-	c.putSettingsAck()
-	return nil
+	c.putSettingsAck() // before what they allow: the client may go by those of before until then
+	return c.rewindow(initial)
 }
 
 // rewindow changes the window that streams begin with, and that of those that there are.

@@ -135,7 +135,7 @@ func (c *conn) send(st *stream, message []byte, trailers []byte) {
 		c.putHeaders(st.id, beginning, false)
 	}
 	if message != nil {
-		if st.unsent == nil && int64(len(message)+prefix) <= min(c.window, st.window, int64(c.frame)) { // as a rule
+		if st.unsent == nil && int64(len(message)+prefix) <= min(c.window, st.window, frameBytes) { // as a rule
 			c.window -= int64(len(message) + prefix)
 			st.window -= int64(len(message) + prefix)
 			c.put(len(message)+prefix, http2.FrameData, 0, st.id)
@@ -160,7 +160,7 @@ func appendPrefix(to []byte, size int) []byte {
 // stream's window, or among those that wait for that of the connection.
 func (c *conn) push(st *stream) {
 	for len(st.unsent) > 0 {
-		n := min(int64(len(st.unsent)), c.window, st.window, int64(c.frame))
+		n := min(int64(len(st.unsent)), c.window, st.window, frameBytes)
 		if n <= 0 {
 			if st.window > 0 && !st.waits {
 				c.wait(st)
