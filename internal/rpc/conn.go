@@ -87,7 +87,6 @@ func newConn(s *Server, socket net.Conn) *conn {
 	}
 	c.changed.L = &c.mu
 	c.block.decoder = hpack.NewDecoder(tableBytes, c.block.field)
-	c.block.decoder.SetMaxStringLength(s.options.MaxHeaderBytes)
 	c.block.most = s.options.MaxHeaderBytes
 	c.block.all = s.options.Stats != nil
 	return c

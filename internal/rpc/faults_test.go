@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -48,6 +49,8 @@ func TestFaults(t *testing.T) {
 		"headers of a connection":      {func(p *peer) { block(p, 1, true, call("Echo", "connection", "b")...) }, reset(protocol)},
 		"a pseudo-header at the end":   {func(p *peer) { block(p, 1, true, append(call("Echo")[2:], ":method", "POST")...) }, reset(protocol)},
 		"too many headers":             {func(p *peer) { p.large(1) }, reset(http2.ErrCodeEnhanceYourCalm)},
+		"a header too large":           {func(p *peer) { p.long(1, 100<<10) }, reset(http2.ErrCodeEnhanceYourCalm)},
+		"a header far too large":       {func(p *peer) { p.long(1, 130<<10) }, goaway(http2.ErrCodeEnhanceYourCalm)},
 		"a message longer than told":   {func(p *peer) { p.begin(1, "Wait", "content-length", "5"); _ = p.WriteData(1, true, message("x")) }, reset(protocol)},
 		"a message shorter than told":  {func(p *peer) { p.begin(1, "Wait", "content-length", "7"); _ = p.WriteData(1, true, message("x")) }, reset(protocol)},
 		"a message torn by trailers":   {func(p *peer) { p.begin(1, "Rest", "content-length", "7"); block(p, 1, true, "a", "b") }, reset(protocol)},
@@ -120,6 +123,16 @@ func (p *peer) pourFrame(n int) { _ = p.WriteRawFrame(http2.FrameData, 0, 1, mak
 
 func (p *peer) window(size uint32) {
 	_ = p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: size})
+}
+
+// long begins a call with a header of so many bytes, which Huffman's code does not make fewer.
+func (p *peer) long(id uint32, size int) {
+	block := p.encode(call("Echo", "a", strings.Repeat("#", size))...)
+	_ = p.WriteRawFrame(http2.FrameHeaders, 0, id, nil)
+	for part := range slices.Chunk(block, 16<<10) {
+		_ = p.WriteContinuation(id, false, part)
+	}
+	_ = p.WriteContinuation(id, true, nil)
 }
 
 // large begins a call with more headers than are taken.
