@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // Faults end the connection or the call alone, as RFC 9113 has it, or nothing: then the call
@@ -104,6 +105,26 @@ func TestFaults(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who compresses messages is told what is taken instead, as gRPC's "compression.md" has it.
+func TestWhatIsTakenOfCompressions(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := start(t, nil).connect()
+		p.begin(1, "Echo", "grpc-encoding", "gzip")
+		for {
+			f, err := p.ReadFrame()
+			p.must(err)
+			if f, ok := f.(*http2.HeadersFrame); ok {
+				fields, err := p.decoder.DecodeFull(f.HeaderBlockFragment())
+				p.must(err)
+				if !slices.ContainsFunc(fields, func(f hpack.HeaderField) bool { return f.Name == "grpc-accept-encoding" && f.Value == "identity" }) {
+					t.Errorf("%v: want grpc-accept-encoding: identity", fields)
+				}
+				return
+			}
+		}
+	})
 }
 
 // pour sends so many bytes of a call's messages.

@@ -181,6 +181,11 @@ func (c *conn) open(b *block) (*stream, error) {
 		c.finish(st)
 		return nil, nil //nolint:nilnil // it is not handled
 	}
+	if b.encoding != "" && b.encoding != "identity" {
+		c.putHeaders(b.id, notDecompressed, true)
+		c.finish(st)
+		return nil, nil //nolint:nilnil // it is not handled
+	}
 	st.method = c.server.methods[b.path]
 	if err := c.admissible(st, b); err != nil {
 		c.fail(st, err)
@@ -204,9 +209,6 @@ var errNoMessage = status.Error(codes.Internal, "the call has no message")
 func (c *conn) admissible(st *stream, b *block) error {
 	if st.method == nil {
 		return status.Errorf(codes.Unimplemented, "unknown method %.100q", b.path)
-	}
-	if b.encoding != "" && b.encoding != "identity" {
-		return status.Error(codes.Unimplemented, "messages are not decompressed here: want grpc-encoding identity")
 	}
 	if st.method.bound != nil {
 		if err := st.method.bound.Enter(); err != nil {
@@ -290,6 +292,9 @@ func compressed(fields ...string) []byte {
 var (
 	beginning = compressed(":status", "200", "content-type", "application/grpc")
 	ended     = compressed("grpc-status", "0")
+
+	notDecompressed = slices.Concat(
+		refused(status.New(codes.Unimplemented, "messages are not decompressed here: want grpc-encoding identity")), compressed("grpc-accept-encoding", "identity"))
 )
 
 // notGRPC is the answer to a request that is no call.
