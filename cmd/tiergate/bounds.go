@@ -135,7 +135,7 @@ func (b *bounds) options() rpc.Options {
 		MaxStreams: b.listener.MaxCalls + spareCalls, // more than may be under way at all, so that Envoy never waits for one to end
 		Workers:    workers, StreamWindow: streamWindow, Window: connectionWindow,
 		HandshakeTimeout: handshakeTimeout, CallTimeout: callTimeout, IdleTime: deadAfter, PingTimeout: signOfLife,
-		MinPing: time.Second, // Envoy's keepalive pings are no abuse, on idle connections either
+		MinPing: time.Second / 2, // a keepalive of a second is no abuse, on idle connections either, and its timers may be early
 		Bound:   func(method string) rpc.Bound { return b.ofMethod(method) },
 	}
 }

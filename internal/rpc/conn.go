@@ -23,7 +23,7 @@ const (
 	maxUnwritten = 1 << 20
 	// maxEmpty is how many frames may come that say nothing, until one says something.
 	maxEmpty = 1000
-	// maxPingStrikes is how many PINGs may come too soon.
+	// maxPingStrikes is how many PINGs in a row may come too soon.
 	maxPingStrikes = 2
 	// maxSettings is how many frames of settings may come in a second: one that changes the windows
 	// of all calls takes as long as there are calls.

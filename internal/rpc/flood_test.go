@@ -122,6 +122,22 @@ func floods() []flood {
 	}
 }
 
+// A client that looks for signs of life is early now and then, since its timers are: on a
+// connection without calls, too, nobody takes that for a flood.
+func TestKeepaliveIsNoFlood(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := start(t, nil).connect()
+		for i := range 60 {
+			p.must(p.WritePing(false, [8]byte{}))
+			time.Sleep([]time.Duration{999 * time.Millisecond, 999 * time.Millisecond, time.Second}[i%3])
+		}
+		p.ask(1, "Echo", "x")
+		if e := p.next(); e.kind != "status" {
+			t.Errorf("%+v: want the answer to a call", e)
+		}
+	})
+}
+
 // No flood has a connection keep more memory, places or goroutines than it is allowed, whether
 // its client reads nothing or all.
 func TestFloods(t *testing.T) {

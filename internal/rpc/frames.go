@@ -169,10 +169,10 @@ func (c *conn) ping(f *http2.PingFrame) error {
 		return nil
 	}
 	now := c.server.options.Now()
-	if now.Sub(c.lastPing) < c.server.options.MinPing {
-		if c.strikes++; c.strikes > maxPingStrikes {
-			return goingAway{http2.ErrCodeEnhanceYourCalm, "too_many_pings"}
-		}
+	if now.Sub(c.lastPing) >= c.server.options.MinPing {
+		c.strikes = 0
+	} else if c.strikes++; c.strikes > maxPingStrikes {
+		return goingAway{http2.ErrCodeEnhanceYourCalm, "too_many_pings"}
 	}
 	c.lastPing = now
 	c.putPing(true, f.Data)
