@@ -127,6 +127,21 @@ func TestTogetherWhenTheClockIsCorrected(t *testing.T) {
 	}
 }
 
+// TestKeptWhenTheClockIsCorrected: what is counted first while the clock stands still is kept until its
+// window ends by the clock.
+func TestKeptWhenTheClockIsCorrected(t *testing.T) {
+	t.Parallel()
+	r := newScriptedRedis(t, redisServer(t))
+	r.now = midnight()
+	take(t, r, of("old", charge(quota.Minute, 10, 1)))
+	r.now = midnight().Add(-9 * time.Second)
+	take(t, r, of("old", charge(quota.Minute, 10, 1), charge(quota.Day, 10, 1)))
+	ttl, err := r.client.PTTL(t.Context(), countsKey("scripted", "old")).Result()
+	if want := 24*time.Hour + 5*time.Second; err != nil || ttl < want {
+		t.Errorf("kept for %s, %v: want more than %s", ttl, err, want)
+	}
+}
+
 // TestGivenBackWhenTheClockIsCorrected: what is given back to a window that has begun before Redis' clock
 // was corrected is added to it.
 func TestGivenBackWhenTheClockIsCorrected(t *testing.T) {

@@ -76,7 +76,8 @@ end
 -- something is counted for the first time. The TTL only frees memory, and only ever grows:
 -- another request may have counted a longer window.
 local function keep_until(key, stop)
-  if redis.call('PTTL', key) < stop - now then redis.call('PEXPIRE', key, stop - now) end
+  local left = stop - clock -- now may be ahead of what Redis goes by
+  if redis.call('PTTL', key) < left then redis.call('PEXPIRE', key, left) end
 end
 
 -- Writes fields of a counters' hash; last is when the longest of their windows ends, 0
