@@ -14,7 +14,7 @@
 --          settlement: the secret; the share of each maximum, in thousandths, that refunds
 --          may give back in a window (0 = no refund, -1 = the charge may only rise, -2 = the
 --          order is undone); the tokens, input tokens and output tokens used ("-1" = unknown)
--- returns  {now in ms, then of each in turn}
+-- returns  {now in ms, then of each in turn; before one, now once more where that is later}
 --          order: 1 = admitted, 0 = refused, and what is used of each charge's counter; or
 --          2 = it repeats another, and of that: when it was in ms, the secret, what was used;
 --          then what was used in the window before by each charge that slides
@@ -330,7 +330,8 @@ repeat
   local done, why = pcall(all)
   if not done and type(why) == 'table' and why.now then -- it has written nothing yet
     now, windows, known = why.now, {}, {}
-    made, reply[1] = whole(now) .. ' ', now
+    made, replied = whole(now) .. ' ', replied + 1
+    reply[replied] = now
     prepare()
     carried, keys, args = carried - 1, first_key, first_arg
   elseif not done then

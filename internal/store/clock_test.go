@@ -106,13 +106,15 @@ func TestSettledWhenTheClockIsCorrected(t *testing.T) {
 	}
 }
 
-// TestTogetherWhenTheClockIsCorrected: of what goes in one call, each is carried out once.
+// TestTogetherWhenTheClockIsCorrected: of what goes in one call, each is carried out once, and says
+// when: what comes before the others may be of the window before.
 func TestTogetherWhenTheClockIsCorrected(t *testing.T) {
 	t.Parallel()
 	r := newScriptedRedis(t, redisServer(t))
 	r.now = midnight()
 	take(t, r, of("b", charge(quota.Minute, 10, 1)))
-	r.now = midnight().Add(-time.Millisecond)
+	before := midnight().Add(-time.Millisecond)
+	r.now = before
 	orders := []quota.Order{
 		of("a", charge(quota.Minute, 10, 1)), of("b", charge(quota.Minute, 10, 2)),
 		{Account: "a", Request: "r", Secret: "s", Charges: []quota.Charge{charge(quota.Day, 10, 3)}},
@@ -120,9 +122,12 @@ func TestTogetherWhenTheClockIsCorrected(t *testing.T) {
 	}
 	together := operations(len(orders), func(i int) *operation { return &operation{order: &orders[i]} })
 	r.carryOut(t.Context(), together...)
-	for i, want := range []int64{1, 3, 3, 7} {
-		if op := together[i]; op.err != nil || !op.taken.Admitted || op.taken.Used[0] != want || !op.taken.Now.Equal(midnight()) {
-			t.Errorf("%d: %+v, %v: want %d used", i, op.taken, op.err, want)
+	for i, want := range []struct {
+		used int64
+		at   time.Time
+	}{{1, before}, {3, midnight()}, {3, midnight()}, {7, midnight()}} {
+		if op := together[i]; op.err != nil || !op.taken.Admitted || op.taken.Used[0] != want.used || !op.taken.Now.Equal(want.at) {
+			t.Errorf("%d: %+v, %v: want %+v", i, op.taken, op.err, want)
 		}
 	}
 }

@@ -22,6 +22,7 @@ func answer(together []*operation, reply *redis.Cmd) {
 	a := answers{values: values}
 	now := a.number()
 	for _, o := range together {
+		now = a.later(now)
 		if text, failed := a.text(); failed {
 			o.err = o.failed(failedInScript(text, shared))
 			continue
@@ -90,6 +91,18 @@ func (a *answers) text() (string, bool) {
 		a.values = a.values[1:]
 	}
 	return text, ok
+}
+
+// later takes the times that come next, which hold from there on, and returns the last.
+func (a *answers) later(now int64) int64 {
+	for len(a.values) > 0 {
+		ms, ok := a.values[0].(int64)
+		if !ok || ms <= now {
+			break
+		}
+		now, a.values = ms, a.values[1:]
+	}
+	return now
 }
 
 // The answers to an order.
