@@ -170,3 +170,26 @@ func TestGivenBackWhenTheClockIsCorrected(t *testing.T) {
 		}
 	}
 }
+
+// TestGivenBackWhenTheClockWasSet: where a counter was counted far ahead, and its window before is not as
+// far, both are of no window that counts, and what is given back is added.
+func TestGivenBackWhenTheClockWasSet(t *testing.T) {
+	t.Parallel()
+	f := fallbackOn(redisStore(t, redisServer(t)), nil)
+	client, window := f.redis.client, (8 * quota.Second).Slide()
+	now, err := client.Time(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, end := window.Bounds(now)
+	if err := client.HSet(t.Context(), countsKey("test", "a"),
+		"requests/8s", fmt.Sprintf("%d 3", end.Add(8*time.Second).UnixMilli()), "requests/8s!before", fmt.Sprintf("%d 2", end.UnixMilli())).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b := &batch{account: "a", id: "one", counts: []given{
+		{"tokens/8s", window, start.UnixMilli(), end.UnixMilli(), 2}, {"requests/8s", window, start.UnixMilli(), end.UnixMilli(), 2},
+	}}
+	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 2); err != nil || used[0] != used[1] {
+		t.Errorf("%d used, %v: want as much of both", used, err)
+	}
+}
