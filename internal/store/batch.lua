@@ -328,16 +328,18 @@ end
 
 repeat
   local done, why = pcall(all)
-  if not done and type(why) == 'table' and why.now then -- it has written nothing yet
-    now, windows, known = why.now, {}, {}
-    made, replied = whole(now) .. ' ', replied + 1
-    reply[replied] = now
-    prepare()
-    carried, keys, args = carried - 1, first_key, first_arg
-  elseif not done then
+  if not done then
     if type(why) == 'table' then why = why.err end
+    local later = match(why, LATER .. '(%d+)$')
     replied = replied + 1
-    reply[replied] = string.gsub(why, '^@user_script: %d+: %-?', '') .. ' (in a script)'
+    if later then -- it has written nothing yet
+      now, windows, known = tonumber(later), {}, {}
+      made, reply[replied] = whole(now) .. ' ', now
+      prepare()
+      carried, keys, args = carried - 1, first_key, first_arg
+    else
+      reply[replied] = string.gsub(why, '^@user_script: %d+: %-?', '') .. ' (in a script)'
+    end
   end
 until done
 return reply

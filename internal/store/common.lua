@@ -46,10 +46,11 @@ local clock, STEP = now, 10000 -- ms, step of steady.go: who goes back further w
 -- and then the current one.
 local function ahead(ms) return ms and ms > now and ms - clock < STEP end
 
--- Fails with what is to be now where that is so. The script must catch that: Redis 7.0 crashes where
--- one fails with such a table, and of a table with err its pcall returns a text.
+-- Fails with what is to be now where that is so, as a text: Redis 7.0 crashes where a script
+-- fails with a table of its own.
+local LATER = 'counted at a time that is yet to come: '
 local function see(ms)
-  if ahead(ms) then error({now = ms}) end
+  if ahead(ms) then error(LATER .. format('%.0f', ms), 0) end
 end
 
 -- When the window of a counter's field begins; nil: it has none.
