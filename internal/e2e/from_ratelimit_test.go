@@ -174,7 +174,11 @@ func behindAnother(t *testing.T, route string) func([]byte) []byte {
 	t.Helper()
 	return func(file []byte) []byte {
 		var doc map[string]any
-		text := strings.Replace(string(file), "use_remote_address: true\n", "use_remote_address: true\n          xff_num_trusted_hops: 1\n", 1)
+		const own = "use_remote_address: true\n"
+		if strings.Count(string(file), own) != 1 {
+			t.Errorf("%q is not there once", own)
+		}
+		text := strings.Replace(string(file), own, own+"          xff_num_trusted_hops: 1\n", 1)
 		if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 			t.Error(err)
 		}
