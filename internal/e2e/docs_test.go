@@ -513,6 +513,27 @@ func prepend(t *testing.T, doc map[string]any, name, text string) {
 	})
 }
 
+// insertBeside puts a filter so many places after the one of a name: 0 is before it.
+func insertBeside(doc map[string]any, name string, places int, filter map[string]any) {
+	walk(doc, func(_ string, list []any) []any {
+		for n, entry := range list {
+			if m, ok := entry.(map[string]any); ok && m["name"] == name {
+				return slices.Insert(list, n+places, any(filter))
+			}
+		}
+		return list
+	})
+}
+
+// replaced puts a text in the place of another, which must be there once.
+func replaced(t *testing.T, text, former, next string) string {
+	t.Helper()
+	if strings.Count(text, former) != 1 {
+		t.Fatalf("%q is not there once:\n%s", former, text)
+	}
+	return strings.Replace(text, former, next, 1)
+}
+
 // withoutRoute takes the routes to a cluster away.
 func withoutRoute(doc map[string]any, cluster string) {
 	walk(doc, func(at string, list []any) []any {

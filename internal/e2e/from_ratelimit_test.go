@@ -71,10 +71,7 @@ func (l *formerLimiter) cluster(t *testing.T) string {
 func at(t *testing.T, text, former, address string) string {
 	t.Helper()
 	host, port, _ := strings.Cut(address, ":")
-	if strings.Count(text, former) != 1 {
-		t.Fatalf("%q is not there once:\n%s", former, text)
-	}
-	return strings.Replace(text, former, host+", port_value: "+port, 1)
+	return replaced(t, text, former, host+", port_value: "+port)
 }
 
 const formerEnvoy = `
@@ -175,10 +172,7 @@ func behindAnother(t *testing.T, route string) func([]byte) []byte {
 	return func(file []byte) []byte {
 		var doc map[string]any
 		const own = "use_remote_address: true\n"
-		if strings.Count(string(file), own) != 1 {
-			t.Errorf("%q is not there once", own)
-		}
-		text := strings.Replace(string(file), own, own+"          xff_num_trusted_hops: 1\n", 1)
+		text := replaced(t, string(file), own, own+"          xff_num_trusted_hops: 1\n")
 		if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 			t.Error(err)
 		}
@@ -267,9 +261,9 @@ func withFormer(t *testing.T, chain string, l *formerLimiter) func([]byte) []byt
 	}
 	const domains = "              domains: [\"*\"]\n"
 	return func(file []byte) []byte {
-		text := strings.Replace(string(file), domains, domains+"              rate_limits: [{actions: [{generic_key: {descriptor_value: all}}]}]\n", 1)
+		text := replaced(t, string(file), domains, domains+"              rate_limits: [{actions: [{generic_key: {descriptor_value: all}}]}]\n")
 		var doc, filter map[string]any
-		for part, into := range map[string]*map[string]any{text: &doc, strings.Replace(block(t, "yaml filter ratelimit"), "0.02s", "5s", 1): &filter} {
+		for part, into := range map[string]*map[string]any{text: &doc, replaced(t, block(t, "yaml filter ratelimit"), "0.02s", "5s"): &filter} {
 			if err := yaml.Unmarshal([]byte(part), into); err != nil {
 				t.Fatal(err)
 			}
@@ -277,14 +271,7 @@ func withFormer(t *testing.T, chain string, l *formerLimiter) func([]byte) []byt
 		prepend(t, doc, "routes", open)
 		prepend(t, doc, "mappers", block(t, "yaml mapper ratelimit"))
 		prepend(t, doc, "clusters", l.cluster(t))
-		walk(doc, func(_ string, list []any) []any {
-			for n, entry := range list {
-				if m, ok := entry.(map[string]any); ok && m["name"] == "envoy.filters.http.local_ratelimit" {
-					return append(list[:n+1:n+1], append([]any{filter}, list[n+1:]...)...)
-				}
-			}
-			return list
-		})
+		insertBeside(doc, "envoy.filters.http.local_ratelimit", 1, filter)
 		out, err := yaml.Marshal(doc)
 		if err != nil {
 			t.Fatal(err)

@@ -87,13 +87,9 @@ func authenticatedBy(t *testing.T, jwks, below string) func([]byte) []byte {
 			if name == "metadata_context_namespaces" {
 				return append(list, part["name"])
 			}
-			for n, entry := range list {
-				if m, ok := entry.(map[string]any); ok && m["name"] == "envoy.filters.http.set_metadata" {
-					return append(list[:n:n], append([]any{part}, list[n:]...)...)
-				}
-			}
 			return list
 		})
+		insertBeside(doc, "envoy.filters.http.set_metadata", 0, part)
 		out, err := yaml.Marshal(doc)
 		if err != nil {
 			t.Fatal(err)
