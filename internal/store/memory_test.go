@@ -127,16 +127,15 @@ func TestMemoryLooksCostNoRoom(t *testing.T) {
 // corrected.
 func TestMemoryIsSweptByOneClock(t *testing.T) {
 	t.Parallel()
-	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
-	now := midnight.Add(-time.Second)
+	now := midnight().Add(-time.Second)
 	m := NewMemory(func() time.Time { return now }, 100)
 	c := charge(quota.Day, 2, 1)
 	wantTaken(t, take(t, m, of("a", c)), true, 1)
-	now = midnight.Add(time.Second)
+	now = midnight().Add(time.Second)
 	m.Sweep()
-	now = midnight.Add(-time.Second)
+	now = midnight().Add(-time.Second)
 	wantTaken(t, take(t, m, of("a", c)), true, 1)
 	wantTaken(t, take(t, m, of("a", c)), true, 2)
-	now = midnight.Add(2 * time.Second)
+	now = midnight().Add(2 * time.Second)
 	wantTaken(t, take(t, m, of("a", c)), false, 2)
 }
