@@ -52,7 +52,7 @@ for i = 1, n do
   local start = start_of(redis.call('HGET', KEYS[1], ARGV[HEAD + 5 * i - 4]))
   if ahead(start) then now = start end
 end
-STEP = 0 -- nothing else is ahead: from here on there are writes, after which nothing may begin anew
+step = 0 -- nothing else is ahead: from here on there are writes, after which nothing may begin anew
 local reply = {whole(now)}
 local writes, last = {}, 0
 for i = 1, n do

@@ -39,12 +39,12 @@ end
 -- Redis' own time in ms, so that clock skew between instances changes nothing.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local clock, STEP = now, 10000 -- ms, step of steady.go: who goes back further was set
+local clock, step = now, 10000 -- ms, step of steady.go: who goes back further was set
 
 -- Whether a time at which something was counted is yet to come: the clock was corrected, and
 -- stands still until then. Else a window that has ended would be counted from zero once more,
 -- and then the current one.
-local function ahead(ms) return ms and ms > now and ms - clock < STEP end
+local function ahead(ms) return ms and ms > now and ms - clock < step end
 
 -- Fails with what is to be now where that is so, as a text: Redis 7.0 crashes where a script
 -- fails with a table of its own.

@@ -1,13 +1,11 @@
 -- Keeps what an instance says of itself, or returns what all have said lately: by the clock
--- of Redis, for theirs may be wrong.
+-- of Redis, for theirs may be wrong. It needs common.lua before it.
 --
 -- KEYS[1]  what was said, by when, in ms
 -- ARGV     how long it is kept, in ms; of an instance that says something besides: that, and
 --          what it said before, or ""
 -- returns  what was said, or how much of that there is
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local old = now - ARGV[1]
 if not ARGV[2] then return redis.call('ZRANGE', KEYS[1], '(' .. old, '+inf', 'BYSCORE') end
 if ARGV[3] ~= '' then redis.call('ZREM', KEYS[1], ARGV[3]) end

@@ -49,7 +49,7 @@ type RedisUsage struct {
 func NewRedisUsage(r *Redis, now func() time.Time) *RedisUsage {
 	return &RedisUsage{
 		redis: r, client: r.patient, prefix: r.prefix, now: now,
-		account: newScript(usageSource), fleet: newScript(fleetSource), pulse: newScript(instancesSource),
+		account: newScript(usageSource), fleet: newScript(fleetSource), pulse: newScript(commonSource + instancesSource),
 	}
 }
 
