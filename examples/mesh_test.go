@@ -63,31 +63,28 @@ func setUp() error {
 func TestMeshes(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		base     string
+		base     func(*testing.T) object
 		patch    func(*testing.T, object)
 		clusters map[string]string // the mesh's name → that of devstack
 	}{
 		"istio": {
-			"testdata/istio.yaml",
+			func(t *testing.T) object { return documents(t, "testdata/istio.yaml")[0] },
 			func(t *testing.T, b object) { applyEnvoyFilter(t, b, documents(t, "istio/envoy-filter.yaml")[0]) },
 			map[string]string{
 				"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream",
 			},
 		},
 		"envoy-gateway": {
-			"testdata/envoy-gateway.yaml",
+			fromEnvoyGateway,
 			func(t *testing.T, b object) {
-				applyPolicies(t, b)
+				withoutCluster(b, "securitypolicy/") // the patches add one to the same address, which stands for both
 				applyPatchPolicy(t, b, documents(t, "envoy-gateway/edge.yaml")[0])
 			},
-			map[string]string{
-				"securitypolicy/default/tiergate/tiergate/tiergate": "tiergate", "httproute/default/ai/rule/0": "upstream",
-			},
+			map[string]string{"securitypolicy/default/tiergate/extauth/0": "tiergate", "httproute/default/ai/rule/0": "upstream"},
 		},
 		"envoy-gateway-ratelimit": {
-			"testdata/envoy-gateway.yaml",
+			fromEnvoyGateway,
 			func(t *testing.T, b object) {
-				applyPolicies(t, b)
 				withoutExtAuthz(b)
 				applyPatchPolicy(t, b, documents(t, "envoy-gateway/ratelimit.yaml")[0])
 			},
@@ -96,7 +93,7 @@ func TestMeshes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bootstrap := documents(t, c.base)[0]
+			bootstrap := c.base(t)
 			c.patch(t, bootstrap)
 			s := up(t, func([]byte) []byte {
 				content, err := yamlv3.Marshal(bootstrap)
@@ -116,13 +113,22 @@ func TestMeshes(t *testing.T) {
 
 // withoutExtAuthz is the gateway without the SecurityPolicy.
 func withoutExtAuthz(bootstrap object) {
-	resources := bootstrap["static_resources"].(object)
-	chain := list(resources, "listeners")[0].(object)["default_filter_chain"]
+	chain := list(bootstrap["static_resources"], "listeners")[0].(object)["default_filter_chain"]
 	config := list(chain, "filters")[0].(object)["typed_config"].(object)
-	config["http_filters"] = config["http_filters"].([]any)[1:]
+	config["http_filters"] = without(list(config, "http_filters"), "envoy.filters.http.ext_authz/")
 	host := list(config, "route_config", "virtual_hosts")[0]
 	delete(list(host, "routes")[0].(object), "typed_per_filter_config")
-	resources["clusters"] = resources["clusters"].([]any)[1:]
+	withoutCluster(bootstrap, "securitypolicy/")
+}
+
+func withoutCluster(bootstrap object, prefix string) {
+	resources := bootstrap["static_resources"].(object)
+	resources["clusters"] = without(list(resources, "clusters"), prefix)
+}
+
+// without is a list without the one whose name begins so.
+func without(all []any, prefix string) []any {
+	return slices.DeleteFunc(all, func(one any) bool { return strings.HasPrefix(one.(object)["name"].(string), prefix) })
 }
 
 func up(t *testing.T, edit func([]byte) []byte) *devstack.Stack {

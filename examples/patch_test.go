@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
-	gateway "github.com/envoyproxy/gateway/api/v1alpha1"
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/ohler55/ojg/jp"
 )
@@ -106,49 +106,70 @@ func merge(into, from object) {
 	}
 }
 
-// applyPolicies sets what Envoy Gateway makes of the policies' settings for bodies
-// and headers.
-func applyPolicies(t *testing.T, bootstrap object) {
+// fromEnvoyGateway is the configuration that Envoy Gateway makes of gateway.yaml and
+// security-policy.yaml, in one file and with the names of fields that the patches have: it sends
+// the parts of it one by one.
+func fromEnvoyGateway(t *testing.T) object {
 	t.Helper()
-	resources := bootstrap["static_resources"].(object)
-	listener := list(resources, "listeners")[0].(object)
-	config := list(listener["default_filter_chain"], "filters")[0].(object)["typed_config"].(object)
-	for _, d := range append(documents(t, "envoy-gateway/gateway.yaml"), documents(t, "envoy-gateway/security-policy.yaml")...) {
-		switch d["kind"] {
-		case "ClientTrafficPolicy":
-			var policy gateway.ClientTrafficPolicy
-			convert(t, d, &policy)
-			listener["per_connection_buffer_limit_bytes"] = policy.Spec.Connection.BufferLimit.Value()
-			mutations := []any{}
-			for _, name := range policy.Spec.Headers.EarlyRequestHeaders.Remove {
-				mutations = append(mutations, object{"remove": name})
+	parts := map[string][]any{}
+	for _, dump := range list(documents(t, "testdata/envoy-gateway/translated.yaml")[0]["xds"].(object)["default/ai"], "configs") {
+		for field, of := range dump.(object) {
+			if all, ok := of.([]any); ok {
+				parts[field] = protoNames(all).([]any)
 			}
-			config["early_header_mutation_extensions"] = []any{object{
-				"name": "envoy.http.early_header_mutation.header_mutation",
-				"typed_config": object{
-					"@type":     "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-					"mutations": mutations,
-				},
-			}}
-		case "BackendTrafficPolicy":
-			var policy gateway.BackendTrafficPolicy
-			convert(t, d, &policy)
-			for _, c := range list(resources, "clusters") {
-				if strings.HasPrefix(c.(object)["name"].(string), "httproute/") {
-					c.(object)["per_connection_buffer_limit_bytes"] = policy.Spec.Connection.BufferLimit.Value()
-				}
-			}
-		case "SecurityPolicy":
-			var policy gateway.SecurityPolicy
-			convert(t, d, &policy)
-			patterns := []any{}
-			for _, name := range policy.Spec.ExtAuth.HeadersToExtAuth {
-				patterns = append(patterns, object{"exact": name, "ignore_case": true})
-			}
-			authz := list(config, "http_filters")[0].(object)["typed_config"].(object)
-			authz["allowed_headers"] = object{"patterns": patterns}
 		}
 	}
+	resources := object{"listeners": []any{}, "clusters": []any{}}
+	for _, l := range parts["dynamicListeners"] {
+		l := l.(object)["active_state"].(object)["listener"].(object)
+		delete(l, "@type")
+		if l["name"] != "default/ai/http" { // but one that tells whether Envoy is ready
+			continue
+		}
+		config := list(l["default_filter_chain"], "filters")[0].(object)["typed_config"].(object)
+		delete(config, "rds")
+		config["route_config"] = parts["dynamicRouteConfigs"][0].(object)["route_config"]
+		delete(config["route_config"].(object), "@type")
+		l["address"] = address("0.0.0.0", 10000)
+		resources["listeners"] = append(list(resources, "listeners"), l)
+	}
+	for _, c := range parts["dynamicActiveClusters"] {
+		c := c.(object)["cluster"].(object)
+		delete(c, "@type")
+		delete(c, "eds_cluster_config")
+		c["type"] = "STRICT_DNS"
+		endpoint := object{"address": address("any", 1)} // the stack has its own
+		c["load_assignment"] = object{"cluster_name": c["name"], "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": endpoint}}}}}
+		resources["clusters"] = append(list(resources, "clusters"), c)
+	}
+	return object{"admin": object{"address": address("127.0.0.1", 9901)}, "static_resources": resources}
+}
+
+func address(host string, port int) object {
+	return object{"socket_address": object{"address": host, "port_value": port}}
+}
+
+var upper = regexp.MustCompile("[A-Z]")
+
+// protoNames names the fields of a configuration as protobuf does, where JSON names them in
+// its own way: perTryTimeout, per_try_timeout. What is no field has no plain name.
+func protoNames(node any) any {
+	switch node := node.(type) {
+	case object:
+		renamed := object{}
+		for name, value := range node {
+			if !strings.ContainsAny(name, "./@:-") {
+				name = upper.ReplaceAllStringFunc(name, func(letter string) string { return "_" + strings.ToLower(letter) })
+			}
+			renamed[name] = protoNames(value)
+		}
+		return renamed
+	case []any:
+		for i, value := range node {
+			node[i] = protoNames(value)
+		}
+	}
+	return node
 }
 
 // A jsonPatch is one of an EnvoyPatchPolicy.
