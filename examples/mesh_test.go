@@ -68,7 +68,7 @@ func TestMeshes(t *testing.T) {
 		clusters map[string]string // the mesh's name → that of devstack
 	}{
 		"istio": {
-			func(t *testing.T) object { return documents(t, "testdata/istio.yaml")[0] },
+			fromIstio,
 			func(t *testing.T, b object) { applyEnvoyFilter(t, b, documents(t, "istio/envoy-filter.yaml")[0]) },
 			map[string]string{
 				"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream",

@@ -106,6 +106,26 @@ func merge(into, from object) {
 	}
 }
 
+// fromIstio is the configuration that istiod makes of authorization-policy.yaml, mesh-config.yaml, a
+// gateway and a route, in one file, without what Istio's own Envoy alone has: two filters
+// and the mesh's TLS.
+func fromIstio(t *testing.T) object {
+	t.Helper()
+	generated := documents(t, "testdata/istio/generated.yaml")[0]
+	listener := list(generated, "listeners")[0].(object)
+	listener["address"] = address("0.0.0.0", 10000)
+	config := list(list(listener, "filter_chains")[0], "filters")[0].(object)["typed_config"].(object)
+	config["http_filters"] = without(list(config, "http_filters"), "istio.")
+	delete(config, "rds")
+	config["route_config"] = list(generated, "routes")[0]
+	clusters := without(list(generated, "clusters"), "BlackHoleCluster")
+	for _, c := range clusters {
+		delete(c.(object), "transport_socket_matches")
+		delete(c.(object), "filters")
+	}
+	return static(listener, clusters)
+}
+
 // fromEnvoyGateway is the configuration that Envoy Gateway makes of gateway.yaml and
 // security-policy.yaml, in one file and with the names of fields that the patches have: it sends
 // the parts of it one by one.
@@ -119,11 +139,11 @@ func fromEnvoyGateway(t *testing.T) object {
 			}
 		}
 	}
-	resources := object{"listeners": []any{}, "clusters": []any{}}
+	var listener object
 	for _, l := range parts["dynamicListeners"] {
 		l := l.(object)["active_state"].(object)["listener"].(object)
 		delete(l, "@type")
-		if l["name"] != "default/ai/http" { // but one that tells whether Envoy is ready
+		if l["name"] != "default/ai/http" { // it tells whether Envoy is ready
 			continue
 		}
 		config := list(l["default_filter_chain"], "filters")[0].(object)["typed_config"].(object)
@@ -131,8 +151,9 @@ func fromEnvoyGateway(t *testing.T) object {
 		config["route_config"] = parts["dynamicRouteConfigs"][0].(object)["route_config"]
 		delete(config["route_config"].(object), "@type")
 		l["address"] = address("0.0.0.0", 10000)
-		resources["listeners"] = append(list(resources, "listeners"), l)
+		listener = l
 	}
+	var clusters []any
 	for _, c := range parts["dynamicActiveClusters"] {
 		c := c.(object)["cluster"].(object)
 		delete(c, "@type")
@@ -140,9 +161,17 @@ func fromEnvoyGateway(t *testing.T) object {
 		c["type"] = "STRICT_DNS"
 		endpoint := object{"address": address("any", 1)} // the stack has its own
 		c["load_assignment"] = object{"cluster_name": c["name"], "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": endpoint}}}}}
-		resources["clusters"] = append(list(resources, "clusters"), c)
+		clusters = append(clusters, c)
 	}
-	return object{"admin": object{"address": address("127.0.0.1", 9901)}, "static_resources": resources}
+	return static(listener, clusters)
+}
+
+// static is a configuration that no control plane sends.
+func static(listener object, clusters []any) object {
+	return object{
+		"admin":            object{"address": address("127.0.0.1", 9901)},
+		"static_resources": object{"listeners": []any{listener}, "clusters": clusters},
+	}
 }
 
 func address(host string, port int) object {
