@@ -137,6 +137,7 @@ func (b *bounds) options() rpc.Options {
 		HandshakeTimeout: handshakeTimeout, CallTimeout: callTimeout, IdleTime: deadAfter, PingTimeout: signOfLife,
 		MinPing: time.Second / 2, // a keepalive of a second is no abuse, on idle connections either, and its timers may be early
 		Bound:   func(method string) rpc.Bound { return b.ofMethod(method) },
+		Endless: func(method string) bool { return b.ofMethod(method) == &b.watches },
 	}
 }
 

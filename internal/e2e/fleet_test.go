@@ -14,8 +14,11 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -204,11 +207,22 @@ func dial(t *testing.T, s *devstack.Stack) *grpc.ClientConn {
 }
 
 // TestGracefulStop: on SIGTERM health says NOT_SERVING at once and /readyz that it stops,
-// requests in flight are answered, and the process ends with 0.
+// requests in flight are answered, who watches is not waited for, and the process ends with 0.
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
-	s := up(t, devstack.Options{Store: "redis", Sets: []string{"store.redis.timeout=9s", "shutdown.delay=1s"}})
+	s := up(t, devstack.Options{Store: "redis", Sets: []string{"store.redis.timeout=9s", "shutdown.delay=1s", "shutdown.timeout=1m"}})
 	conn := dial(t, s)
+	watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said, err := watch.Recv(); err != nil || said.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Fatalf("watched: %v, %v", said, err)
+	}
+	reflection, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	freeze(t, s.Redis)
 	type result struct {
 		response *authv3.CheckResponse
@@ -234,6 +248,9 @@ func TestGracefulStop(t *testing.T) {
 	if status, body := operator(t, s, "/readyz"); status != http.StatusServiceUnavailable || body != "not ready: stopping\n" {
 		t.Errorf("/readyz of one that stops: %d %q", status, body)
 	}
+	if said, err := watch.Recv(); err != nil || said.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("watched: %v, %v", said, err)
+	}
 	if err := s.Redis.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +263,10 @@ func TestGracefulStop(t *testing.T) {
 	case <-s.Server.Done():
 	case <-time.After(15 * time.Second):
 		t.Error("TierGate did not end")
+	}
+	_, watched := watch.Recv()
+	if _, err := reflection.Recv(); status.Code(watched) != codes.Unavailable || status.Code(err) != codes.Unavailable {
+		t.Errorf("the streams end with %v and %v: want UNAVAILABLE", watched, err)
 	}
 	log, err := os.ReadFile(s.LogFile("tiergate"))
 	if err != nil || !strings.Contains(string(log), "msg=stopped") {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // linger reads on, when the client was told that the connection ends, until it closes it. A
@@ -133,6 +135,11 @@ func (c *conn) lastCall() {
 	}
 	c.final = true
 	c.putGoAway(c.last, http2.ErrCodeNo, "")
+	for _, st := range c.streams {
+		if st.method.endless {
+			c.fail(st, status.Error(codes.Unavailable, errStopped.Error()))
+		}
+	}
 	c.endDrained()
 }
 

@@ -1,13 +1,17 @@
 package rpc
 
 import (
+	"cmp"
 	"io"
 	"net"
+	"reflect"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
 )
 
 // A connection that has been ended before it began does not wait for the client's handshake.
@@ -179,6 +183,45 @@ func TestDrainWithAClientThatDoesNotAnswer(t *testing.T) {
 			}
 		}
 		<-stopped
+	})
+}
+
+// Calls that end only when their clients like are not waited for: they end when their client has
+// heard to make no more, and no sooner, or it would make the next on the same connection.
+func TestDrainEndsWhatHasNoEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := start(t, func(o *Options) { o.Endless = func(method string) bool { return method != "/T/Wait" } })
+		p := r.connect()
+		p.begin(1, "Talk") // its handler receives
+		p.begin(3, "Rest") // and this one does not
+		p.ask(5, "Wait", "x")
+		synctest.Wait()
+		go r.server.GracefulStop()
+		gone := func(id uint32) event {
+			return event{kind: "status", id: id, code: int(codes.Unavailable), message: "the server stops"}
+		}
+		if e := p.next(); e != (event{kind: "goaway", id: maxID}) {
+			t.Errorf("%+v: want to be told first", e)
+		}
+		var have []event
+		for range 5 {
+			have = append(have, p.next())
+		}
+		slices.SortFunc(have[1:], func(a, b event) int { return cmp.Compare(a.id, b.id) })
+		if want := []event{{kind: "goaway", id: 5}, gone(1), {kind: "reset", id: 1}, gone(3), {kind: "reset", id: 3}}; !reflect.DeepEqual(have, want) {
+			t.Errorf("%+v: want %+v", have, want)
+		}
+		synctest.Wait()
+		if n := r.places.taken.Load(); n != 1 {
+			t.Errorf("%d places are taken: want that of Wait", n)
+		}
+		close(r.service.release)
+		if e := p.next(); e != (event{kind: "status", id: 5}) {
+			t.Errorf("%+v: want the answer to what ends", e)
+		}
+		if e := p.next(); e.kind != "closed" {
+			t.Errorf("%+v", e)
+		}
 	})
 }
 

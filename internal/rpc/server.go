@@ -35,6 +35,9 @@ type Options struct {
 	Stats       stats.Handler                    // told of calls; nil: nobody is
 	// Bound returns what bounds the calls of a method that are under way. Nil: nothing does.
 	Bound func(method string) Bound
+	// Endless reports whether calls of a method last as long as their clients like, so that a
+	// graceful stop does not wait for them. Nil: none does.
+	Endless func(method string) bool
 
 	Now func() time.Time // the clock; timers go by that of the process
 
@@ -93,6 +96,7 @@ type method struct {
 	unary   grpc.MethodHandler // nil: it is a stream
 	stream  *grpc.StreamDesc
 	bound   Bound // nil: none
+	endless bool
 }
 
 // NewServer returns a server without services.
@@ -125,6 +129,7 @@ func (s *Server) add(m *method) {
 	if s.options.Bound != nil {
 		m.bound = s.options.Bound(m.name)
 	}
+	m.endless = s.options.Endless != nil && s.options.Endless(m.name)
 	s.methods[m.name] = m
 }
 
@@ -208,7 +213,8 @@ func (s *Server) serve(socket net.Conn) {
 }
 
 // GracefulStop takes no more connections, tells clients to make no more calls on those that
-// there are, and returns when all calls have ended, and their handlers.
+// there are, and returns when all calls have ended, and their handlers. Those without an end it ends
+// when their clients have heard.
 func (s *Server) GracefulStop() { s.stop((*conn).drain) }
 
 // Stop ends all connections at once, and the calls on them. Handlers are told so by their
