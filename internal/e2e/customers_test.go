@@ -140,6 +140,11 @@ func TestCustomersOfAFleet(t *testing.T) {
 						}
 					}
 				}
+				together(20, func(int) {
+					if r := do(t, s, call{method: http.MethodGet, path: "/v1/limits"}); r.StatusCode != http.StatusUnauthorized {
+						t.Errorf("one of many at once, without a key: %s %s", r.Status, r.body)
+					}
+				})
 			})
 		}
 	})
