@@ -31,15 +31,15 @@ func patient(file []byte) []byte {
 	return bytes.ReplaceAll(file, []byte("max_interval: 0.25s"), []byte("max_interval: 5s"))
 }
 
-// withEndpoints gives the cluster of TierGate further endpoints.
-func withEndpoints(t *testing.T, file []byte, addresses []string) []byte {
+// withEndpoints gives the cluster whose endpoint has a port in the shipped file further ones.
+func withEndpoints(t *testing.T, file []byte, port int, addresses []string) []byte {
 	t.Helper()
 	var doc map[string]any
 	if err := yaml.Unmarshal(file, &doc); err != nil {
 		t.Fatal(err)
 	}
 	walk(doc, func(name string, list []any) []any {
-		if name != "lb_endpoints" || !strings.Contains(fmt.Sprint(list), "port_value:9001") {
+		if name != "lb_endpoints" || !strings.Contains(fmt.Sprint(list), fmt.Sprintf("port_value:%d", port)) {
 			return list
 		}
 		for _, address := range addresses {

@@ -56,17 +56,17 @@ func newTrial(t *testing.T, o devstack.Options, instances int) *trial {
 // newTrialBehindOne starts instances on one Redis, all behind one Envoy.
 func newTrialBehindOne(t *testing.T, o devstack.Options, instances int) *trial {
 	t.Helper()
-	addresses := make([]string, instances)
-	for i := range addresses {
-		var err error
-		if addresses[i], err = devstack.FreeAddress(); err != nil {
-			t.Fatal(err)
+	addresses, customers := freeAddresses(t, instances), freeAddresses(t, instances)
+	change := o.EditEnvoy
+	o.EditEnvoy = func(file []byte) []byte {
+		if change != nil {
+			file = change(file)
 		}
+		return withEndpoints(t, withEndpoints(t, file, 9001, addresses[1:]), 9003, customers[1:])
 	}
-	o.EditEnvoy = func(file []byte) []byte { return withEndpoints(t, file, addresses[1:]) }
 	f := newStoppedTrial(t, &o)
-	for _, address := range addresses {
-		o.TierGateAddress = address
+	for i := range instances {
+		o.TierGateAddress, o.CustomerAddress = addresses[i], customers[i]
 		f.add(o)
 		o.RedisRunning, o.RedisAddress, o.ServerOnly = true, f.stacks[0].Options.RedisAddress, true
 	}
@@ -74,6 +74,18 @@ func newTrialBehindOne(t *testing.T, o devstack.Options, instances int) *trial {
 	f.awaitFleet()
 	eventually(t, "Envoy finds all instances healthy", func() bool { return envoyStat(t, f.edges[0], "cluster.tiergate.membership_healthy") == instances })
 	return f
+}
+
+func freeAddresses(t *testing.T, n int) []string {
+	t.Helper()
+	addresses := make([]string, n)
+	for i := range addresses {
+		var err error
+		if addresses[i], err = devstack.FreeAddress(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return addresses
 }
 
 // newStoppedTrial completes the options of the instances.

@@ -274,6 +274,40 @@ func TestGracefulStop(t *testing.T) {
 	}
 }
 
+// TestReplacingInstances: two instances behind one Envoy are replaced one after the other, as a
+// rolling update does it. No client gets an error, and all that is admitted is counted, once.
+func TestReplacingInstances(t *testing.T) {
+	alone(t, func(t *testing.T, chain string) {
+		// The delay is longer than two checks and the second in which Envoy gathers what they find.
+		f := newTrialBehindOne(t, devstack.Options{Chain: chain, Sets: []string{"shutdown.delay=2s"}, EditEnvoy: func(file []byte) []byte {
+			return []byte(replaced(t, string(file), "interval: 2s, no_traffic_interval: 2s", "interval: 0.25s, no_traffic_interval: 0.25s"))
+		}}, 2)
+		replace := func(s *devstack.Stack) {
+			if err := s.Server.Stop(15 * time.Second); err != nil {
+				t.Error(err)
+			}
+			if err := s.StartServer(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "Envoy has asked the new one", func() bool { return envoyStat(t, f.edges[0], "cluster.tiergate.membership_healthy") == 2 })
+		}
+		n := 0
+		stop := sync.OnceFunc(regularly(20*time.Millisecond, func() {
+			n++
+			if r := do(t, f.edges[0], call{method: http.MethodGet, path: "/v1/limits", key: countedKey(n % countedKeys)}); r.StatusCode != http.StatusOK {
+				t.Errorf("/v1/limits: %s %s", r.Status, r.body)
+			}
+		}))
+		defer stop()
+		r := f.run("Both instances replaced", 0, func() { replace(f.stacks[0]) }, func() { replace(f.stacks[1]) })
+		stop()
+		f.check(r, promise{})
+		for _, s := range f.stacks {
+			kill(t, s.Server) // the delay of its stop would be waited for
+		}
+	})
+}
+
 // openRedisCalls tells from Redis' socket whether TierGate is connected.
 func openRedisCalls(t *testing.T, s *devstack.Stack) int {
 	t.Helper()
