@@ -413,7 +413,11 @@ func gather(node any, into map[string][]any) {
 // guides say of them holds.
 func TestKubernetesConfiguration(t *testing.T) {
 	t.Parallel()
+	var fleet []any
 	for _, d := range documents(t, "kubernetes/tiergate.yaml") {
+		if d["kind"] == "Deployment" {
+			fleet = append(fleet, d["spec"].(object)["replicas"])
+		}
 		if d["kind"] != "ConfigMap" {
 			continue
 		}
@@ -434,7 +438,9 @@ func TestKubernetesConfiguration(t *testing.T) {
 				t.Errorf("%s: %v, and shipped are %v", name, example[name], shipped[name])
 			}
 		}
-		return
+		fleet = append(fleet, example["store"].(object)["redis"].(object)["assumed_instances"])
 	}
-	t.Error("there is no ConfigMap")
+	if len(fleet) != 2 || fleet[0] != fleet[1] {
+		t.Errorf("%v: want the configuration to assume as many instances as the deployment has", fleet)
+	}
 }

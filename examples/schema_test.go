@@ -25,6 +25,7 @@ import (
 	mesh "istio.io/api/mesh/v1alpha1" // its module holds the CRDs of Istio
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	kubejson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
@@ -90,7 +91,7 @@ func TestSchemas(t *testing.T) {
 	}
 	want := []string{
 		"", "AuthorizationPolicy", "BackendTrafficPolicy", "ClientTrafficPolicy", "ConfigMap", "Deployment", "EnvoyFilter",
-		"EnvoyPatchPolicy", "Gateway", "HTTPRoute", "Namespace", "ReferenceGrant", "SecurityPolicy", "Service",
+		"EnvoyPatchPolicy", "Gateway", "HTTPRoute", "Namespace", "PodDisruptionBudget", "ReferenceGrant", "SecurityPolicy", "Service",
 	}
 	if have := slices.Sorted(maps.Keys(seen)); !slices.Equal(have, want) {
 		t.Errorf("kinds %v, want %v", have, want)
@@ -157,6 +158,8 @@ func validate(t *testing.T, d object) error {
 		return strict(content, &corev1.Service{})
 	case "Deployment":
 		return strict(content, &appsv1.Deployment{})
+	case "PodDisruptionBudget":
+		return strict(content, &policyv1.PodDisruptionBudget{})
 	}
 	version, _ := d["apiVersion"].(string)
 	schemas, err := customKinds()
