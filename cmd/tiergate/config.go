@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/config"
 )
@@ -20,7 +21,7 @@ func configFlags(flags *flag.FlagSet, o *config.Options) {
 // configCheck reports every fault of a configuration.
 func configCheck(_ context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("config check", flag.ContinueOnError)
-	options := config.Options{Getenv: env.getenv}
+	options := config.Options{Getenv: env.getenv, Now: time.Now}
 	configFlags(flags, &options)
 	asJSON := flags.Bool("json", false, "print JSON")
 	flags.BoolVar(&options.WithoutSecrets, "without-secrets", false, "read no secret, certificate or private key that the file names, to check it where they are not")
@@ -28,12 +29,15 @@ func configCheck(_ context.Context, args []string, env environment) error {
 		return err
 	}
 	c, _, err := config.Load(options)
-	var faults config.Faults
+	var faults, warnings config.Faults
 	if err != nil && !errors.As(err, &faults) {
 		return err
 	}
+	if err == nil {
+		warnings = c.Warnings
+	}
 	if *asJSON {
-		if err := printJSON(env.stdout, map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...)}); err != nil {
+		if err := printJSON(env.stdout, map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...), "warnings": append(config.Faults{}, warnings...)}); err != nil {
 			return err
 		}
 	} else if err != nil {
@@ -43,6 +47,9 @@ func configCheck(_ context.Context, args []string, env environment) error {
 		return fmt.Errorf("%s cannot be used; faults: %d", options.File, len(faults))
 	}
 	if !*asJSON {
+		for _, w := range warnings {
+			fmt.Fprintln(env.stdout, "warning: "+w.String())
+		}
 		fmt.Fprintf(env.stdout, "%s: ok: %d tiers, %d resources, %d keys\n",
 			options.File, len(c.Reload.Plans), len(c.Reload.Resources), c.Reload.Directory.Len())
 	}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -301,6 +303,59 @@ func TestNeverWithLess(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want+": ") {
 			t.Errorf("%s: %v", settings, err)
 		}
+	}
+}
+
+// TestCertificateOutOfTime: a certificate that has expired, or is not valid yet, is told of with the
+// date by config check and in the log of the server, which serves all the same.
+func TestCertificateOutOfTime(t *testing.T) {
+	t.Parallel()
+	s := &secured{authority: must[*devstack.Authority](t)(devstack.NewAuthority("ours")), dir: t.TempDir()}
+	past, later := time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+	for name, c := range map[string]devstack.Certificate{"server": {}, "expired": {NotBefore: past.Add(-time.Hour), NotAfter: past}, "early": {NotBefore: later}} {
+		pair := must[devstack.Pair](t)(s.authority.Issue(c))
+		if _, _, err := pair.Write(s.dir, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	redis := []string{"--set", "store.type=redis", "--set", "store.redis.tls.enabled=true", "--set", "store.redis.tls.cert_file=early.pem", "--set", "store.redis.tls.key_file=early.key"}
+	file := filepath.Join(s.dir, "tiergate.yaml")
+	ended := ": grpc.tls.cert_file: the certificate in expired.pem has expired, on " + past.Format(time.RFC3339) + ": put a new one in its place"
+	early := "--set store.redis.tls.cert_file=early.pem: store.redis.tls.cert_file: the certificate in early.pem is not valid before " + later.Format(time.RFC3339)
+	for _, c := range []struct {
+		settings string
+		args     []string
+		warnings []string
+	}{
+		{oneSided, nil, nil},
+		{"cert_file: expired.pem, key_file: expired.key", nil, []string{ended}},
+		{"cert_file: expired.pem, key_file: expired.key", redis, []string{ended, early}},
+		{"cert_file: expired.pem, key_file: expired.key", []string{"--without-secrets"}, nil},
+	} {
+		s.configure(t, c.settings)
+		var text, list bytes.Buffer
+		args := append([]string{"config", "check", "--config", file}, c.args...)
+		err := errors.Join(run(t.Context(), args, environment{stdout: &text}), run(t.Context(), append(args, "--json"), environment{stdout: &list}))
+		if err != nil || strings.Count(text.String(), "warning: ") != len(c.warnings) || !strings.Contains(text.String(), ": ok: ") {
+			t.Errorf("%s %s: %v\n%s", c.settings, c.args, err, text.String())
+		}
+		var result struct {
+			OK       bool
+			Warnings config.Faults
+		}
+		if err := json.Unmarshal(list.Bytes(), &result); err != nil || !result.OK || len(result.Warnings) != len(c.warnings) {
+			t.Fatalf("%s %s: %v\n%s", c.settings, c.args, err, list.String())
+		}
+		for i, want := range c.warnings {
+			if warning := result.Warnings[i].String(); !strings.Contains(warning, want) || !strings.Contains(text.String(), "warning: "+warning+"\n") {
+				t.Errorf("%s %s: want %s\n%s%s", c.settings, c.args, want, text.String(), list.String())
+			}
+		}
+	}
+	s.configure(t, "cert_file: expired.pem, key_file: expired.key")
+	s.running = startServer(t, file)
+	if s.log.count("has expired, on "+past.Format(time.RFC3339)) != 1 {
+		t.Errorf("the log does not say once that the certificate has expired: %s", s.log.text.String())
 	}
 }
 

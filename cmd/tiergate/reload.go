@@ -89,6 +89,9 @@ func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	r.metrics.reloadOK.Set(1)
 	r.metrics.needsRestart.Set(0)
 	r.metrics.lastReload.SetToCurrentTime()
+	for _, w := range c.Warnings {
+		r.log.Warn("the configuration is in use, and something in it does not work", "warning", w.String())
+	}
 	r.metrics.keys.WithLabelValues("file").Set(float64(c.Reload.Directory.Len()))
 	r.metrics.demoKeysInUse.Set(0)
 	if c.Reload.AllowDemoKeys {

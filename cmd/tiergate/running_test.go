@@ -55,7 +55,7 @@ func startServer(t *testing.T, file string, sets ...string) *running {
 		}
 		sets = append(sets, setting+"="+address)
 	}
-	r := &running{log: &logText{}, options: config.Options{File: file, Sets: sets}}
+	r := &running{log: &logText{}, options: config.Options{File: file, Sets: sets, Now: time.Now}}
 	loaded, sources, err := config.Load(r.options)
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ import (
 // serve answers Envoy until ctx is done, then drains.
 func serve(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
-	options := config.Options{Getenv: env.getenv}
+	options := config.Options{Getenv: env.getenv, Now: time.Now}
 	configFlags(flags, &options)
 	if err := parse(flags, args, env); err != nil {
 		return err

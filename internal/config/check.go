@@ -35,16 +35,30 @@ type checker struct {
 	below  Faults // of the files that the configuration names
 }
 
-// fault adds a fault at a path, where it stands in the file or in a --set.
+// fault adds a fault at a path.
 func (c *checker) fault(path, format string, args ...any) {
-	problem := fmt.Sprintf(format, args...)
-	for _, set := range c.sets {
-		if strings.HasPrefix(set, path+"=") {
-			c.below = append(c.below, Fault{Source: "--set " + set, Path: path, Problem: problem})
-			return
-		}
+	f := c.found(path, format, args...)
+	if f.Source == c.source {
+		c.faults = append(c.faults, f)
+	} else {
+		c.below = append(c.below, f)
 	}
-	c.add(c.line(path), path, problem)
+}
+
+// warn adds a warning at a path.
+func (c *checker) warn(path, format string, args ...any) {
+	c.loader.config.Warnings = append(c.loader.config.Warnings, c.found(path, format, args...))
+}
+
+// found is what is wrong at a path, where it stands in the file or in a --set.
+func (c *checker) found(path, format string, args ...any) Fault {
+	f := Fault{Path: path, Problem: fmt.Sprintf(format, args...)}
+	if i := slices.IndexFunc(c.sets, func(set string) bool { return strings.HasPrefix(set, path+"=") }); i >= 0 {
+		f.Source = "--set " + c.sets[i]
+	} else {
+		f.Source, f.Line = c.source, c.line(path)
+	}
+	return f
 }
 
 func (c *checker) check(f file) {

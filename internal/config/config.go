@@ -33,6 +33,8 @@ import (
 type Config struct {
 	Start  Start  // what only a start takes up
 	Reload Reload // what a reload takes up too
+	// Warnings is what can be used, and yet does not work.
+	Warnings Faults
 	// Sum is a digest of everything that was read; it changes with the content.
 	Sum [sha256.Size]byte
 }
@@ -228,6 +230,7 @@ type Options struct {
 	File   string              // tiergate.yaml
 	Sets   []string            // path=value, each replaces a value of the file
 	Getenv func(string) string // nil: os.Getenv
+	Now    func() time.Time    // for Config.Warnings of certificates; nil: there are none
 	// WithoutSecrets checks a configuration where its secrets are not: no secret, certificate
 	// or private key that it names is read. What is loaded is not to be served.
 	WithoutSecrets bool

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
@@ -117,7 +118,22 @@ func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
 		c.fault(at+".cert_file", "%v: want PEM files of a certificate and of its private key", err)
 		return nil
 	}
+	c.inTime(at+".cert_file", certFile, pair.Leaf)
 	return &pair
+}
+
+// inTime warns of a certificate that nobody accepts now. It is used: it may be the clock that is
+// wrong, and who serves goes on.
+func (c *checker) inTime(at, file string, leaf *x509.Certificate) {
+	if c.loader.options.Now == nil {
+		return
+	}
+	switch now := c.loader.options.Now(); {
+	case now.After(leaf.NotAfter):
+		c.warn(at, "the certificate in %s has expired, on %s: put a new one in its place", file, leaf.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(leaf.NotBefore):
+		c.warn(at, "the certificate in %s is not valid before %s: put another in its place, or set this machine's clock right", file, leaf.NotBefore.UTC().Format(time.RFC3339))
+	}
 }
 
 // roots reads certificates that others must lead to; nil where no file is named.
