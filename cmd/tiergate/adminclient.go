@@ -99,6 +99,7 @@ const (
 	problemToken   = "urn:tiergate:problem:token-needed" //nolint:gosec // a name
 	problemTooMany = "urn:tiergate:problem:too-many-failures"
 	problemNoKey   = "urn:tiergate:problem:no-such-key"
+	problemInvalid = "urn:tiergate:problem:invalid-request"
 )
 
 // inTerminal says what to do about a problem at the command line, where the server

@@ -105,8 +105,8 @@ func readEntries(files []string, env environment) ([]json.RawMessage, error) {
 // readKeys reads the file that is named, or standard input.
 func readKeys(files []string, env environment) (name string, content []byte, err error) {
 	if len(files) > 0 && files[0] != "-" {
-		content, err = os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
-		return files[0], content, err        //nolint:wrapcheck // it says what was tried
+		content, err = os.ReadFile(files[0])
+		return files[0], content, err //nolint:wrapcheck // it says what was tried
 	}
 	if content, err = io.ReadAll(env.stdin); err != nil {
 		err = fmt.Errorf("read standard input: %w", err)
@@ -161,7 +161,7 @@ func (c *adminClient) checkAll(ctx context.Context, chunks []chunk) error {
 		faults = append(faults, part.renumber(refused.Errors)...)
 	}
 	if len(faults) > 0 {
-		return &serverError{Title: "Nothing is imported; faults: " + strconv.Itoa(len(faults)), Errors: faults}
+		return &serverError{Type: problemInvalid, Title: "Nothing is imported; faults: " + strconv.Itoa(len(faults)), Errors: faults}
 	}
 	return nil
 }
@@ -233,7 +233,7 @@ func (c chunk) stopped(err error) error {
 	var refused *serverError
 	if errors.As(err, &refused) && refused.Status < http.StatusInternalServerError {
 		if len(refused.Errors) > 0 {
-			err = &serverError{Title: refused.Title, Errors: c.renumber(refused.Errors)}
+			err = &serverError{Type: refused.Type, Title: refused.Title, Status: refused.Status, Errors: c.renumber(refused.Errors)}
 		}
 		return fmt.Errorf("entries up to %d are in, those from %d on are not; mend it and go on with --skip %d: %w", before, c.first, before, err)
 	}

@@ -22,11 +22,8 @@ func main() {
 	env := environment{getenv: os.Getenv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := run(ctx, os.Args[1:], env)
 	stop()
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "tiergate: "+err.Error())
+		tell(os.Stderr, err, asksJSON(os.Args[1:]))
 		if errors.As(err, new(usageError)) {
 			os.Exit(2)
 		}
@@ -81,7 +78,7 @@ func commands() []command {
 func run(ctx context.Context, args []string, env environment) error {
 	out := &output{Writer: env.stdout}
 	env.stdin, env.stdout = input{ctx, env.stdin}, out
-	if err := dispatch(ctx, args, env); err != nil {
+	if err := dispatch(ctx, args, env); err != nil && !errors.Is(err, flag.ErrHelp) {
 		return err
 	}
 	return out.lost()
@@ -109,11 +106,17 @@ func dispatch(ctx context.Context, args []string, env environment) error {
 		printUsage(env.stdout, group)
 		return nil
 	}
-	printUsage(env.stderr, group)
+	if !asksJSON(args) {
+		printUsage(env.stderr, group)
+	}
 	if len(args) == 0 {
 		return usagef("no command: want one of those above")
 	}
-	return usagef("unknown command %q", strings.Join(args[:min(2, len(args))], " "))
+	words := args[:min(2, len(args))]
+	if group == "" || (len(words) > 1 && strings.HasPrefix(words[1], "-")) {
+		words = words[:1]
+	}
+	return usagef("unknown command %q", strings.Join(words, " "))
 }
 
 // printUsage lists the commands whose names begin with a group's, as in "keys ", or all.
@@ -137,18 +140,17 @@ func parse(flags *flag.FlagSet, args []string, env environment) error {
 // parseArgs reads the flags of a command and its other arguments, which have these
 // names, in any order. Those in brackets may be left out.
 func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
-	flags.SetOutput(env.stderr)
-	flags.Usage = func() {
-		fmt.Fprintf(env.stderr, "Usage: %s\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
-		flags.PrintDefaults()
-	}
+	flags.SetOutput(io.Discard) // what is wrong is told once, by main
 	var others []string
 	for {
 		if err := flags.Parse(args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
+				fmt.Fprintf(env.stdout, "Usage: %s\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
+				flags.SetOutput(env.stdout)
+				flags.PrintDefaults()
 				return nil, flag.ErrHelp
 			}
-			return nil, usageError(err.Error())
+			return nil, usagef("%v: tiergate %s --help lists the flags", err, flags.Name())
 		}
 		if flags.NArg() == 0 {
 			break

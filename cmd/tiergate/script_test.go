@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
-	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -41,8 +39,8 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 	t.Parallel()
 	for _, c := range commands() {
 		var help bytes.Buffer
-		err := run(t.Context(), append(strings.Fields(c.name), "--help"), environment{getenv: os.Getenv, stderr: &help})
-		if !errors.Is(err, flag.ErrHelp) || strings.Contains(help.String(), "\n  -json\n") == (c.name == "serve") {
+		err := run(t.Context(), append(strings.Fields(c.name), "--help"), environment{getenv: os.Getenv, stdout: &help})
+		if err != nil || strings.Contains(help.String(), "\n  -json\n") == (c.name == "serve") {
 			t.Errorf("%s: %v:\n%s", c.name, err, help.String())
 		}
 	}

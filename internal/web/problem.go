@@ -14,9 +14,9 @@ import (
 // A Problem is an error that the admin API answers with, in the shape of RFC 9457. Its
 // texts hold no secret and no hash.
 type Problem struct {
-	Type   string  `json:"type"`  // urn:tiergate:problem: and one of the kinds
-	Title  string  `json:"title"` // the same for all of a type
-	Status int     `json:"status"`
+	Type   string  `json:"type"`             // urn:tiergate:problem: and one of the kinds
+	Title  string  `json:"title"`            // the same for all of a type
+	Status int     `json:"status,omitempty"` // always, in an answer
 	Detail string  `json:"detail,omitempty"`
 	Errors []Fault `json:"errors,omitempty"` // every fault of an invalid request
 
