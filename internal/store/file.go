@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -27,7 +26,8 @@ type File struct {
 	path string // empty: it has no name
 
 	writing sync.Mutex
-	damaged atomic.Bool // what bbolt had locked then, it may have locked for ever
+	damage  sync.Once
+	damaged chan struct{} // closed where damage is found: what bbolt had locked then, it may have locked for ever
 }
 
 // OpenFile opens the file at a path, and makes it where there is none. Without a path
@@ -46,7 +46,7 @@ func OpenFile(path string) (*File, error) {
 		opened, err = open(name, flag, mode)
 		return opened, err
 	}
-	f := &File{path: path}
+	f := &File{path: path, damaged: make(chan struct{})}
 	err := guarded(func() (err error) {
 		if f.db, err = bbolt.Open(path, 0o600, &options); err != nil || path == "" {
 			return err
@@ -84,25 +84,55 @@ func whole(db *bbolt.DB, path string) error {
 }
 
 // view reads in one step.
-func (f *File) view(read func(*bbolt.Tx) error) error {
-	return f.use(func() error { return f.db.View(read) })
-}
+func (f *File) view(read func(*bbolt.Tx) error) error { return f.use(false, read) }
 
 // update writes in one step.
 func (f *File) update(write func(*bbolt.Tx) error) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	return f.use(func() error { return f.db.Update(write) })
+	return f.use(true, write)
 }
 
-// use does something with the file, unless damage was found.
-func (f *File) use(do func() error) error {
-	if f.damaged.Load() {
+// use reads or writes, unless damage was found.
+func (f *File) use(writable bool, do func(*bbolt.Tx) error) error {
+	var tx *bbolt.Tx
+	if err := f.unlessDamaged(func() (err error) {
+		tx, err = f.db.Begin(writable)
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := f.found(guarded(func() error { return do(tx) })); err != nil {
+		_ = f.unlessDamaged(tx.Rollback) // what went wrong before tells more
+		return err
+	}
+	if writable {
+		return f.unlessDamaged(tx.Commit)
+	}
+	return f.unlessDamaged(tx.Rollback)
+}
+
+// unlessDamaged does what may wait for another use of the file, until damage is found in it.
+func (f *File) unlessDamaged(do func() error) error {
+	select {
+	case <-f.damaged:
+		return fmt.Errorf("%s: %w", f.path, errDamaged)
+	default:
+	}
+	done := make(chan error, 1)
+	go func() { done <- guarded(do) }()
+	select {
+	case err := <-done:
+		return f.found(err)
+	case <-f.damaged:
 		return fmt.Errorf("%s: %w", f.path, errDamaged)
 	}
-	err := guarded(do)
+}
+
+// found ends the use of the file where an error says that it is damaged.
+func (f *File) found(err error) error {
 	if errors.Is(err, errDamaged) {
-		f.damaged.Store(true)
+		f.damage.Do(func() { close(f.damaged) })
 		return fmt.Errorf("%s: %w", f.path, err)
 	}
 	return err
@@ -122,10 +152,7 @@ func guarded(do func() error) (err error) {
 
 // Close ends the use of the file.
 func (f *File) Close() error {
-	if f.damaged.Load() { // to close it might wait for ever
-		return fmt.Errorf("close the file of keys and usage: %s: %w", f.path, errDamaged)
-	}
-	if err := f.db.Close(); err != nil {
+	if err := f.unlessDamaged(f.db.Close); err != nil {
 		return fmt.Errorf("close the file of keys and usage: %w", err)
 	}
 	return nil

@@ -162,3 +162,25 @@ func TestFileCutOffBetweenWriters(t *testing.T) {
 	})
 	both.Wait()
 }
+
+// TestFileCutOffUnderReaders: of many that read at once when the file is gone, none waits for ever.
+func TestFileCutOffUnderReaders(t *testing.T) {
+	t.Parallel()
+	path, _ := filledFile(t)
+	f, err := OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	k := NewFileKeys(f, KeyNotices{})
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			_, err := k.Read(t.Context(), "a")
+			wantDamaged(t, "read", path, err)
+		})
+	}
+	all.Wait()
+}
