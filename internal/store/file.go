@@ -58,7 +58,7 @@ func OpenFile(path string) (*File, error) {
 	}
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("open %s: another process has it: one server to a file", path)
+		return nil, fmt.Errorf("open %s: another process has it%s: stop that one, or name another file in store.memory.file", path, holder(path))
 	case errors.Is(err, errDamaged):
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	case err != nil && path == "":
