@@ -95,6 +95,24 @@ func testClients(t *testing.T, examples []example, programOf func(*testing.T, ex
 	})
 }
 
+// TestClientsRefuseNonsense: a number of calls that is none is an error, and not no call at all.
+func TestClientsRefuseNonsense(t *testing.T) {
+	t.Parallel()
+	for name, p := range map[string]program{"node": nodeProgram(t, example{name: "retry"}), "python": pythonProgram(t, example{name: "retry"})} {
+		for _, calls := range []string{"x", "", "0", "-1", "1.5", "1e1"} {
+			cmd := exec.CommandContext(t.Context(), p.words[0], append(slices.Clone(p.words[1:]), calls)...)
+			cmd.Dir = p.dir
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			stdout, err := cmd.Output()
+			want := `"` + calls + `": want how many calls to make, a whole number of 1 or more` + "\n"
+			if err == nil || cmd.ProcessState.ExitCode() != 2 || len(stdout) > 0 || stderr.String() != want {
+				t.Errorf("%s %q: %v: %s%s", name, calls, err, stdout, &stderr)
+			}
+		}
+	}
+}
+
 // checkShort: a call that is refused waits and then succeeds.
 func checkShort(t *testing.T, s *devstack.Stack, want short, tier string, r *run) {
 	t.Helper()

@@ -7,13 +7,18 @@ export const apiKey = process.env.TIERGATE_API_KEY ?? "sk-demo-basic";
  * Ask as often as the command line says, 3 times by default.
  *
  * Each call is a line of JSON on standard output, with the time it took. The
- * first error ends the program with status 1.
+ * first error ends the program with status 1, a wrong command line with 2.
  *
  * @param {() => Promise<string>} ask
  */
 export async function askOften(ask) {
-  const calls = Number(process.argv[2] ?? 3);
-  for (let call = 1; call <= calls; call++) {
+  const calls = process.argv[2] ?? "3";
+  if (!/^[1-9]\d*$/.test(calls)) {
+    console.error(`"${calls}": want how many calls to make, a whole number of 1 or more`);
+    process.exitCode = 2;
+    return;
+  }
+  for (let call = 1; call <= Number(calls); call++) {
     const line = { call };
     const began = performance.now();
     try {

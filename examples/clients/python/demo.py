@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import urllib.request
@@ -35,9 +36,14 @@ def ask_often(ask: Callable[[], str]) -> None:
     """Ask as often as the command line says, 3 times by default.
 
     Each call is a line of JSON on standard output, with the time it took. The
-    first error ends the program with status 1.
+    first error ends the program with status 1, a wrong command line with 2.
     """
-    for call in range(1, int(sys.argv[1]) + 1 if len(sys.argv) > 1 else 4):
+    calls = sys.argv[1] if len(sys.argv) > 1 else "3"
+    if not re.fullmatch("[1-9][0-9]*", calls):
+        wanted = "want how many calls to make, a whole number of 1 or more"
+        print(f'"{calls}": {wanted}', file=sys.stderr)
+        sys.exit(2)
+    for call in range(1, int(calls) + 1):
         line: dict[str, object] = {"call": call}
         began = time.monotonic()
         try:
