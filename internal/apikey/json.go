@@ -100,9 +100,9 @@ func (o overrideJSON) override() (quota.Override, error) {
 	var errs [5]error
 	l.Metric, errs[0] = quota.ParseMetric(o.Metric)
 	l.Window, errs[1] = quota.ParseWindow(o.Per)
-	l.Window, errs[2] = l.Window.ParseAlgorithm(o.Algorithm)
-	errs[3], errs[4] = l.Validate(), known(o.Priority)
-	return quota.Override{Limit: l, Until: o.Until, Inherits: o.Algorithm == ""}, cmp.Or(errs[:]...)
+	override, err := quota.Override{Limit: l, Until: o.Until}.WithAlgorithm(o.Algorithm)
+	errs[2], errs[3], errs[4] = err, override.Limit.Validate(), known(o.Priority)
+	return override, cmp.Or(errs[:]...)
 }
 
 // known reports a priority that there is not; 0 is none of its own.

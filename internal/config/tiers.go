@@ -176,7 +176,8 @@ func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	for i, o := range s.Overrides {
 		at := fmt.Sprintf("%s.overrides[%d]", at, i)
 		l, _ := limit(k.fault, at, o.limitSection, k.reload.Resources)
-		r.Overrides = append(r.Overrides, quota.Override{Limit: l, Until: k.moment(at+".until", o.Until), Inherits: o.Algorithm == ""})
+		override, _ := quota.Override{Limit: l, Until: k.moment(at+".until", o.Until)}.WithAlgorithm(o.Algorithm) // limit has told of its fault
+		r.Overrides = append(r.Overrides, override)
 	}
 	return r
 }

@@ -97,7 +97,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"redis acl": true, "redis acl sentinel": true, // see internal/store
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
-	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"), "bin/tiergate config check --config config/tiergate.yaml\n")
+	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"))
 	commands = append(commands, blocks(t, "docs/keys.md", "sh")...)
 	commands = append(commands, commandWith(t, "bin/tiergate keys"))
 	for _, c := range commands {

@@ -49,6 +49,14 @@ func (o Override) Algorithm() string {
 	}
 }
 
+// WithAlgorithm returns the override that counts in a way that Algorithm returns.
+func (o Override) WithAlgorithm(s string) (Override, error) {
+	var err error
+	o.Limit.Window, err = o.Limit.Window.ParseAlgorithm(s)
+	o.Inherits = s == ""
+	return o, err
+}
+
 // A Request is a question to the Limiter.
 type Request struct {
 	Account   string // the key ID that the counts belong to

@@ -18,6 +18,8 @@ const (
 	maxLabelName = 64 // bytes
 	maxOverrides = 64 // of one key
 
+	looksLikeKey = "has what looks like a key: this is shown to all who may ask"
+
 	pointInTime = "a point in time such as 2027-01-31T00:00:00Z"
 	aText       = "a text"
 )
@@ -89,7 +91,7 @@ func plain(o *object, field, text string) {
 		o.fault(field, "has control characters: want a line of text")
 	}
 	if strings.Contains(text, apikey.Prefix) {
-		o.fault(field, "has what looks like a key: this is shown to all who may ask")
+		o.fault(field, looksLikeKey)
 	}
 }
 
@@ -174,7 +176,7 @@ func labels(o *object, r *apikey.Record) {
 			continue
 		}
 		if strings.Contains(name, apikey.Prefix) {
-			o.fault("labels", "a name has what looks like a key: this is shown to all who may ask")
+			o.fault("labels", "a name "+looksLikeKey)
 			continue
 		}
 		plain(o, "labels."+name, *given[name])
@@ -215,13 +217,11 @@ func (a *AdminAccounts) override(o *object) quota.Override {
 		o.fault("max", "missing: want the most that is admitted in a window; 0 refuses everything")
 	}
 	var algorithm string
-	if take(o, "algorithm", aText, &algorithm) {
-		var err error
-		if override.Limit.Window, err = override.Limit.Window.ParseAlgorithm(short(algorithm)); err != nil {
-			o.fault("algorithm", "%v", err)
-		}
+	take(o, "algorithm", aText, &algorithm)
+	override, err := override.WithAlgorithm(short(algorithm))
+	if err != nil {
+		o.fault("algorithm", "%v", err)
 	}
-	override.Inherits = algorithm == ""
 	moment(o, "until", &override.Until)
 	return override
 }
