@@ -375,6 +375,33 @@ func TestCallsAreNotPinged(t *testing.T) {
 	})
 }
 
+// TestKeepaliveOfASecond: PINGs half a second apart, as those of a keepalive of a second may be
+// whose timers are early, are no abuse on a connection without calls, and any that are closer are.
+func TestKeepaliveOfASecond(t *testing.T) {
+	t.Parallel()
+	for apart, ends := range map[time.Duration]int{time.Second / 2: 0, time.Second/2 - time.Millisecond: 1} {
+		quiet(t, func(t *testing.T, _ *bounds, l *bufconn.Listener) {
+			c, err := l.DialContext(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			log := &frameLog{Conn: c}
+			go func() { _, _ = io.Copy(io.Discard, log) }()
+			client := http2.NewFramer(c, nil)
+			_, err = io.WriteString(c, http2.ClientPreface)
+			for err = errors.Join(err, client.WriteSettings()); err == nil && log.count()[http2.FramePing] < 60; {
+				time.Sleep(apart)
+				err = client.WritePing(false, [8]byte{})
+				synctest.Wait()
+			}
+			if frames := log.count(); frames[http2.FrameGoAway] != ends || (err != nil) != (ends > 0) {
+				t.Errorf("PINGs %s apart: %v, frames that came: %v, want %d GOAWAY", apart, err, frames, ends)
+			}
+			c.Close()
+		})
+	}
+}
+
 // unread is an access log service that reads nothing.
 type unread struct {
 	alsv3.UnimplementedAccessLogServiceServer
