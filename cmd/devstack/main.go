@@ -73,7 +73,7 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 		return fmt.Errorf("start: %w", err)
 	}
 	fmt.Fprintf(stdout, welcome, stack.Options.Chain, stack.Options.Store, stack.AdminTokenFile(), stack.Options.Dir)
-	err = stack.Wait(ctx)
+	err = stack.Wait(ctx, stdout)
 	fmt.Fprintln(stdout, "Stopping…")
 	if stopErr := stack.Down(); stopErr != nil {
 		return fmt.Errorf("stop: %w", stopErr)

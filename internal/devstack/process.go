@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -36,6 +38,21 @@ func Start(name string, words []string, environment []string, out io.Writer) (*P
 	}()
 	return p, nil
 }
+
+// CommandLine is what to type to start the program again.
+func (p *Process) CommandLine() string {
+	words := make([]string, len(p.cmd.Args))
+	for i, word := range p.cmd.Args {
+		words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		if plainWord.MatchString(word) {
+			words[i] = word
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// plainWord is one that a shell takes as it is.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:-]+$`)
 
 // PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }

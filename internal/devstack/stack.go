@@ -266,21 +266,26 @@ func (s *Stack) await(ctx context.Context, name string, p *Process, ask func(con
 	}
 }
 
-// Wait returns when ctx is done, or an error when a program ends before.
-func (s *Stack) Wait(ctx context.Context) error {
+// Wait returns when ctx is done, or an error when a program ends before. Of Redis, without
+// which TierGate goes on, it writes to out how to start it again.
+func (s *Stack) Wait(ctx context.Context, out io.Writer) error {
 	var redis <-chan struct{}
 	if s.Redis != nil {
 		redis = s.Redis.Done()
 	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-s.Server.Done():
-		return errors.New("TierGate ended by itself")
-	case <-s.Proxy.Done():
-		return fmt.Errorf("envoy ended by itself: see %s", s.LogFile("envoy"))
-	case <-redis:
-		return fmt.Errorf("redis-server ended by itself: see %s", s.LogFile("redis"))
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.Server.Done():
+			return errors.New("TierGate ended by itself")
+		case <-s.Proxy.Done():
+			return fmt.Errorf("envoy ended by itself: see %s", s.LogFile("envoy"))
+		case <-redis:
+			redis = nil
+			fmt.Fprintf(out, "\nRedis has ended (%v; see %s). TierGate goes on without it. To start it again, in another terminal:\n\n  %s\n\n",
+				s.Redis.err, s.LogFile("redis"), s.Redis.CommandLine())
+		}
 	}
 }
 

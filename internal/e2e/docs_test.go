@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -218,6 +220,9 @@ func TestMakeRun(t *testing.T) {
 					t.Errorf("%s: %d times, want once in:\n%s", name, n, out)
 				}
 			}
+			if c.environment == "STORE=redis" {
+				withoutRedis(t, makeRun)
+			}
 			second := exec.CommandContext(t.Context(), "make", "run")
 			second.Dir = root
 			if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "the address 127.0.0.1:10000 cannot be used") {
@@ -239,6 +244,37 @@ func TestMakeRun(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withoutRedis ends the Redis of make run, which goes on and says how to start it again, and
+// does so.
+func withoutRedis(t *testing.T, makeRun *foreground) {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(root, ".cache", "run", "redis.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts := regexp.MustCompile(`(?m)^(\d+):M .*Ready to accept connections`).FindAllStringSubmatch(string(log), -1)
+	pid, err := strconv.Atoi(starts[len(starts)-1][1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	again := regexp.MustCompile(`(?m)^  (redis-server .*)$`)
+	eventually(t, "make run says how to start Redis again", func() bool { return again.MatchString(makeRun.output(t)) })
+	degraded := func() bool {
+		out, err := exec.CommandContext(t.Context(), "bash", "-c", curlOf(t)).Output()
+		return err == nil && bytes.HasPrefix(out, []byte("HTTP/1.1 200 OK\r\n")) && bytes.Contains(out, []byte("\r\nx-ratelimit-degraded: 1\r\n"))
+	}
+	eventually(t, "it serves without Redis", degraded)
+	redis := exec.CommandContext(t.Context(), "bash", "-c", "exec "+again.FindStringSubmatch(makeRun.output(t))[1])
+	if err := redis.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(redis.Process.Kill(), redis.Wait()) })
+	eventually(t, "it serves with Redis again", func() bool { return !degraded() })
 }
 
 // TestReadmeCommands runs the commands for an Envoy of one's own.
