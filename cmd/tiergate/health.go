@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,8 +26,12 @@ func health(ctx context.Context, args []string, env environment) error {
 	if err := parse(flags, args, env); err != nil {
 		return err
 	}
-	if _, _, err := net.SplitHostPort(*address); err != nil && !strings.HasPrefix(*address, "unix:/") {
+	_, port, err := net.SplitHostPort(*address)
+	if _, portErr := strconv.ParseUint(port, 10, 16); (err != nil || portErr != nil) && !strings.HasPrefix(*address, "unix:/") {
 		return usagef("--address %q: want host:port or unix:/path/to/socket", *address)
+	}
+	if *timeout <= 0 {
+		return usagef("--timeout %s: want more than nothing, such as 2s", *timeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()

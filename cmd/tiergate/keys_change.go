@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/tiergate/tiergate/internal/quota"
 	"github.com/tiergate/tiergate/internal/web"
 )
 
@@ -57,7 +58,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	}
 	most, err := strconv.ParseInt(*limit, 10, 64)
 	if err != nil {
-		return usagef("--max %q: want a whole number, or --remove", *limit)
+		return usagef("--max %q: want a whole number from 0 to %d, or --remove", *limit, quota.MaxMax)
 	}
 	body := map[string]any{"metric": *metric, "per": *per, "max": most}
 	if err := setPriority(body, *priority); err != nil {

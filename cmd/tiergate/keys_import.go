@@ -13,6 +13,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/web"
@@ -209,7 +210,7 @@ func (c chunk) renumber(faults []web.Fault) []web.Fault {
 	}
 	numbered := make([]web.Fault, len(faults))
 	for i, f := range faults {
-		numbered[i] = web.Fault{Field: number(f.Field, ": "), Problem: number(f.Problem, "")}
+		numbered[i] = web.Fault{Field: strings.TrimSuffix(number(f.Field, ": "), ": "), Problem: number(f.Problem, "")}
 	}
 	return numbered
 }

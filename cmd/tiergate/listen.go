@@ -55,8 +55,11 @@ func listen(ctx context.Context, a config.Address, mode os.FileMode) (net.Listen
 		}
 		l, err = lc.Listen(ctx, a.Network, a.Address)
 	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%w: stop what serves there, or name another address", err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", a, err)
+		return nil, fmt.Errorf("%w: name another address", err)
 	}
 	if a.Network == "unix" {
 		if err := os.Chmod(a.Address, mode); err != nil {

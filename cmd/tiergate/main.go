@@ -63,8 +63,8 @@ func commands() []command {
 		{"keys override", "give a key a limit of its own, or take it away", keysOverride},
 		{"keys rotate", "give a key another secret", keysRotate},
 		{"keys revoke", "end a key for good", keysRevoke},
-		{"keys import", "take up keys made elsewhere, or exported", keysImport},
-		{"keys export", "print all keys of the store, as hashes", keysExport},
+		{"keys import", "take up keys made elsewhere, or exported: JSON in FILE, or on standard input", keysImport},
+		{"keys export", "print all keys of the store, as hashes: a line of JSON each", keysExport},
 		{"keys hash", "print the hash of a key read from standard input", keysHash},
 		{"audit", "list what was done to keys", audit},
 		{"usage", "show what a key has used", keyUsage},
@@ -86,6 +86,9 @@ func run(ctx context.Context, args []string, env environment) error {
 
 // dispatch runs the command that is named.
 func dispatch(ctx context.Context, args []string, env environment) error {
+	if len(args) > 1 && args[0] == "help" {
+		args = append(args[1:len(args):len(args)], "--help")
+	}
 	for _, c := range commands() {
 		words := strings.Fields(c.name)
 		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == c.name {
@@ -145,9 +148,7 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 	for {
 		if err := flags.Parse(args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
-				fmt.Fprintf(env.stdout, "Usage: %s\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
-				flags.SetOutput(env.stdout)
-				flags.PrintDefaults()
+				printHelp(env.stdout, flags, names)
 				return nil, flag.ErrHelp
 			}
 			return nil, usagef("%v: tiergate %s --help lists the flags", err, flags.Name())
@@ -166,6 +167,20 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 		return nil, usagef("no %s: want tiergate %s %s", names[len(others)], flags.Name(), strings.Join(names, " "))
 	}
 	return others, nil
+}
+
+// printHelp says what a command does, and lists its flags.
+func printHelp(w io.Writer, flags *flag.FlagSet, names []string) {
+	fmt.Fprintf(w, "Usage: %s\n\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
+	for _, c := range commands() {
+		if c.name == flags.Name() {
+			fmt.Fprintf(w, "%s%s.\n", strings.ToUpper(c.summary[:1]), c.summary[1:])
+		}
+	}
+	var list strings.Builder
+	flags.SetOutput(&list)
+	flags.PrintDefaults()
+	fmt.Fprint(w, strings.ReplaceAll("\n"+list.String(), "\n  -", "\n  --"))
 }
 
 // sets collects repeated --set flags.

@@ -40,7 +40,7 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 	for _, c := range commands() {
 		var help bytes.Buffer
 		err := run(t.Context(), append(strings.Fields(c.name), "--help"), environment{getenv: os.Getenv, stdout: &help})
-		if err != nil || strings.Contains(help.String(), "\n  -json\n") == (c.name == "serve") {
+		if err != nil || strings.Contains(help.String(), "\n  --json\n") == (c.name == "serve") {
 			t.Errorf("%s: %v:\n%s", c.name, err, help.String())
 		}
 	}

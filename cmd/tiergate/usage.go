@@ -22,10 +22,10 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("usage", flag.ContinueOnError)
 	var f adminFlags
 	f.add(flags, env)
-	flags.String("step", "hour", "minute, hour or day")
+	flags.String("step", "hour", "how long each line is: minute, hour or day")
 	flags.String("from", "", "the beginning, "+aTime+" (default an hour, a day or 30 days before the end)")
 	flags.String("to", "", "the end, likewise (default now)")
-	flags.String("by", "", "resource: each resource on its own")
+	flags.String("by", "", "resource: show each resource on its own")
 	limits := flags.Bool("limits", false, "show instead what is used of the key's limits now")
 	refused := flags.Bool("refused", false, "show instead the latest requests that were refused")
 	path, err := parseKey(flags, args, env, "")
