@@ -24,7 +24,10 @@ function rows(keys) {
   ]);
 }
 
-const filtered = () => Object.fromEntries([...new FormData($("filter"))].filter(([, value]) => value));
+/** secret: whether a key is searched for in place of what it is called. It has no place in an address. */
+const secret = () => $("q").value.trim().startsWith("tg_live_");
+
+const filtered = () => Object.fromEntries([...new FormData($("filter"))].filter(([name, value]) => value && !(name === "q" && secret())));
 
 async function keys(current) {
   const { keys: found, next = "" } = await ask(`${api}/keys?${new URLSearchParams({ ...filtered(), limit: size, after: places.at(-1) })}`);
@@ -53,9 +56,8 @@ async function tiers(chosen) {
 
 function refilter() {
   places = [""];
-  const secret = $("q").value.trim().startsWith("tg_live_");
-  $("q").setCustomValidity(secret ? "That looks like a key. Search for its ID, its name or its owner: a secret has no place in an address." : "");
-  if (secret) {
+  $("q").setCustomValidity(secret() ? "That looks like a key. Search for its ID, its name or its owner: a secret has no place in an address." : "");
+  if (secret()) {
     $("q").reportValidity();
     return;
   }

@@ -1,0 +1,51 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/tiergate/tiergate/internal/devstack"
+)
+
+// refreshed waits until a section has been fetched anew.
+func (b *tab) refreshed(section string) {
+	b.t.Helper()
+	before := b.text(section + " .fresh")
+	if !trueWithin(browserPatience, func() bool { return b.text(section+" .fresh") != before }) {
+		b.t.Fatalf("%s has not been fetched again since: %s", section, before)
+	}
+}
+
+// signInOperator signs in to a stack's dashboard of operators, as a person does.
+func (b *tab) signInOperator(s *devstack.Stack) {
+	b.t.Helper()
+	token, err := os.ReadFile(s.AdminTokenFile())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.operate(s, "/", "input[name=token]")
+	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+}
+
+// TestSecretIsNotSearchedFor: a key that somebody enters in place of its ID is in no
+// address, also when the list is fetched anew.
+func TestSecretIsNotSearchedFor(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	secret, _ := createKey(t, s, "--tier", "free", "--name", "Ada")
+	b := browse(t)
+	b.signInOperator(s)
+	b.operate(s, "/dashboard/keys", "#list table")
+	b.do("search for a key", chromedp.SendKeys("#q", secret))
+	b.refreshed("#keys")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, address := range b.asked {
+		if strings.Contains(address, "tg_live_") {
+			t.Errorf("asked for %s", address)
+		}
+	}
+}
