@@ -49,3 +49,33 @@ func TestSecretIsNotSearchedFor(t *testing.T) {
 		}
 	}
 }
+
+// TestDashboardsOfOneInstance: while Redis is away, the pages say that the limits are
+// those of one instance.
+func TestDashboardsOfOneInstance(t *testing.T) {
+	t.Parallel()
+	const says = "The servers count each for themselves at the moment"
+	s := up(t, devstack.Options{Store: "redis"})
+	secret, id := createKey(t, s, "--tier", "free", "--name", "Ada")
+	customer, operator := browse(t), browse(t)
+	customer.signIn(s, secret)
+	operator.signInOperator(s)
+	operator.operate(s, "/dashboard/keys/"+id, "#limits-now .body")
+	if text := customer.text("#view-now") + operator.text("#limits-now"); strings.Contains(text, says) {
+		t.Errorf("with Redis: %s", text)
+	}
+
+	kill(t, s.Redis)
+	customer.awaitText("#view-now", says)
+	operator.awaitText("#limits-now", says)
+	customer.pictures("customer-now-away")
+	operator.pictures("operator-key-away")
+	if err := s.StartRedis(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []*tab{customer, operator} {
+		if !trueWithin(browserPatience, func() bool { return !strings.Contains(b.text("main"), says) }) {
+			t.Errorf("when Redis is back: %s", b.text("main"))
+		}
+	}
+}

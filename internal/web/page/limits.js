@@ -2,6 +2,10 @@
 
 import { element, number, priorities, times, title, wait } from "./shared.js";
 
+/** alone says that the limits are those of the server that has answered. */
+const alone = element("p", { className: "notice", role: "status", hidden: true },
+  "The servers count each for themselves at the moment: this is what one of them would admit, and the next answer may say something else.");
+
 const states = { good: ["●", "OK"], near: ["▲", "Nearly used up"], full: ["■", "Used up"], none: ["∞", "Unlimited"] };
 
 /** cards are the limits on the page, by name. */
@@ -69,6 +73,8 @@ function tick() {
 
 /** showLimits fills a box with the cards of an answer to /limits; off: why the key cannot use them. */
 export function showLimits(box, view, off = "") {
+  if (!alone.isConnected) box.before(alone);
+  alone.hidden = !view.degraded;
   ahead = view.now - Math.floor(Date.now() / 1000);
   for (const [name, card] of cards) {
     if (!view.limits.some((l) => l.name === name)) {
