@@ -79,3 +79,19 @@ func TestDashboardsOfOneInstance(t *testing.T) {
 		}
 	}
 }
+
+// TestDashboardOfALimitOfZero: what a key has no room for at all is not said to come
+// back.
+func TestDashboardOfALimitOfZero(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	secret, id := createKey(t, s, "--tier", "free")
+	admin(t, s, "keys", "override", id, "--metric", "requests", "--per", "hour", "--resource", "images", "--max", "0")
+	b := browse(t)
+	b.signIn(s, secret)
+	b.awaitText("#limits", "only images")
+	card := evaluate[string](b, `[...document.querySelectorAll("#limits article")].find((a) => a.innerText.includes("only images")).innerText`)
+	if !strings.Contains(card, "No room") || strings.Contains(card, "Resets") || strings.Contains(card, "Used up") {
+		t.Errorf("a limit of 0 is shown as\n%s", card)
+	}
+}

@@ -35,12 +35,13 @@ function makeCard(limit) {
 
 /** fillCard says how a limit stands; off: why the key cannot use it, or "". */
 function fillCard(card, limit, off) {
+  if (limit.limit === 0) off ||= "No room";
   const state = off ? "off" : stateOf(limit);
   const [sign, text] = states[state] ?? ["■", off];
   if (card.state && card.state !== state && state !== "none") {
     document.getElementById("announcement").textContent = `${title(limit.name)}: ${text.toLowerCase()}.`;
   }
-  Object.assign(card, { state, resets: limit.reset, slides: limit.algorithm === "sliding" });
+  Object.assign(card, { state, resets: limit.reset, slides: limit.algorithm === "sliding", never: limit.limit === 0 });
   card.box.className = `card limit ${state}`;
   card.mark.replaceChildren(element("span", { "aria-hidden": "true" }, sign + " "), text);
   card.meter.hidden = limit.limit === null;
@@ -59,11 +60,11 @@ function fillCard(card, limit, off) {
   card.left.textContent = off ? "" : `${number(limit.remaining)} left`;
 }
 
-/** tick counts down to the end of each limit's window. One that slides is not free then. */
+/** tick counts down to the end of each limit's window. One that slides is not free then, one of 0 never. */
 function tick() {
   for (const card of cards.values()) {
-    if (card.slides) {
-      card.reset.textContent = "Becomes free little by little";
+    if (card.never || card.slides) {
+      card.reset.textContent = card.never ? "" : "Becomes free little by little";
       continue;
     }
     const left = card.resets - seconds();
