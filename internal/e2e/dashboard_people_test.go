@@ -30,6 +30,42 @@ func (b *tab) signInOperator(s *devstack.Stack) {
 	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
 }
 
+// TestDashboardsOfLongNames: a name that cannot be broken at a word makes no page wider
+// than the screen.
+func TestDashboardsOfLongNames(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	long := strings.Repeat("N", 256)
+	_, id := createKey(t, s, "--tier", "free", "--name", long, "--owner", long, "--label", "team="+long, "--id", strings.Repeat("i", 64))
+	admin(t, s, "keys", "revoke", id, "--reason", long)
+	secret, _ := createKey(t, s, "--tier", "free", "--name", long, "--owner", long)
+	do(t, s, call{key: secret})
+	b := browse(t)
+	fits := func(page string) {
+		t.Helper()
+		for _, width := range []int64{1280, 768, 360} {
+			b.size(width, 900)
+			wide := 0
+			if !trueWithin(browserPatience, func() bool {
+				wide = evaluate[int](b, `Math.max(document.documentElement.scrollWidth, ...[...document.querySelectorAll("#top, #events")].map((e) => e.scrollWidth))`)
+				return wide <= int(width)
+			}) {
+				t.Errorf("%s is %d pixels wide on a screen of %d", page, wide, width)
+			}
+		}
+	}
+	b.signIn(s, secret)
+	fits("the customers' page")
+	b.signInOperator(s)
+	b.awaitText("#top", long)
+	fits("the overview")
+	b.operate(s, "/dashboard/keys?q=N", "#list table")
+	fits("the list of keys")
+	b.operate(s, "/dashboard/keys/"+id, "#record .body")
+	b.awaitText("#events", long)
+	fits("the page of a key")
+}
+
 // TestSecretIsNotSearchedFor: a key that somebody enters in place of its ID is in no
 // address, also when the list is fetched anew.
 func TestSecretIsNotSearchedFor(t *testing.T) {
