@@ -6,9 +6,16 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
+
+// press presses a key where the focus is.
+func (b *tab) press(selector, key string) {
+	b.t.Helper()
+	b.do("press a key at "+selector, chromedp.Focus(selector), chromedp.KeyEvent(key))
+}
 
 // refreshed waits until a section has been fetched anew.
 func (b *tab) refreshed(section string) {
@@ -28,6 +35,33 @@ func (b *tab) signInOperator(s *devstack.Stack) {
 	}
 	b.operate(s, "/", "input[name=token]")
 	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+}
+
+// TestDashboardsByKeyboard: who has no mouse stays where they are when they skip to the
+// content, and when what they are at is fetched anew.
+func TestDashboardsByKeyboard(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	secret, id := createKey(t, s, "--tier", "free", "--name", "Ada")
+	b := browse(t)
+	b.signIn(s, secret)
+	b.view("usage")
+	b.press(".skip", kb.Enter)
+	if !trueWithin(browserPatience, func() bool { return evaluate[string](b, "document.activeElement.id") == "main" }) {
+		t.Errorf("the focus is not at the content")
+	}
+	if evaluate[bool](b, `document.getElementById("view-usage").hidden`) {
+		t.Errorf("skipping to the content of the view of usage leads to\n%s", b.text("main"))
+	}
+
+	do(t, s, call{key: secret})
+	b.signInOperator(s)
+	b.awaitText("#top", "Ada")
+	b.do("go to the key", chromedp.Focus("#top a"))
+	b.refreshed("#standing")
+	if at, want := evaluate[string](b, `document.activeElement.getAttribute("href") ?? document.activeElement.tagName`), "/dashboard/keys/"+id; at != want {
+		t.Errorf("when the list was fetched anew the focus was at %s, want %s", at, want)
+	}
 }
 
 // TestDashboardsOfLongNames: a name that cannot be broken at a word makes no page wider

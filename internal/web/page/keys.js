@@ -1,7 +1,7 @@
 // The list of keys: filters, pages, and what each key is.
 
 import { api, keyLink, moment, run, stateMark } from "./operator.js";
-import { ask, element, number, tableOf, times } from "./shared.js";
+import { ask, element, number, refill, tableOf, times } from "./shared.js";
 
 const $ = (id) => document.getElementById(id);
 const size = 50; // keys on a page
@@ -36,10 +36,7 @@ async function keys(current) {
   const list = found.length > 0
     ? tableOf(`By ID. Times in ${times.zone()}.`, ["Key", "Owner", "Tier", "State", "Source", "Created", "Last used"], rows(found))
     : element("p", { className: "empty" }, Object.keys(filtered()).length > 0 ? "No key is like that." : "There are no keys yet. Make one: tiergate keys create --tier TIER");
-  // A link that has the focus is replaced by the same of the new list.
-  const focused = $("list").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-  $("list").replaceChildren(list);
-  if (focused) $("list").querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  refill($("list"), list);
   const first = size * (places.length - 1);
   $("place").textContent = found.length > 0 ? `${number(first + 1)} to ${number(first + found.length)}${next ? "" : ", the last"}` : "";
   $("previous").disabled = places.length === 1;

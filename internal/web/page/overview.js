@@ -3,7 +3,7 @@
 import { Chart } from "./charts.js";
 import { api, bar, keyLink, percent, run } from "./operator.js";
 import { refusals } from "./reasons.js";
-import { ask, element, facts, many, number, tableOf, times, title, unavailable, wait } from "./shared.js";
+import { ask, element, facts, many, number, refill, tableOf, times, title, unavailable, wait } from "./shared.js";
 import { dense, failed, limited, otherwise } from "./usage.js";
 
 const $ = (id) => document.getElementById(id);
@@ -142,8 +142,8 @@ async function standing(current) {
   const { by, hours } = $("top-controls").elements;
   const [top, near] = await Promise.all([ask(`${api}/top?by=${by.value}&hours=${hours.value}&limit=10`), ask(`${api}/near`)]);
   if (!current()) return;
-  $("top").replaceChildren(topTable(top));
-  $("near").replaceChildren(nearTable(near));
+  refill($("top"), topTable(top));
+  refill($("near"), nearTable(near));
 }
 
 const lives = run(["now", now, every], ["refused", refusals, 5], ["standing", standing, 5]);

@@ -27,6 +27,16 @@ export function facts(list, rows) {
     element("div", {}, element("dt", {}, term), element("dd", {}, text, ...(note ? [element("small", {}, note)] : [])))));
 }
 
+/**
+ * refill replaces what a box shows. A link in it that has the focus is replaced by the
+ * same of what is new.
+ */
+export function refill(box, ...content) {
+  const focused = box.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  box.replaceChildren(...content);
+  if (focused) box.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+}
+
 export const priorities = { 1: "Low", 2: "Normal", 3: "High", 4: "Critical" };
 
 /**
@@ -218,8 +228,10 @@ export function live(section, task, every, now = () => Date.now() / 1000) {
  */
 export function views(lives) {
   const names = Object.keys(lives);
+  let name = names[0];
   const show = () => {
-    const name = names.includes(location.hash.slice(1)) ? location.hash.slice(1) : names[0];
+    const asked = location.hash.slice(1);
+    if (asked !== "main") name = names.includes(asked) ? asked : names[0]; // that is the way to the content
     for (const other of names) {
       document.getElementById("view-" + other).hidden = other !== name;
       const link = document.querySelector(`.views a[href="#${other}"]`);
