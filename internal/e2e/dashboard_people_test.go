@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -164,4 +166,26 @@ func TestDashboardOfALimitOfZero(t *testing.T) {
 	if !strings.Contains(card, "No room") || strings.Contains(card, "Resets") || strings.Contains(card, "Used up") {
 		t.Errorf("a limit of 0 is shown as\n%s", card)
 	}
+}
+
+// TestNextIsTheNextPage: who chooses the next page twice before it is there gets it, and
+// its place is said as it is.
+func TestNextIsTheNextPage(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	var keys strings.Builder
+	for i := range 120 {
+		fmt.Fprintf(&keys, "{\"id\": \"bulk_%03d\", \"secret\": \"sk-bulk-%03d-secret\", \"tier\": \"free\"}\n", i, i)
+	}
+	file := filepath.Join(t.TempDir(), "keys.json")
+	if err := os.WriteFile(file, []byte(keys.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	admin(t, s, "keys", "import", file)
+	b := browse(t)
+	b.signInOperator(s)
+	b.operate(s, "/dashboard/keys?q=bulk", "#list table")
+	b.do("choose the next page twice", chromedp.Evaluate[chromedp.Void](`void (document.getElementById("next").click(), document.getElementById("next").click())`))
+	b.awaitText("#list", "bulk_050")
+	b.awaitText("#place", "51 to 100")
 }

@@ -64,6 +64,7 @@ function refilter() {
 
 function turn(change) {
   change();
+  following = ""; // not known before the page is there
   lives.keys.now();
   scrollTo(0, 0);
 }
@@ -85,5 +86,5 @@ $("filter").addEventListener("submit", (event) => {
   event.preventDefault();
   refilter();
 });
-$("next").addEventListener("click", () => turn(() => places.push(following)));
+$("next").addEventListener("click", () => following && turn(() => places.push(following)));
 $("previous").addEventListener("click", () => turn(() => places.pop()));
