@@ -125,13 +125,13 @@ func (b *tab) text(selector string) string {
 }
 
 // evaluate runs a script in the page.
-func evaluate[T any](b *tab, script string) T {
+func evaluate[T any](b *tab, script string, options ...chromedp.EvaluateOption) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, browserPatience)
 	defer cancel()
-	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](script))
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](script, options...))
 	if err != nil {
-		b.t.Fatalf("%s: %v", script, err)
+		b.t.Fatalf("%.1000s: %v", script, err)
 	}
 	return value
 }

@@ -70,12 +70,19 @@ func TestNodeSDKs(t *testing.T) {
 func TestNodeFiles(t *testing.T) {
 	t.Parallel()
 	checkExamples(t, nodeClients, ".js", nodeExamples())
+	checkPinned(t, nodeClients, 2)
+	checkPinned(t, axeFiles, 1)
+}
+
+// checkPinned: package-lock.json in a directory pins so many dependencies, and theirs.
+func checkPinned(t *testing.T, dir string, dependencies int) {
+	t.Helper()
 	var wanted struct{ Dependencies map[string]string }
-	readJSON(t, filepath.Join(nodeClients, "package.json"), &wanted)
+	readJSON(t, filepath.Join(dir, "package.json"), &wanted)
 	var lock struct {
 		Packages map[string]struct{ Version, Integrity, Resolved string }
 	}
-	readJSON(t, filepath.Join(nodeClients, "package-lock.json"), &lock)
+	readJSON(t, filepath.Join(dir, "package-lock.json"), &lock)
 	for name, version := range wanted.Dependencies {
 		if have := lock.Packages["node_modules/"+name].Version; have != version {
 			t.Errorf("package.json wants %s %s, package-lock.json has %q", name, version, have)
@@ -86,8 +93,8 @@ func TestNodeFiles(t *testing.T) {
 			t.Errorf("package-lock.json has of %s the integrity %q and the address %q, want the first alone", name, p.Integrity, p.Resolved)
 		}
 	}
-	if len(wanted.Dependencies) != 2 || len(lock.Packages) < 3 {
-		t.Errorf("%d dependencies and %d packages found: the test is no proof", len(wanted.Dependencies), len(lock.Packages))
+	if len(wanted.Dependencies) != dependencies || len(lock.Packages) <= dependencies {
+		t.Errorf("%d dependencies and %d packages found in %s: the test is no proof", len(wanted.Dependencies), len(lock.Packages), dir)
 	}
 }
 
@@ -137,17 +144,18 @@ func copyFiles(to, from string, names ...string) error {
 	return nil
 }
 
-// nodePackages returns a directory node_modules with what package-lock.json lists.
-var nodePackages = sync.OnceValues(installNode)
+// nodePackages returns what the examples need.
+var nodePackages = sync.OnceValues(func() (string, error) { return installNode(nodeClients) })
 
-// installNode makes that directory below .cache, in one that is named by what is
-// installed, unless it is there.
-func installNode() (string, error) {
+// installNode returns a directory node_modules with what package-lock.json in a directory
+// lists. It makes it below .cache, in one that is named by what is installed, unless it is
+// there.
+func installNode(from string) (string, error) {
 	const ask = `parseInt(process.versions.node) >= 18 || (console.error("Node 18 or newer is needed, this is " + process.version), process.exit(1))`
 	if _, err := exec.Command("node", "-e", ask).Output(); err != nil {
 		return "", fmt.Errorf("ask node for its version: %w", withStderr(err))
 	}
-	wanted, err := os.ReadFile(filepath.Join(nodeClients, "package-lock.json"))
+	wanted, err := os.ReadFile(filepath.Join(from, "package-lock.json"))
 	if err != nil {
 		return "", err
 	}
@@ -161,13 +169,13 @@ func installNode() (string, error) {
 		return err
 	}
 	dir, err := devstack.Install(cache, fmt.Sprintf("node-%.12x", sha256.Sum256(wanted)), whole, func(dir string) error {
-		if err := copyFiles(dir, nodeClients, "package.json", "package-lock.json", ".npmrc"); err != nil {
+		if err := copyFiles(dir, from, "package.json", "package-lock.json", ".npmrc"); err != nil {
 			return err
 		}
 		install := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 		install.Dir = dir
 		if out, err := install.CombinedOutput(); err != nil {
-			return fmt.Errorf("install the Node SDKs: %s: %w: %s", install, err, bytes.TrimSpace(out))
+			return fmt.Errorf("install Node packages: %s: %w: %s", install, err, bytes.TrimSpace(out))
 		}
 		return nil
 	})

@@ -38,10 +38,18 @@ func (b *tab) dark(on bool) {
 	}))
 }
 
-// pictures saves the view as it is on a desk and on a phone, in light and in dark.
+// pictures saves the view as it is on a desk and on a phone, in light and in dark. None
+// keeps anybody out, and a phone need not be pushed aside.
 func (b *tab) pictures(name string) {
 	b.t.Helper()
-	b.save(name)
+	look := func(name string) {
+		b.t.Helper()
+		b.save(name)
+		for _, barrier := range b.barriers() {
+			b.t.Errorf("%s: %s", name, barrier)
+		}
+	}
+	look(name)
 	b.dark(true)
 	b.save(name + "-dark")
 	b.size(390, 844)
@@ -49,7 +57,7 @@ func (b *tab) pictures(name string) {
 	if !trueWithin(browserPatience, func() bool { wide = evaluate[int](b, "document.documentElement.scrollWidth"); return wide <= 390 }) {
 		b.t.Errorf("%s: %d pixels wide on a phone of 390", name, wide)
 	}
-	b.save(name + "-phone-dark")
+	look(name + "-phone-dark")
 	b.dark(false)
 	b.save(name + "-phone")
 	b.size(1280, 900)
