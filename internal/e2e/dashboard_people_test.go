@@ -13,10 +13,10 @@ import (
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
-// press presses a key where the focus is.
-func (b *tab) press(selector, key string) {
+// press presses Enter at an element.
+func (b *tab) press(selector string) {
 	b.t.Helper()
-	b.do("press a key at "+selector, chromedp.Focus(selector), chromedp.KeyEvent(key))
+	b.do("press "+selector, chromedp.Focus(selector), chromedp.KeyEvent(kb.Enter))
 }
 
 // refreshed waits until a section has been fetched anew.
@@ -48,7 +48,7 @@ func TestDashboardsByKeyboard(t *testing.T) {
 	b := browse(t)
 	b.signIn(s, secret)
 	b.view("usage")
-	b.press(".skip", kb.Enter)
+	b.press(".skip")
 	if !trueWithin(browserPatience, func() bool { return evaluate[string](b, "document.activeElement.id") == "main" }) {
 		t.Errorf("the focus is not at the content")
 	}
@@ -168,13 +168,11 @@ func TestDashboardOfALimitOfZero(t *testing.T) {
 	}
 }
 
-// TestNextIsTheNextPage: who chooses the next page twice before it is there gets it, and
-// its place is said as it is.
-func TestNextIsTheNextPage(t *testing.T) {
-	t.Parallel()
-	s := up(t, devstack.Options{})
+// bulkKeys makes n keys.
+func bulkKeys(t *testing.T, s *devstack.Stack, n int) {
+	t.Helper()
 	var keys strings.Builder
-	for i := range 120 {
+	for i := range n {
 		fmt.Fprintf(&keys, "{\"id\": \"bulk_%03d\", \"secret\": \"sk-bulk-%03d-secret\", \"tier\": \"free\"}\n", i, i)
 	}
 	file := filepath.Join(t.TempDir(), "keys.json")
@@ -182,10 +180,47 @@ func TestNextIsTheNextPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin(t, s, "keys", "import", file)
+}
+
+// TestNextIsTheNextPage: who chooses the next page twice before it is there gets it, and
+// its place is said as it is.
+func TestNextIsTheNextPage(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	bulkKeys(t, s, 120)
 	b := browse(t)
 	b.signInOperator(s)
 	b.operate(s, "/dashboard/keys?q=bulk", "#list table")
 	b.do("choose the next page twice", chromedp.Evaluate[chromedp.Void](`void (document.getElementById("next").click(), document.getElementById("next").click())`))
 	b.awaitText("#list", "bulk_050")
 	b.awaitText("#place", "51 to 100")
+}
+
+// TestFocusGoesOn: what cannot be pressed any more hands the focus to what is beside it.
+func TestFocusGoesOn(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	bulkKeys(t, s, 60)
+	b := browse(t)
+	at := func(want string) {
+		t.Helper()
+		have := ""
+		if !trueWithin(browserPatience, func() bool { have = evaluate[string](b, "document.activeElement.id"); return have == want }) {
+			t.Errorf("the focus is at %q, want %q", have, want)
+		}
+	}
+	b.signInOperator(s)
+	b.operate(s, "/dashboard/keys?q=bulk", "#list table")
+	b.press("#next")
+	b.awaitText("#place", "51 to 60, the last")
+	at("previous")
+	b.press("#previous")
+	b.awaitText("#place", "1 to 50")
+	at("next")
+	b.operate(s, "/dashboard/keys/bulk_000", "#revoke")
+	b.press("#revoke")
+	b.do("revoke", chromedp.WaitVisible("#revoke-dialog[open]"), chromedp.SendKeys("#confirm", "bulk_000"+kb.Enter), chromedp.WaitNotVisible("#revoke-dialog"))
+	b.awaitText("#facts", "revoked")
+	b.do("wait until it is not offered any more", chromedp.WaitNotVisible("#revoke"))
+	at("key-title")
 }

@@ -39,8 +39,10 @@ async function keys(current) {
   refill($("list"), list);
   const first = size * (places.length - 1);
   $("place").textContent = found.length > 0 ? `${number(first + 1)} to ${number(first + found.length)}${next ? "" : ", the last"}` : "";
+  const at = document.activeElement;
   $("previous").disabled = places.length === 1;
   $("next").disabled = !next;
+  if (at.disabled) (at === $("next") ? $("previous") : $("next")).focus({ preventScroll: true });
 }
 
 /** tiers offers those of the configuration, and the one that is asked for. */

@@ -30,6 +30,7 @@ export function revoking(id, address, done) {
       return;
     }
     dialog.close();
+    $("key-title").focus(); // the button is not there any more
     $("announcement").textContent = `Key ${id} is revoked.`;
     done();
   });
