@@ -31,6 +31,7 @@ type metrics struct {
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
 	lastReload    prometheus.Gauge
+	files         *prometheus.GaugeVec
 	keys          *prometheus.GaugeVec
 	keysInStep    prometheus.Gauge
 	needsRestart  prometheus.Gauge
@@ -80,6 +81,9 @@ func newMetrics() *metrics {
 		lastReload: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tiergate_config_last_reload_success_timestamp_seconds", Help: "When the configuration in use was loaded, Unix seconds.",
 		}),
+		files: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tiergate_config_hash", Help: "The first 48 bits of SHA-256 of a file in use, by file (config, keys), without the secrets that it names.",
+		}, []string{"file"}),
 		keys: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "tiergate_keys", Help: "API keys on record by source (file, store).",
 		}, []string{"source"}),
@@ -111,7 +115,7 @@ func newMetrics() *metrics {
 		m.reloads.WithLabelValues(result)
 	}
 	m.registry.MustRegister(
-		m.decisions, m.decisionTime, m.misnamed, m.invalid, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.keys, m.keysInStep,
+		m.decisions, m.decisionTime, m.misnamed, m.invalid, storeTime, m.storeErrors, m.reloads, m.reloadOK, m.lastReload, m.files, m.keys, m.keysInStep,
 		m.needsRestart, m.demoKeysInUse, m.settlements, m.accuracy, m.capacity,
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.GoRuntimeMetricsRule{Matcher: pauses})), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),

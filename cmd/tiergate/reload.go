@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"os"
@@ -92,6 +93,8 @@ func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	for _, w := range c.Warnings {
 		r.log.Warn("the configuration is in use, and something in it does not work", "warning", w.String())
 	}
+	r.metrics.files.WithLabelValues("config").Set(hashOf(c.FileSum))
+	r.metrics.files.WithLabelValues("keys").Set(hashOf(c.KeysSum))
 	r.metrics.keys.WithLabelValues("file").Set(float64(c.Reload.Directory.Len()))
 	r.metrics.demoKeysInUse.Set(0)
 	if c.Reload.AllowDemoKeys {
@@ -99,6 +102,9 @@ func (r *reloader) loaded(c *config.Config, sources config.Sources) {
 	}
 	runtime.GC()
 }
+
+// hashOf is what a metric says of a digest: its first 48 bits, since a float64 has 53.
+func hashOf(sum [sha256.Size]byte) float64 { return float64(binary.BigEndian.Uint64(sum[:]) >> 16) }
 
 func (r *reloader) logFaults(ctx context.Context, err error) {
 	var faults config.Faults

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +67,54 @@ func TestAnotherStoreWaitsWithItsPassword(t *testing.T) {
 		}
 		eventually(t, name+": new connections are let in", func() bool { return s.stores.counts.Ping(t.Context()) == nil })
 	}
+}
+
+// TestHashesOfTheFilesInUse: they tell whether instances have the same files in use, and
+// nothing of the secrets that the files name.
+func TestHashesOfTheFilesInUse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := map[string]string{}
+	for _, name := range []string{"tiergate.yaml", "keys.yaml"} {
+		content, err := os.ReadFile("../../config/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = strings.Replace(string(content), "  file: keys.yaml\n", "  file: keys.yaml\n  peppers: [{name: p1, file: pepper}]\n", 1)
+		write(name, files[name])
+	}
+	write("pepper", strings.Repeat("a", 32))
+	s := startServer(t, filepath.Join(dir, "tiergate.yaml"))
+	tell := func(when string) {
+		t.Helper()
+		for label, name := range map[string]string{"config": "tiergate.yaml", "keys": "keys.yaml"} {
+			sum := sha256.Sum256([]byte(files[name]))
+			want, err := strconv.ParseUint(hex.EncodeToString(sum[:6]), 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if have := s.metric(t, "tiergate_config_hash", label); have != float64(want) {
+				t.Errorf("%s: the hash of %s is %v, want %v", when, name, have, want)
+			}
+		}
+	}
+	tell("at first")
+	write("pepper", strings.Repeat("b", 32))
+	eventually(t, "the new pepper is in use", func() bool { return s.metric(t, "tiergate_config_reloads_total", "success") == 1 })
+	tell("with another secret")
+	files["keys.yaml"] += "# another\n"
+	write("keys.yaml", files["keys.yaml"])
+	eventually(t, "the new keys are in use", func() bool { return s.metric(t, "tiergate_config_reloads_total", "success") == 2 })
+	tell("with other keys")
+	write("tiergate.yaml", files["tiergate.yaml"]+"nonsense: 1\n")
+	eventually(t, "the fault shows", func() bool { return s.metric(t, "tiergate_config_last_reload_successful", "") == 0 })
+	tell("with a fault")
 }
 
 // TestWhatWasReadIsCollected: once a configuration is in use, garbage is collected.

@@ -37,6 +37,9 @@ type Config struct {
 	Warnings Faults
 	// Sum is a digest of everything that was read; it changes with the content.
 	Sum [sha256.Size]byte
+	// FileSum and KeysSum are digests of tiergate.yaml and of the file of keys alone: unlike
+	// Sum they have no part in a secret, which could be guessed by them.
+	FileSum, KeysSum [sha256.Size]byte
 }
 
 // Start is what takes effect at a start only, and the section of the file that says it.
@@ -276,7 +279,7 @@ func (l *loader) load() error {
 	if faults := append(c.sorted(), c.below...); len(faults) > 0 {
 		return faults
 	}
-	l.config.Sum = sha256.Sum256(l.read)
+	l.config.Sum, l.config.FileSum = sha256.Sum256(l.read), sha256.Sum256(content)
 	return nil
 }
 

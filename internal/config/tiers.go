@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"time"
@@ -111,6 +112,7 @@ func (c *checker) keys(file string) *apikey.Directory {
 		c.fault("keys.file", "%v", err)
 		return nil
 	}
+	c.loader.config.KeysSum = sha256.Sum256(content)
 	var written keysFile
 	k := &keyChecker{document: decode(file, content, &written), above: c.document, reload: &c.loader.config.Reload}
 	if k.readable {
