@@ -92,7 +92,8 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml route prefix": true, "yaml resources": true, "yaml access_log": true, // see mounted_test.go
 		"yaml filter cache": true, "yaml cluster upstream": true, // see cached_test.go
 		"yaml filter cors": true, "yaml virtual_host cors": true, // see cors_test.go
-		"yaml cluster socket": true, "yaml cluster tls": true, "yaml tls": true,
+		"yaml route websocket": true, // see websocket_test.go
+		"yaml cluster socket":  true, "yaml cluster tls": true, "yaml tls": true,
 		"json usage": true, "sh users": true, "sh usage": true, "sh explain": true, "sh extra instance": true, "sh restore": true, "sh compose": true, "yaml compose": true, "sh kubectl": true, "sh ssh": true,
 		"yaml route open": true, "yaml route open ratelimit": true, "yaml route answer": true, "yaml cluster second": true, "yaml route mirror": true, "yaml route share": true,
 		"yaml layered_runtime": true, "sh share": true, "yaml filter ratelimit": true, "yaml mapper ratelimit": true, // see from_ratelimit_test.go
