@@ -67,6 +67,24 @@ func number(t *testing.T, r reply, header string) int {
 	return n
 }
 
+// TestCountingPrompts: with the document's resource, what has a prompt counted takes no tokens.
+func TestCountingPrompts(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		config, _ := ownConfig(t)
+		merge(t, config, block(t, "yaml counting"))
+		s := upTokens(t, devstack.Options{Chain: chain, Config: config})
+		freshMinute(t, 5*time.Second)
+		r := do(t, s, call{key: "sk-demo-pro", path: "/v1/messages/count_tokens", body: `{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}`})
+		checkSix(t, r, "100", "99", "counting", "1", "3")
+		if used := tokensUsed(t, s, "sk-demo-pro"); used != 0 {
+			t.Errorf("%d tokens are used, want none", used)
+		}
+		if r := do(t, s, call{key: "sk-demo-pro", path: "/v1/messages"}); r.Header.Get("X-RateLimit-Resource") != "chat" {
+			t.Errorf("a message is for %q", r.Header.Get("X-RateLimit-Resource"))
+		}
+	})
+}
+
 // TestSettles: whatever shape an answer has, the charge becomes what it says was
 // used; where it says nothing, or ended badly, the reservation stands.
 func TestSettles(t *testing.T) {
