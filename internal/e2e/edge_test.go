@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -156,6 +157,48 @@ func TestSixHeadersOnBrokenAnswers(t *testing.T) {
 			checkSix(t, r, "100", strconv.Itoa(100-used), resource, strconv.Itoa(used), "3")
 			if next := time.Now().Truncate(time.Minute).Add(time.Minute).Unix(); reset(t, r) != next {
 				t.Errorf("%s: Reset %d, want the end of the minute %d", c.name, reset(t, r), next)
+			}
+		}
+	})
+}
+
+// TestHTTP10: who speaks HTTP/1.0 gets 426 from Envoy, unless it is told what the document says.
+func TestHTTP10(t *testing.T) {
+	both(t, func(t *testing.T, chain string) {
+		const first, accept = "stat_prefix: api\n", "http_protocol_options: {accept_http_10: true}"
+		if guide, err := os.ReadFile(root + "/docs/envoy.md"); err != nil || !strings.Contains(string(guide), "`"+accept+"`") {
+			t.Errorf("the document does not say %s: %v", accept, err)
+		}
+		logging := func(file []byte) []byte { return prepended(t, file, "access_log", block(t, "yaml access_log")) }
+		accepting := func(file []byte) []byte {
+			return []byte(replaced(t, string(file), first, first+"          "+accept+"\n"))
+		}
+		for _, c := range []struct {
+			edit     func([]byte) []byte
+			status   int
+			resource string
+		}{{logging, http.StatusUpgradeRequired, "default"}, {accepting, http.StatusOK, "chat"}} {
+			s := up(t, devstack.Options{Chain: chain, EditEnvoy: c.edit})
+			answers := send(t, s, strings.Replace(chatHead, "HTTP/1.1", "HTTP/1.0", 1)+auth+noBody)
+			if len(answers) != 1 || answers[0].StatusCode != c.status {
+				t.Fatalf("%+v, want one answer with %d", answers, c.status)
+			}
+			for _, name := range six {
+				if values := answers[0].Header.Values(name); len(values) != 1 {
+					t.Errorf("%d: %s: %q, want it once", c.status, name, values)
+				}
+			}
+			if have := answers[0].Header.Get("X-RateLimit-Resource"); have != c.resource {
+				t.Errorf("%d: the resource is %q, want %q", c.status, have, c.resource)
+			}
+			if c.status == http.StatusOK {
+				continue
+			}
+			if err := s.Proxy.Stop(10 * time.Second); err != nil { // it writes its log
+				t.Fatal(err)
+			}
+			if log, err := os.ReadFile(filepath.Join(s.Options.Dir, "envoy.log")); err != nil || !strings.Contains(string(log), " low_version\n") {
+				t.Errorf("%v: Envoy's log has no low_version:\n%s", err, log)
 			}
 		}
 	})
