@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/tiergate/tiergate/internal/web"
 )
@@ -16,8 +17,15 @@ const (
 )
 
 // asksJSON reports whether a command line asks for JSON, also one that cannot be read.
-func asksJSON(args []string) bool {
-	return slices.ContainsFunc([]string{"-json", "--json", "-json=true", "--json=true"}, func(flag string) bool { return slices.Contains(args, flag) })
+func asksJSON(args []string) (asked bool) {
+	for _, arg := range args {
+		name, value, given := strings.Cut(arg, "=")
+		if name == "-json" || name == "--json" {
+			on, _ := strconv.ParseBool(value) // neither: the flag is refused
+			asked = on || !given
+		}
+	}
+	return asked
 }
 
 // tell writes what went wrong: for people, or for programs in the shape of the admin API.
