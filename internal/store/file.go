@@ -25,7 +25,6 @@ type File struct {
 	db   *bbolt.DB
 	path string // empty: it has no name
 
-	writing sync.Mutex
 	damage  sync.Once
 	damaged chan struct{} // closed where damage is found: what bbolt had locked then, it may have locked for ever
 }
@@ -87,11 +86,7 @@ func whole(db *bbolt.DB, path string) error {
 func (f *File) view(read func(*bbolt.Tx) error) error { return f.use(false, read) }
 
 // update writes in one step.
-func (f *File) update(write func(*bbolt.Tx) error) error {
-	f.writing.Lock()
-	defer f.writing.Unlock()
-	return f.use(true, write)
-}
+func (f *File) update(write func(*bbolt.Tx) error) error { return f.use(true, write) }
 
 // use reads or writes, unless damage was found.
 func (f *File) use(writable bool, do func(*bbolt.Tx) error) error {
