@@ -284,7 +284,7 @@ func (s *Stack) Wait(ctx context.Context, out io.Writer) error {
 		case <-redis:
 			redis = nil
 			fmt.Fprintf(out, "\nRedis has ended (%v; see %s). TierGate goes on without it. To start it again, in another terminal:\n\n  %s\n\n",
-				s.Redis.err, s.LogFile("redis"), s.Redis.CommandLine())
+				s.Redis.cmd.ProcessState, s.LogFile("redis"), s.Redis.CommandLine())
 		}
 	}
 }
