@@ -162,7 +162,7 @@ func (c *adminClient) checkAll(ctx context.Context, chunks []chunk) error {
 		faults = append(faults, part.renumber(refused.Errors)...)
 	}
 	if len(faults) > 0 {
-		return &serverError{Type: problemInvalid, Title: "Nothing is imported; faults: " + strconv.Itoa(len(faults)), Errors: faults}
+		return &serverError{Type: problemInvalid, Title: "Nothing is imported; faults: " + strconv.Itoa(len(faults)), Status: http.StatusBadRequest, Errors: faults}
 	}
 	return nil
 }
