@@ -159,6 +159,8 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
 	}
 	switch {
+	case len(others) > 0 && flags.Name() == "keys hash": // it is not repeated
+		return nil, usagef("keys hash takes flags only, and the key on standard input: whoever reads your terminal may know this one now")
 	case len(others) > len(names) && len(names) == 0:
 		return nil, usagef("unexpected argument %q: %s takes flags only", others[0], flags.Name())
 	case len(others) > len(names):
