@@ -89,6 +89,9 @@ func TestAlerts(t *testing.T) {
 		for at := time.Duration(0); answers < len(test.Asked); at += file.Interval {
 			p.evaluate(t, rules, at)
 			for _, a := range test.Asked {
+				if a.At%file.Interval != 0 {
+					t.Fatalf("%s: at %s nothing is evaluated, but each %s", test.Name, a.At, file.Interval)
+				}
 				if a.At != at {
 					continue
 				}
