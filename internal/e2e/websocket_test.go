@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,11 +15,12 @@ import (
 )
 
 // TestWebSockets: with the document's route a WebSocket is one request. Its 101 has the six
-// headers, and what passes in it passes as it is; over the limit it is refused like any other.
+// headers, what passes in it passes as it is, and it ends with its time; over the limit it is refused
+// like any other.
 func TestWebSockets(t *testing.T) {
 	both(t, func(t *testing.T, chain string) {
 		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
-			return prepended(t, file, "routes", block(t, "yaml route websocket"))
+			return prepended(t, file, "routes", replaced(t, block(t, "yaml route websocket"), "3600s", "3s"))
 		}})
 		if err := s.StopUpstream(); err != nil {
 			t.Fatal(err)
@@ -26,6 +28,7 @@ func TestWebSockets(t *testing.T) {
 		echoing(t, s.Upstream)
 		freshMinute(t, 10*time.Second)
 		before := time.Now()
+		var first *bufio.Reader
 		for used := range 11 {
 			conn, err := net.Dial("tcp", s.API)
 			if err != nil {
@@ -38,6 +41,9 @@ func TestWebSockets(t *testing.T) {
 			fmt.Fprint(conn, "GET /v1/realtime HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer sk-demo-free\r\nConnection: Upgrade\r\n"+
 				"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 			from := bufio.NewReader(conn)
+			if used == 0 {
+				first = from
+			}
 			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/realtime", nil)
 			if err != nil {
 				t.Fatal(err)
@@ -48,6 +54,9 @@ func TestWebSockets(t *testing.T) {
 			}
 			if used == 10 {
 				checkLimited(t, read(t, response), before)
+				if _, err := first.ReadByte(); !errors.Is(err, io.EOF) {
+					t.Errorf("the first one has not ended with its time: %v", err)
+				}
 				return
 			}
 			r := reply{response, ""}
