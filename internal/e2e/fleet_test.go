@@ -279,7 +279,7 @@ func TestGracefulStop(t *testing.T) {
 func TestReplacingInstances(t *testing.T) {
 	alone(t, func(t *testing.T, chain string) {
 		// The delay is longer than two checks and the second in which Envoy gathers what they find.
-		f := newTrialBehindOne(t, devstack.Options{Chain: chain, Sets: []string{"shutdown.delay=2s"}, EditEnvoy: func(file []byte) []byte {
+		f := newTrialBehindOne(t, devstack.Options{Chain: chain, Sets: []string{"shutdown.delay=3s"}, EditEnvoy: func(file []byte) []byte {
 			return []byte(replaced(t, string(file), "interval: 2s, no_traffic_interval: 2s", "interval: 0.25s, no_traffic_interval: 0.25s"))
 		}}, 2)
 		replace := func(s *devstack.Stack) {
