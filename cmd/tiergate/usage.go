@@ -104,7 +104,7 @@ func refusedText(refused map[string]int64) string {
 func clock(seconds int64) string { return time.Unix(seconds, 0).UTC().Format("2006-01-02 15:04") }
 
 // degradedText says of limits that Redis is away.
-const degradedText = "Redis cannot be reached: this instance decides alone, and the limits are as it would"
+const degradedText = "Redis cannot be reached: this instance decides alone, and the limits are what it would admit"
 
 func printLimits(w io.Writer, s web.LimitsView) {
 	if s.Degraded {
