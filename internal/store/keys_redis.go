@@ -100,11 +100,11 @@ func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apike
 	}
 	answer, err := k.redis.run(ctx, k.client, k.write, []string{k.records, k.hashes, k.epochKey, k.audit}, args)
 	if err != nil {
-		return nil, fmt.Errorf("write keys to Redis: %w: read them again", err)
+		return nil, fmt.Errorf("write keys to Redis: %w", err)
 	}
 	reply, err := answer.Slice()
 	if err != nil {
-		return nil, fmt.Errorf("write keys to Redis: %w: read them again", err)
+		return nil, fmt.Errorf("write keys to Redis: %w", err)
 	}
 	if len(reply) != 2 {
 		return nil, fmt.Errorf("write keys to Redis: %d values in the answer, want 2", len(reply))

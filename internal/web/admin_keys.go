@@ -161,7 +161,7 @@ func (a *Admin) modify(c *call, action string, change edit) (KeyView, error) {
 		return KeyView{}, noSuchKey()
 	}
 	inFile := c.inFile(id)
-	of := problem(kindInFile, "key "+id+" is in the file of keys: change it there")
+	of := problem(kindInFile, "change "+id+" there")
 	if inFile && action != "revoke" { // one of the store that the file hides may be ended
 		return KeyView{}, of
 	}

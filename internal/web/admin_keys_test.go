@@ -202,7 +202,7 @@ func TestKeysOfTheFile(t *testing.T) {
 		if path == "" {
 			method = "PATCH"
 		}
-		f.refused(method, "/keys/key_file"+path, body, kindInFile, "key key_file is in the file of keys: change it there")
+		f.refused(method, "/keys/key_file"+path, body, kindInFile, "change key_file there")
 	}
 	var told []string
 	for _, k := range ok[KeyList](f, "GET", "/keys", "").Keys {
