@@ -283,7 +283,7 @@ func (s *Stack) Wait(ctx context.Context, out io.Writer) error {
 			return fmt.Errorf("envoy ended by itself: see %s", s.LogFile("envoy"))
 		case <-redis:
 			redis = nil
-			fmt.Fprintf(out, "\nRedis has ended (%v; see %s). TierGate goes on without it. To start it again, in another terminal:\n\n  %s\n\n",
+			fmt.Fprintf(out, "\nRedis has ended (%v; see %s). TierGate goes on without it. To start it again, type this in another terminal, and end it there when make run has ended:\n\n  %s\n\n",
 				s.Redis.cmd.ProcessState, s.LogFile("redis"), s.Redis.CommandLine())
 		}
 	}
