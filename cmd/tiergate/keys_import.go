@@ -106,8 +106,8 @@ func readEntries(files []string, env environment) ([]json.RawMessage, error) {
 // readKeys reads the file that is named, or standard input.
 func readKeys(files []string, env environment) (name string, content []byte, err error) {
 	if len(files) > 0 && files[0] != "-" {
-		content, err = os.ReadFile(files[0])
-		return files[0], content, err //nolint:wrapcheck // it says what was tried
+		content, err = os.ReadFile(files[0]) //nolint:gosec // whoever calls the program names the file
+		return files[0], content, err        //nolint:wrapcheck // it says what was tried
 	}
 	if content, err = io.ReadAll(env.stdin); err != nil {
 		err = fmt.Errorf("read standard input: %w", err)

@@ -99,8 +99,12 @@ func keysHash(_ context.Context, args []string, env environment) error {
 	configFlags(flags, &options)
 	pepper := flags.String("pepper", "", "hash with this pepper of the configuration")
 	asJSON := flags.Bool("json", false, "print JSON")
-	if err := parse(flags, args, env); err != nil {
+	others, err := readArgs(flags, args, env)
+	if err != nil {
 		return err
+	}
+	if len(others) > 0 { // it is not repeated
+		return usagef("keys hash takes flags only, and the key on standard input: whoever reads your terminal may know this one now")
 	}
 	line, err := bufio.NewReader(io.LimitReader(env.stdin, 2*apikey.MaxLen)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {

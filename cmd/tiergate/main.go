@@ -143,6 +143,22 @@ func parse(flags *flag.FlagSet, args []string, env environment) error {
 // parseArgs reads the flags of a command and its other arguments, which have these
 // names, in any order. Those in brackets may be left out.
 func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
+	others, err := readArgs(flags, args, env, names...)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(others) > len(names) && len(names) == 0:
+		return nil, usagef("unexpected argument %q: %s takes flags only", others[0], flags.Name())
+	case len(others) > len(names):
+		return nil, usagef("unexpected argument %q: %s takes flags and %s", others[len(names)], flags.Name(), strings.Join(names, " "))
+	case len(others) < len(names) && !strings.HasPrefix(names[len(others)], "["):
+		return nil, usagef("no %s: want tiergate %s %s", names[len(others)], flags.Name(), strings.Join(names, " "))
+	}
+	return others, nil
+}
+
+// readArgs does the same, whatever number of other arguments there is.
+func readArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
 	flags.SetOutput(io.Discard) // what is wrong is told once, by main
 	var others []string
 	for {
@@ -154,21 +170,10 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 			return nil, usagef("%v: tiergate %s --help lists the flags", err, flags.Name())
 		}
 		if flags.NArg() == 0 {
-			break
+			return others, nil
 		}
 		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
 	}
-	switch {
-	case len(others) > 0 && flags.Name() == "keys hash": // it is not repeated
-		return nil, usagef("keys hash takes flags only, and the key on standard input: whoever reads your terminal may know this one now")
-	case len(others) > len(names) && len(names) == 0:
-		return nil, usagef("unexpected argument %q: %s takes flags only", others[0], flags.Name())
-	case len(others) > len(names):
-		return nil, usagef("unexpected argument %q: %s takes flags and %s", others[len(names)], flags.Name(), strings.Join(names, " "))
-	case len(others) < len(names) && !strings.HasPrefix(names[len(others)], "["):
-		return nil, usagef("no %s: want tiergate %s %s", names[len(others)], flags.Name(), strings.Join(names, " "))
-	}
-	return others, nil
 }
 
 // printHelp says what a command does, and lists its flags.
