@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
@@ -34,31 +32,24 @@ func patient(file []byte) []byte {
 // withEndpoints gives the cluster whose endpoint has a port in the shipped file further ones.
 func withEndpoints(t *testing.T, file []byte, port int, addresses []string) []byte {
 	t.Helper()
-	var doc map[string]any
-	if err := yaml.Unmarshal(file, &doc); err != nil {
-		t.Fatal(err)
-	}
-	walk(doc, func(name string, list []any) []any {
-		if name != "lb_endpoints" || !strings.Contains(fmt.Sprint(list), fmt.Sprintf("port_value:%d", port)) {
-			return list
-		}
-		for _, address := range addresses {
-			host, port, _ := strings.Cut(address, ":")
-			number, err := strconv.Atoi(port)
-			if err != nil {
-				t.Fatal(err)
+	return edited(t, string(file), func(doc map[string]any) {
+		walk(doc, func(name string, list []any) []any {
+			if name != "lb_endpoints" || !strings.Contains(fmt.Sprint(list), fmt.Sprintf("port_value:%d", port)) {
+				return list
 			}
-			list = append(list, map[string]any{"endpoint": map[string]any{"address": map[string]any{
-				"socket_address": map[string]any{"address": host, "port_value": number},
-			}}})
-		}
-		return list
+			for _, address := range addresses {
+				host, port, _ := strings.Cut(address, ":")
+				number, err := strconv.Atoi(port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				list = append(list, map[string]any{"endpoint": map[string]any{"address": map[string]any{
+					"socket_address": map[string]any{"address": host, "port_value": number},
+				}}})
+			}
+			return list
+		})
 	})
-	out, err := yaml.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 // envoyStat returns a counter or gauge of Envoy's, 0 where it has none yet.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -284,15 +283,11 @@ func TestOperatorsDashboard(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Store: "redis"})
 	secret, id := createKey(t, s, "--tier", "free", "--name", "Bob's robot", "--owner", "ACME", "--resources", "chat,images")
-	token, err := os.ReadFile(s.AdminTokenFile())
-	if err != nil {
-		t.Fatal(err)
-	}
 	b := browse(t)
 	b.operate(s, "/", "input[name=token]")
 	b.pictures("operator-sign-in")
 	b.do("sign in with a key of the API", chromedp.SendKeys("input[name=token]", secret), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#problem"))
-	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+	token := b.enterToken(s)
 	b.awaitText("#top", "No") // requests yet
 	b.pictures("operator-overview-empty")
 	b.operate(s, "/dashboard/keys/"+id, "#record .body")
@@ -344,7 +339,7 @@ func TestOperatorsDashboard(t *testing.T) {
 		t.Errorf("limits of a revoked key: %s", text)
 	}
 	b.save("operator-key-revoked")
-	b.checkCookie("tiergate_operator", string(token))
+	b.checkCookie("tiergate_operator", token)
 	if hosts := b.hosts(); !slices.Equal(hosts, []string{s.Options.Operator}) {
 		t.Errorf("asked %q, want %s alone", hosts, s.Options.Operator)
 	}
@@ -355,13 +350,8 @@ func TestOperatorsDashboard(t *testing.T) {
 func TestOperatorsDashboardWithoutStore(t *testing.T) {
 	t.Parallel()
 	s := up(t, devstack.Options{Store: "redis"})
-	token, err := os.ReadFile(s.AdminTokenFile())
-	if err != nil {
-		t.Fatal(err)
-	}
 	b := browse(t)
-	b.operate(s, "/", "input[name=token]")
-	b.do("sign in", chromedp.SendKeys("input[name=token]", string(token)), chromedp.Submit("input[name=token]"), chromedp.WaitVisible("#now .body"))
+	b.signInOperator(s)
 	b.awaitText("#figures", "Answers")
 	b.awaitText("#now .fresh", "Live, updated")
 	b.awaitText("#standing .fresh", "Live, updated")

@@ -477,25 +477,19 @@ func merge(t *testing.T, file, text string) {
 func TestEnvoySnippets(t *testing.T) {
 	both(t, func(t *testing.T, chain string) {
 		change := func(file []byte) []byte {
-			var doc map[string]any
-			if err := yaml.Unmarshal(file, &doc); err != nil {
-				t.Fatal(err)
-			}
-			route := "yaml route"
-			if chain == "ratelimit" {
-				route += " ratelimit"
-			} else {
-				replace(t, doc, block(t, "yaml filter"))
-				replace(t, doc, block(t, "yaml cluster"))
-				replace(t, doc, block(t, "yaml cluster customers"))
-				withoutRoute(doc, "tiergate_customers")
-				prepend(t, doc, "routes", block(t, "yaml route customers"))
-			}
-			prepend(t, doc, "routes", block(t, route))
-			out, err := yaml.Marshal(doc)
-			if err != nil {
-				t.Fatal(err)
-			}
+			out := edited(t, string(file), func(doc map[string]any) {
+				route := "yaml route"
+				if chain == "ratelimit" {
+					route += " ratelimit"
+				} else {
+					replace(t, doc, block(t, "yaml filter"))
+					replace(t, doc, block(t, "yaml cluster"))
+					replace(t, doc, block(t, "yaml cluster customers"))
+					withoutRoute(doc, "tiergate_customers")
+					prepend(t, doc, "routes", block(t, "yaml route customers"))
+				}
+				prepend(t, doc, "routes", block(t, route))
+			})
 			mutation := strings.TrimPrefix(strings.TrimSpace(block(t, "yaml header_mutation")), "- ")
 			old := regexp.MustCompile(`(?s)- append:\s+append_action: ADD_IF_ABSENT\s+header:\s+key: X-RateLimit-Limit\s+value: "0"`)
 			if !old.Match(out) {
@@ -521,10 +515,7 @@ func TestEnvoySnippets(t *testing.T) {
 // replace puts a filter or a cluster in the place of the one of its name.
 func replace(t *testing.T, doc map[string]any, text string) {
 	t.Helper()
-	var part map[string]any
-	if err := yaml.Unmarshal([]byte(text), &part); err != nil {
-		t.Fatal(err)
-	}
+	part := mapping(t, text)
 	done := 0
 	walk(doc, func(_ string, list []any) []any {
 		for i, entry := range list {
@@ -543,16 +534,35 @@ func replace(t *testing.T, doc map[string]any, text string) {
 // prepend puts an entry before those of a list.
 func prepend(t *testing.T, doc map[string]any, name, text string) {
 	t.Helper()
-	var part map[string]any
-	if err := yaml.Unmarshal([]byte(text), &part); err != nil {
-		t.Fatal(err)
-	}
+	part := mapping(t, text)
 	walk(doc, func(at string, list []any) []any {
 		if at == name {
 			return append([]any{part}, list...)
 		}
 		return list
 	})
+}
+
+// mapping reads YAML.
+func mapping(t *testing.T, text string) map[string]any {
+	t.Helper()
+	var doc map[string]any
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	return doc
+}
+
+// edited is a YAML file as a change leaves it.
+func edited(t *testing.T, file string, change func(doc map[string]any)) []byte {
+	t.Helper()
+	doc := mapping(t, file)
+	change(doc)
+	out, err := yaml.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // insertBeside puts a filter so many places after the one of a name: 0 is before it.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -122,20 +121,12 @@ func startFormer(t *testing.T, s *devstack.Stack, l *formerLimiter, route string
 		_, port, _ := strings.Cut(free, ":")
 		text, *address = strings.Replace(text, "port_value: "+name, "port_value: "+port, 1), free
 	}
-	var doc, runtime map[string]any
-	for part, into := range map[string]*map[string]any{at(t, text, "UPSTREAM", s.Upstream): &doc, block(t, "yaml layered_runtime"): &runtime} {
-		if err := yaml.Unmarshal([]byte(part), into); err != nil {
-			t.Fatal(err)
-		}
-	}
-	doc["layered_runtime"] = runtime
-	prepend(t, doc, "routes", route)
-	prepend(t, doc, "clusters", l.cluster(t))
-	prepend(t, doc, "clusters", at(t, block(t, "yaml cluster second"), "127.0.0.1, port_value: 10001", s.API))
-	content, err := yaml.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := edited(t, at(t, text, "UPSTREAM", s.Upstream), func(doc map[string]any) {
+		doc["layered_runtime"] = mapping(t, block(t, "yaml layered_runtime"))
+		prepend(t, doc, "routes", route)
+		prepend(t, doc, "clusters", l.cluster(t))
+		prepend(t, doc, "clusters", at(t, block(t, "yaml cluster second"), "127.0.0.1, port_value: 10001", s.API))
+	})
 	dir := t.TempDir()
 	path := filepath.Join(dir, "envoy.yaml")
 	log, err := os.Create(filepath.Join(dir, "envoy.log"))
@@ -170,21 +161,13 @@ func startFormer(t *testing.T, s *devstack.Stack, l *formerLimiter, route string
 func behindAnother(t *testing.T, route string) func([]byte) []byte {
 	t.Helper()
 	return func(file []byte) []byte {
-		var doc map[string]any
 		const own = "use_remote_address: true\n"
-		text := replaced(t, string(file), own, own+"          xff_num_trusted_hops: 1\n")
-		if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
-			t.Error(err)
-		}
-		if route != "" {
-			withoutRoute(doc, "upstream")
-			prepend(t, doc, "routes", route)
-		}
-		out, err := yaml.Marshal(doc)
-		if err != nil {
-			t.Error(err)
-		}
-		return out
+		return edited(t, replaced(t, string(file), own, own+"          xff_num_trusted_hops: 1\n"), func(doc map[string]any) {
+			if route != "" {
+				withoutRoute(doc, "upstream")
+				prepend(t, doc, "routes", route)
+			}
+		})
 	}
 }
 
@@ -262,21 +245,12 @@ func withFormer(t *testing.T, chain string, l *formerLimiter) func([]byte) []byt
 	const domains = "              domains: [\"*\"]\n"
 	return func(file []byte) []byte {
 		text := replaced(t, string(file), domains, domains+"              rate_limits: [{actions: [{generic_key: {descriptor_value: all}}]}]\n")
-		var doc, filter map[string]any
-		for part, into := range map[string]*map[string]any{text: &doc, replaced(t, block(t, "yaml filter ratelimit"), "0.02s", "5s"): &filter} {
-			if err := yaml.Unmarshal([]byte(part), into); err != nil {
-				t.Fatal(err)
-			}
-		}
-		prepend(t, doc, "routes", open)
-		prepend(t, doc, "mappers", block(t, "yaml mapper ratelimit"))
-		prepend(t, doc, "clusters", l.cluster(t))
-		insertBeside(doc, "envoy.filters.http.local_ratelimit", 1, filter)
-		out, err := yaml.Marshal(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
+		return edited(t, text, func(doc map[string]any) {
+			prepend(t, doc, "routes", open)
+			prepend(t, doc, "mappers", block(t, "yaml mapper ratelimit"))
+			prepend(t, doc, "clusters", l.cluster(t))
+			insertBeside(doc, "envoy.filters.http.local_ratelimit", 1, mapping(t, replaced(t, block(t, "yaml filter ratelimit"), "0.02s", "5s")))
+		})
 	}
 }
 

@@ -70,13 +70,7 @@ func TestKeysGuide(t *testing.T) {
 	t.Parallel()
 	config, _ := ownConfig(t)
 	s := up(t, devstack.Options{Config: config, Store: "redis"})
-	var extra [3]string // where another instance listens
-	for i := range extra {
-		var err error
-		if extra[i], err = devstack.FreeAddress(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	extra := freeAddresses(t, 3) // where another instance listens
 	g := newGuideRun(t, s, config, "127.0.0.1:9011", extra[0], "127.0.0.1:9012", extra[1], "127.0.0.1:9013", extra[2],
 		"127.0.0.1:6379", s.Options.RedisAddress)
 	out := g.do(blocks(t, "docs/keys.md", "sh")...)

@@ -105,6 +105,16 @@ func TestHeaderInjection(t *testing.T) {
 	})
 }
 
+// checkOnce checks that an answer has each of the six headers once.
+func checkOnce(t *testing.T, name string, r reply) {
+	t.Helper()
+	for _, header := range six {
+		if values := r.Header.Values(header); len(values) != 1 {
+			t.Errorf("%s: %s: %s: %q, want it once", name, r.Status, header, values)
+		}
+	}
+}
+
 // wantOne checks that there is one answer, of that status, that has each of the six
 // headers once and nothing of what the client calls evil.
 func wantOne(t *testing.T, name string, answers []reply, status int) {
@@ -117,11 +127,7 @@ func wantOne(t *testing.T, name string, answers []reply, status int) {
 	if r.StatusCode != status {
 		t.Errorf("%s: %s %v %s: want %d", name, r.Status, r.Header, r.body, status)
 	}
-	for _, header := range six {
-		if values := r.Header.Values(header); len(values) != 1 {
-			t.Errorf("%s: %s: %s: %q", name, r.Status, header, values)
-		}
-	}
+	checkOnce(t, name, r)
 	if strings.Contains(strings.ToLower(fmt.Sprint(r.Header, r.body)), "evil") {
 		t.Errorf("%s: what was sent comes back: %v %s", name, r.Header, r.body)
 	}

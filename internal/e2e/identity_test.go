@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
@@ -73,28 +71,18 @@ func authenticatedBy(t *testing.T, jwks, below string) func([]byte) []byte {
 	t.Helper()
 	filter := strings.Replace(block(t, "yaml filter jwt"), "/etc/envoy/jwks.json", jwks, 1)
 	filter = strings.Replace(filter, "{prefix: /v1/}", "{prefix: "+below+"}", 1)
-	var part map[string]any
-	if err := yaml.Unmarshal([]byte(filter), &part); err != nil {
-		t.Fatal(err)
-	}
+	part := mapping(t, filter)
 	return func(file []byte) []byte {
-		var doc map[string]any
-		if err := yaml.Unmarshal(file, &doc); err != nil {
-			t.Fatal(err)
-		}
-		prepend(t, doc, "mappers", block(t, "yaml mapper jwt"))
-		walk(doc, func(name string, list []any) []any {
-			if name == "metadata_context_namespaces" {
-				return append(list, part["name"])
-			}
-			return list
+		return edited(t, string(file), func(doc map[string]any) {
+			prepend(t, doc, "mappers", block(t, "yaml mapper jwt"))
+			walk(doc, func(name string, list []any) []any {
+				if name == "metadata_context_namespaces" {
+					return append(list, part["name"])
+				}
+				return list
+			})
+			insertBeside(doc, "envoy.filters.http.set_metadata", 0, part)
 		})
-		insertBeside(doc, "envoy.filters.http.set_metadata", 0, part)
-		out, err := yaml.Marshal(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
 	}
 }
 
@@ -159,11 +147,7 @@ func TestAuthenticationElsewhere(t *testing.T) {
 		if have != c.want {
 			t.Errorf("%s: %s, want %s (%s)", c.name, have, c.want, r.body)
 		}
-		for _, name := range six {
-			if n := len(r.Header.Values(name)); n != 1 {
-				t.Errorf("%s: %d headers %s", c.name, n, name)
-			}
-		}
+		checkOnce(t, c.name, r)
 	}
 	// Two requests of user-7 so far; the key on record has its own count.
 	checkSix(t, do(t, s, call{header: bearer(accounts.token(t, claims("user-7", "basic")))}), "50", "47", "chat", "3", "2")

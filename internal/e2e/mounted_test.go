@@ -11,24 +11,13 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // prepended puts a part of the documents before those of a list of the Envoy file.
 func prepended(t *testing.T, file []byte, list, part string) []byte {
 	t.Helper()
-	var doc map[string]any
-	if err := yaml.Unmarshal(file, &doc); err != nil {
-		t.Fatal(err)
-	}
-	prepend(t, doc, list, part)
-	out, err := yaml.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return edited(t, string(file), func(doc map[string]any) { prepend(t, doc, list, part) })
 }
 
 // customersBelow is the shipped route for customers, as the document says it for /ai/.

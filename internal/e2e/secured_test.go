@@ -14,7 +14,6 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -25,31 +24,21 @@ import (
 func inCluster(t *testing.T, text string) func([]byte) []byte {
 	t.Helper()
 	return func(file []byte) []byte {
-		var doc, settings map[string]any
-		if err := yaml.Unmarshal(file, &doc); err != nil {
-			t.Fatal(err)
-		}
-		if err := yaml.Unmarshal([]byte(text), &settings); err != nil {
-			t.Fatal(err)
-		}
-		done := 0
-		walk(doc, func(_ string, list []any) []any {
-			for _, entry := range list {
-				if m, ok := entry.(map[string]any); ok && m["name"] == "tiergate" && m["load_assignment"] != nil {
-					maps.Copy(m, settings)
-					done++
+		return edited(t, string(file), func(doc map[string]any) {
+			done := 0
+			walk(doc, func(_ string, list []any) []any {
+				for _, entry := range list {
+					if m, ok := entry.(map[string]any); ok && m["name"] == "tiergate" && m["load_assignment"] != nil {
+						maps.Copy(m, mapping(t, text))
+						done++
+					}
 				}
+				return list
+			})
+			if done != 1 {
+				t.Fatalf("%d clusters are named tiergate", done)
 			}
-			return list
 		})
-		if done != 1 {
-			t.Fatalf("%d clusters are named tiergate", done)
-		}
-		out, err := yaml.Marshal(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
 	}
 }
 

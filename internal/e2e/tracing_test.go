@@ -9,7 +9,6 @@ import (
 	"time"
 
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -22,29 +21,19 @@ func tracedBy(t *testing.T, c *collector, percent string) func([]byte) []byte {
 		t.Fatal(err)
 	}
 	cluster := strings.Replace(block(t, "yaml cluster collector"), "collector.example.com, port_value: 4317", host+", port_value: "+port, 1)
-	var part map[string]any
-	if err := yaml.Unmarshal([]byte(strings.Replace(block(t, "yaml tracing"), "{value: 1}", "{value: "+percent+"}", 1)), &part); err != nil {
-		t.Fatal(err)
-	}
+	part := mapping(t, strings.Replace(block(t, "yaml tracing"), "{value: 1}", "{value: "+percent+"}", 1))
 	return func(file []byte) []byte {
-		var doc map[string]any
-		if err := yaml.Unmarshal(file, &doc); err != nil {
-			t.Fatal(err)
-		}
-		prepend(t, doc, "clusters", cluster)
-		walk(doc, func(_ string, list []any) []any {
-			for _, entry := range list {
-				if m, ok := entry.(map[string]any); ok && m["name"] == "envoy.filters.network.http_connection_manager" {
-					m["typed_config"].(map[string]any)["tracing"] = part["tracing"]
+		return edited(t, string(file), func(doc map[string]any) {
+			prepend(t, doc, "clusters", cluster)
+			walk(doc, func(_ string, list []any) []any {
+				for _, entry := range list {
+					if m, ok := entry.(map[string]any); ok && m["name"] == "envoy.filters.network.http_connection_manager" {
+						m["typed_config"].(map[string]any)["tracing"] = part["tracing"]
+					}
 				}
-			}
-			return list
+				return list
+			})
 		})
-		out, err := yaml.Marshal(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
 	}
 }
 
