@@ -360,6 +360,14 @@ func freshMinute(t *testing.T) {
 // Envoy files is the same to the letter, so that mending one mends all.
 func TestPartsAreTheShippedOnes(t *testing.T) {
 	t.Parallel()
+	added := func(file string) any {
+		patches := list(documents(t, file)[0]["spec"], "jsonPatches")
+		return patches[len(patches)-1]
+	}
+	edge, ratelimit := added("envoy-gateway/edge.yaml"), added("envoy-gateway/ratelimit.yaml")
+	if edge.(object)["name"] != "tiergate" || !reflect.DeepEqual(edge, ratelimit) {
+		t.Errorf("the two ways in Envoy Gateway add another cluster of TierGate: %v and %v", edge, ratelimit)
+	}
 	for example, shipped := range map[string]string{
 		"istio/envoy-filter.yaml": "envoy/envoy.yaml", "envoy-gateway/edge.yaml": "envoy/envoy.yaml", "envoy-gateway/ratelimit.yaml": "envoy/ratelimit.yaml",
 	} {
