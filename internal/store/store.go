@@ -1,7 +1,11 @@
-// Package store keeps the counters of API keys: in the process (Memory) or in
-// Redis (Redis), and for the time in which that is away, in the process again
-// (Fallback). All charge all limits of a request in one atomic step or none
-// of them, and compute the windows from one clock.
+// Package store keeps what outlives a request: the counters of API keys with the
+// reservations that wait for their settlement, the directory of keys with its audit
+// log, and what keys have used.
+//
+// Counters are in the process (Memory) or in Redis (Redis), and for the time in which
+// that is away, in the process again (Fallback). All charge all limits of a request in
+// one atomic step or none of them, and compute the windows from one clock. The files
+// keys*.go and usage*.go are the two others, in Redis or in a File.
 //
 // It does not know what a limit means to a client, nor Envoy or HTTP. It is the
 // only package that speaks to Redis.
