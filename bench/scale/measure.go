@@ -173,11 +173,11 @@ func (m *measurement) order(keys int, tokens bool) quota.Order {
 	m.made++
 	o := quota.Order{
 		Account: "key_" + strconv.Itoa(m.made*7919%keys), Request: fmt.Sprintf("01234567-89ab-cdef-0123-%012d", m.made),
-		Secret: fmt.Sprintf("ABCDEFGHIJKLMN%012d", m.made),
 	}
 	third := quota.Limit{Metric: quota.Requests, Window: quota.Hour}
 	if tokens {
 		third.Metric, third.Window, o.Keep = quota.Tokens, quota.Minute, time.Hour
+		o.Secret = fmt.Sprintf("ABCDEFGHIJKLMN%012d", m.made)
 	}
 	for _, l := range []quota.Limit{{Metric: quota.Requests, Window: quota.Minute}, {Metric: quota.Requests, Window: quota.Day}, third} {
 		l.Max = 1e12

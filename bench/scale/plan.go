@@ -25,7 +25,7 @@ const (
 	rankCost        = 5 * time.Microsecond
 	keyBytes        = 255              // counters of a key
 	usageBytes      = 20_000           // of a key that is used every minute
-	repeatBytes     = 250              // of a request, for ten seconds
+	repeatBytes     = 235              // of a request, for ten seconds
 	reservedBytes   = 380              // of one with tokens, until ten seconds after it is settled
 	answerTime      = 10 * time.Second // of an answer with tokens, in the mean
 	repeatWindow    = 10 * time.Second

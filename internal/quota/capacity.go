@@ -192,16 +192,16 @@ func (l *Limiter) lookAtPool(ctx context.Context, r Request, shared []Charge) (T
 // undo gives back what an order took. Where that fails there is less until the windows end.
 func (l *Limiter) undo(ctx context.Context, o Order, taken Taken) {
 	ctx = context.WithoutCancel(ctx)
-	switch taken.Secret {
-	case "": // there was no room to keep it: what was taken in a window that ends now comes back in the next
+	switch {
+	case taken.Repeated: // what the other one took stays
+	case taken.Secret == "": // there was no room to keep it: what was taken in a window that ends now comes back in the next
 		o.Charges, o.Request, o.Secret = slices.Clone(o.Charges), "", ""
 		for i := range o.Charges {
 			o.Charges[i].Cost = -o.Charges[i].Cost
 		}
 		_, _ = l.counts.Take(ctx, o)
-	case o.Secret:
+	default:
 		_, _ = l.counts.Settle(ctx, Settlement{Account: o.Account, Request: o.Request, Secret: o.Secret, Void: true})
-	default: // it repeats another one: what that took stays
 	}
 }
 

@@ -26,12 +26,12 @@ const RepeatWindow = 10 * time.Second
 type Order struct {
 	Account string
 	Charges []Charge
-	// Request identifies the order within the account, and Secret is what a
-	// Settlement must show: letters, digits, - and _. Unless both are there, nothing
-	// is kept, for repeats or for a settlement.
+	// Request identifies the order within the account; empty: nothing is kept of it, for
+	// repeats or for a settlement. Secret is what a Settlement must show, where one may come.
+	// Both are of letters, digits, - and _.
 	Request, Secret string
 	// Keep is how long a Settlement may take; 0: none comes, and the order is kept for repeats
-	// only, unless it is Undoable.
+	// only and has no Secret, unless it is Undoable.
 	Keep      time.Duration
 	Undoable  bool // a Settlement may undo it at once: see Settlement.Void
 	OnFailure OnFailure
@@ -40,7 +40,7 @@ type Order struct {
 }
 
 // Kept reports whether what the order takes is to be kept.
-func (o Order) Kept() bool { return o.Request != "" && o.Secret != "" }
+func (o Order) Kept() bool { return o.Request != "" }
 
 // Repeatable reports whether there may be other orders of the same Request. One that goes
 // by its secret is the only one.
@@ -54,11 +54,12 @@ func (o Order) Pooled() bool { return len(o.Charges) > 0 && o.Charges[0].Limit.P
 type Taken struct {
 	Now      time.Time // the one clock by which the windows were computed
 	Admitted bool      // whether the charges were taken
+	Repeated bool      // the answer is that to an order that this one repeats, and nothing was taken
 	Used     []int64   // of each charge's counter in the current window, after what was taken
 	// Before is what was used in the window before the current one, for charges whose windows
 	// slide; 0 for others, and nil where there are only others.
 	Before []int64
-	Secret string // the order's, or that of the one it repeats; empty: nothing is kept
+	Secret string // of the order, or the one it repeats, that is kept; empty: no settlement finds one
 	// Degraded: the counts cannot be reached, and an Order's OnFailure decided. Used, with
 	// Before, then is so that what remains is what this instance would still admit.
 	Degraded bool
@@ -101,7 +102,10 @@ func (r Request) order(charges []Charge) Order {
 	if r.Refundable || r.Pool.settles() || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
-	if r.Secret != nil && (r.ID != "" || o.Keep > 0 || r.Pool != nil) {
+	switch {
+	case r.Secret == nil:
+		o.Request = ""
+	case o.Keep > 0 || o.Undoable:
 		o.Secret = r.Secret()
 	}
 	if r.ID == "" && o.Keep > 0 {
@@ -122,7 +126,7 @@ func (l *Limiter) charge(ctx context.Context, o Order, now time.Time) (Decision,
 // decided is the decision on an order that has been carried out.
 func (o Order) decided(taken Taken) Decision {
 	d := decide(o.Charges, taken)
-	d.Repeated = taken.Secret != "" && taken.Secret != o.Secret
+	d.Repeated = taken.Repeated
 	if o.Keep > 0 && d.Secret != "" {
 		d.Reservation = o.Request
 	}

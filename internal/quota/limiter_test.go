@@ -214,7 +214,8 @@ func TestSecretsAreMadeForWhatIsKept(t *testing.T) {
 		{keep: time.Minute, refundable: true, want: 1},
 		{keep: time.Minute, tokens: true, want: 1},
 		{tokens: true, want: 0},
-		{id: "r", want: 1},
+		{id: "r", want: 0},
+		{id: "r", keep: time.Minute, tokens: true, want: 1},
 	} {
 		limiter, r := newLimiter()
 		if !c.tokens {

@@ -10,7 +10,7 @@
 --          each charge: counter, window length in ms ("-1" = calendar month; below that, it
 --          slides: "-60000", and "-2" = month), maximum, cost (0 looks and takes nothing;
 --          negative gives back; "?" = each order has its own). Then of each in turn
---          order: the reservation's secret, if it is to be kept; the costs that are its own
+--          order: the reservation's secret, if it is kept for a settlement; the costs that are its own
 --          settlement: the secret; the share of each maximum, in thousandths, that refunds
 --          may give back in a window (0 = no refund, -1 = the charge may only rise, -2 = the
 --          order is undone); the tokens, input tokens and output tokens used ("-1" = unknown)
@@ -54,9 +54,10 @@ end
 -- used of each counter after that, and before its window where that slides:
 -- 1795901973278 secret 0 requests/minute,60000,10,1;tokens/minute,-60000,1000,?;|350,4,720,81
 -- Of those kept for repeats only there are as many as requests in REPEAT. There a digest stands for
--- what is the same: 1795901973278 secret 0 #5f3a9c01|4,720
+-- what is the same, and no secret, for none is asked for: 1795901973278 - 0 #5f3a9c01|4,720
 local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^;]+);', '^([^,]+),?()'
 local BLANK, UNSETTLED, DIGEST = byte(' 0#', 1, 3)
+local NO_SECRET = '-'
 
 -- Where a settlement has what was used of a metric.
 local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
@@ -168,7 +169,7 @@ local function take(plan, key, reservation, at)
   end
   if reservation then
     for i = 1, open do numbers[i] = ARGV[at + 1 + i] end
-    local text = made .. ARGV[at + 1] .. plan.text .. concat(numbers, ',', 1, all)
+    local text = made .. (plan.secret or ARGV[at + 1]) .. plan.text .. concat(numbers, ',', 1, all)
     if not call('SET', reservation, text, 'PX', plan.keep, 'NX') then
       if repeats(plan, used, reservation) then return end
       call('SET', reservation, text, 'PX', plan.keep)
@@ -194,6 +195,7 @@ local function settle(key, reservation, at)
   local kept = call('GET', reservation)
   if not kept then return 0 end
   local secret, from = ARGV[at + 1], find(kept, ' ', 1, true)
+  if secret == NO_SECRET then return 0 end
   local rest = from + #secret + 4
   if sub(kept, from + 1, rest - 4) ~= secret or byte(kept, rest - 3) ~= BLANK then return 0 end
   if byte(kept, rest - 2) ~= UNSETTLED then return 2 end
@@ -293,9 +295,11 @@ local function prepare()
     if plan.slides then
       for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
     end
-    if keep == 0 then text = '#' .. sub(redis.sha1hex(text), 1, 8) end
+    if keep == 0 then
+      plan.secret, text = NO_SECRET, '#' .. sub(redis.sha1hex(text), 1, 8)
+      known[text .. '|'] = digested(plan)
+    end
     text = text .. '|'
-    if keep == 0 then known[text] = digested(plan) end
     plan.text = ' 0 ' .. text
     plans[p] = plan
   end
@@ -315,13 +319,11 @@ local function all()
       local outcome = settle(key, reservation, at)
       replied = replied + 1
       reply[replied] = outcome
-    elseif plan.keep then
-      local reservation = KEYS[keys + 2]
-      keys, args = keys + 2, args + 1 + plan.open
-      take(plan, key, reservation, at)
     else
-      keys, args = keys + 1, args + plan.open
-      take(plan, key, nil, at - 1)
+      local reservation = plan.keep and KEYS[keys + 2]
+      if plan.keep and not plan.secret then args = args + 1 else at = at - 1 end
+      keys, args = keys + (reservation and 2 or 1), args + plan.open
+      take(plan, key, reservation, at)
     end
   end
 end

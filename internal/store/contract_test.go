@@ -384,7 +384,7 @@ func TestBatchesAgree(t *testing.T) {
 
 func sameTaken(one, two quota.Taken) bool {
 	return one.Admitted == two.Admitted && slices.Equal(one.Used, two.Used) && slices.Equal(one.Before, two.Before) &&
-		one.Now.UnixMilli() == two.Now.UnixMilli() && one.Secret == two.Secret
+		one.Now.UnixMilli() == two.Now.UnixMilli() && one.Repeated == two.Repeated && one.Secret == two.Secret
 }
 
 func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota.Taken), before func(*rand.Rand)) {
@@ -405,7 +405,7 @@ func agree(t *testing.T, first, memory quota.Counts, calls int, after func(quota
 		if !sameTaken(one, two) {
 			t.Fatalf("seed %d, call %d at %s: %+v: Redis %+v, memory %+v", seed, i, one.Now, o, one, two)
 		}
-		if one.Secret == o.Secret { // else it repeats another
+		if !one.Repeated {
 			checkInvariants(t, o.Charges, one)
 		}
 		orders = append(orders, o)
@@ -439,17 +439,17 @@ func randomOrder(random *rand.Rand, i int, before []quota.Order) quota.Order {
 		o.Keep = 0
 	}
 	if random.IntN(3) > 0 {
-		o.Request, o.Secret = "r"+strconv.Itoa(i), "s"+strconv.Itoa(i)
+		o.Request = "r" + strconv.Itoa(i)
+		if o.Keep > 0 {
+			o.Secret = "s" + strconv.Itoa(i)
+		}
 	}
 	return o
 }
 
-// randomSettlement is one of a late order that is kept for it, or of none.
+// randomSettlement is one of a late order, which may be kept for repeats only.
 func randomSettlement(random *rand.Rand, orders []quota.Order) quota.Settlement {
-	var o quota.Order
-	if n := random.IntN(min(len(orders), 20)); orders[len(orders)-1-n].Keep > 0 {
-		o = orders[len(orders)-1-n]
-	}
+	o := orders[len(orders)-1-random.IntN(min(len(orders), 20))]
 	used := func() int64 { return random.Int64N(1+random.Int64N(12)) - 1 }
 	s := quota.Settlement{
 		Account: o.Account, Request: o.Request, Secret: o.Secret, OnlyRaise: random.IntN(3) == 0,

@@ -139,7 +139,7 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	taken, err := f.askUntil(ctx, p, lessen(o, owed), late)
 	f.remember(p, o, owed, taken, err, asked)
 	if err == nil {
-		if !repeats(o, taken) {
+		if !taken.Repeated {
 			f.tell(taken.Now)
 			p.ledger.note(o, &taken)
 			for i := range owed {

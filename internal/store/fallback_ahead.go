@@ -59,12 +59,11 @@ func (f *Fallback) carryOut(ctx context.Context, p *part, o quota.Order, start [
 		pending.complete(false)
 		return
 	}
-	repeated := repeats(o, taken)
-	if !repeated {
+	if !taken.Repeated {
 		f.tell(taken.Now)
 	}
 	p.ledger.complete(o, start, &taken)
-	pending.complete(repeated)
+	pending.complete(taken.Repeated)
 }
 
 // askRecovered asks as ask does, where no call's handler is there to outlive a panic: that is

@@ -331,6 +331,7 @@ func TestARepeatAheadIsTakenBack(t *testing.T) {
 	l.ahead(again, now)
 	answer := quota.Taken{Now: now, Admitted: true, Used: []int64{1}, Secret: first.Secret}
 	l.complete(first, start, &answer)
+	answer.Repeated = true
 	l.complete(again, start, &answer)
 	if next, _, _ := l.ahead(free("a", ""), now); next.Used[0] != 2 {
 		t.Errorf("used %d, want 2", next.Used[0])

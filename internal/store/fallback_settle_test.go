@@ -94,23 +94,36 @@ func TestRepeatsThroughAnOutage(t *testing.T) {
 	server := redisServer(t)
 	one, two := twoOn(t, server, time.Second)
 	kill(t, server)
-	again := daily("r")
+	again, only := daily("r"), daily("only") // that is kept for repeats only
 	again.Secret = "another"
-	first := take(t, one, daily("r"))
-	for range 2 {
-		if taken := take(t, one, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] || !taken.Degraded {
+	only.Keep, only.Secret = 0, ""
+	first, second := take(t, one, daily("r")), take(t, one, only)
+	repeated := func(f *Fallback, degraded bool) {
+		if taken := take(t, f, again); !taken.Repeated || taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] || taken.Degraded != degraded {
 			t.Errorf("%+v: want the first answer, %+v", taken, first)
 		}
+		if taken := take(t, f, only); !taken.Repeated || taken.Secret != "" || taken.Used[0] != second.Used[0] || taken.Degraded != degraded {
+			t.Errorf("%+v: want the first answer, %+v", taken, second)
+		}
+		for _, secret := range []string{"", "-"} {
+			forged := settlement("only", 10)
+			forged.Secret = secret
+			if outcome := settle(t, f, forged); outcome != quota.NotFound && outcome != quota.Queued { // until nobody knows better
+				t.Errorf("%s, of a request that nothing settles", outcome)
+			}
+		}
+	}
+	for range 2 {
+		repeated(one, true)
 	}
 	start(t, server)
 	becomes(t, "counts are shared again", func() bool { return allShared(one) && allShared(two) })
 	for _, f := range []*Fallback{one, two} {
-		if taken := take(t, f, again); taken.Secret != "secret-r" || taken.Used[0] != first.Used[0] {
-			t.Errorf("%+v: want the first answer, %+v", taken, first)
-		}
+		repeated(f, false)
 	}
-	if used := tokensUsed(t, one); used != 100 {
-		t.Errorf("%d used: want 100", used)
+	becomes(t, "no settlement waits", func() bool { return allShared(one) && allShared(two) })
+	if used := tokensUsed(t, one); used != 200 {
+		t.Errorf("%d used: want 100 for each of two", used)
 	}
 }
 

@@ -50,7 +50,7 @@ func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.accounts[o.Account]
-	counted := taken != nil && !repeats(o, *taken)
+	counted := taken != nil && !taken.Repeated
 	for i, c := range o.Charges {
 		if k := h.find(c.Counter); k != nil && k.start == start[i] && k.own != nil {
 			n := min(c.Cost, k.own.inFlight)
@@ -70,9 +70,6 @@ func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 		}
 	}
 }
-
-// repeats reports whether an answer is that to an order of another time.
-func repeats(o quota.Order, t quota.Taken) bool { return t.Secret != "" && t.Secret != o.Secret }
 
 // catchUp adds to what Redis has said is used of counters what is on its way to them, and what
 // a faster answer of Redis has said that was newer, so that nobody is told of less than before.

@@ -1,7 +1,7 @@
 package store
 
 import (
-	"crypto/subtle"
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -71,7 +71,7 @@ func (l *ledger) settle(st quota.Settlement, instances int64, at time.Time) (quo
 		return 0, inRedis
 	}
 	switch {
-	case subtle.ConstantTimeCompare([]byte(p.secret), []byte(st.Secret)) != 1:
+	case !shows(st.Secret, p.secret):
 		return quota.NotFound, here
 	case p.settled && now.UnixMilli() < p.expires: // Redis will know it as that too
 		return quota.Duplicate, here
@@ -122,7 +122,7 @@ func (r *reservation) record() string {
 	if r.settled {
 		settled = '1'
 	}
-	fmt.Fprintf(&b, "%d %s %c ", r.at.UnixMilli(), r.secret, settled)
+	fmt.Fprintf(&b, "%d %s %c ", r.at.UnixMilli(), cmp.Or(r.secret, noSecret), settled)
 	for i, c := range r.charges {
 		fmt.Fprintf(&b, "%s,%d,%d,%d;", c.counter, int64(c.window), c.max, c.cost)
 		if i > 0 {

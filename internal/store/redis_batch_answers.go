@@ -122,13 +122,15 @@ func (a *answers) taken(now int64, o *quota.Order) quota.Taken {
 			t.Secret = o.Secret
 		}
 	case orderRepeated:
-		t.Admitted = true
+		t.Admitted, t.Repeated = true, true
 		now = a.number()
 		secret, ok := a.text()
 		if !ok {
 			a.fault("the answer to a repeat has no secret")
 		}
-		t.Secret = secret
+		if secret != noSecret {
+			t.Secret = secret
+		}
 	default:
 		a.fault("unknown answer " + strconv.FormatInt(status, 10))
 	}

@@ -14,6 +14,9 @@ const void = -2
 // nothingKept stands where it would be said how long the reservations of a plan are kept.
 const nothingKept = -1
 
+// noSecret stands where a reservation would have its secret: it is kept for repeats only.
+const noSecret = "-"
+
 // ownCost stands where the cost of a plan's charge would: each order has its own.
 const ownCost = "?"
 
@@ -142,6 +145,8 @@ func appendOrder(args []any, names *keyNames, o *quota.Order) []any {
 	names.add(o.Account, countsKind, "")
 	if o.Kept() {
 		names.add(o.Account, reservationKind, o.Request)
+	}
+	if keepMillis(o) > 0 {
 		args = append(args, &o.Secret)
 	}
 	for i := range o.Charges {

@@ -120,13 +120,13 @@ func TestKeptForRepeats(t *testing.T) {
 	r := newScriptedRedis(t, redisServer(t))
 	r.now = time.Date(2026, 3, 1, 12, 0, 55, 0, time.UTC)
 	order := func(request string, charges ...quota.Charge) quota.Order {
-		return quota.Order{Account: "a", Request: request, Secret: "26-letters-as-in-rand-Text", Charges: charges}
+		return quota.Order{Account: "a", Request: request, Charges: charges}
 	}
 	first := order("r", charge(quota.Minute, 10, 1), sliding(quota.Hour, 1000, 1), tokens(quota.Tokens, quota.Day, 1_000_000, 500))
 	take(t, r, order("another", first.Charges...))
 	wantTaken(t, take(t, r, first), true, 2, 2, 1000)
 	key := reservationKey("scripted", "a", "r")
-	if kept := r.client.Get(t.Context(), key).Val(); len(kept) > 80 {
+	if kept := r.client.Get(t.Context(), key).Val(); len(kept) > 50 {
 		t.Errorf("%d bytes are kept: %s", len(kept), kept)
 	}
 	if ttl := r.client.PTTL(t.Context(), key).Val(); ttl > quota.RepeatWindow || ttl < quota.RepeatWindow/2 {
@@ -141,14 +141,12 @@ func TestKeptForRepeats(t *testing.T) {
 		order quota.Order
 		used  []int64
 	}{{repeat, []int64{2, 2, 1000}}, {other, []int64{1, 0}}} {
-		test.order.Secret = "of the repeat"
 		taken := take(t, r, test.order)
 		wantTaken(t, taken, true, test.used...)
-		if taken.Secret != first.Secret {
-			t.Errorf("the secret %q: want that of the first", taken.Secret)
+		if !taken.Repeated {
+			t.Errorf("%+v repeats none", taken)
 		}
 	}
-	wantOutcome(t, settle(t, r, quota.Settlement{Account: "a", Request: "r", Secret: first.Secret, Used: quota.Cost{Tokens: 1}}), quota.NotFound)
 	wantTaken(t, take(t, r, order("", first.Charges...)), true, 2, 4, 2000)
 }
 
@@ -383,7 +381,7 @@ func TestOrdersKnowNothingOfOthers(t *testing.T) {
 	r := openRedis(t, at(server.Address))
 	do(t, server, "SET", countsKey("test", "bad"), "text")
 	kept := one("kept")
-	kept.Request, kept.Secret = "r", "s"
+	kept.Request, kept.Secret, kept.Keep = "r", "s", time.Minute
 	for range 10 {
 		if taken, err := r.Take(t.Context(), of("bad", charge(quota.Minute, 10, 1))); err == nil {
 			t.Fatalf("%+v", taken)

@@ -73,7 +73,10 @@ func benchOrder(i int, kept, tokenized bool) *quota.Order {
 		o.Keep = time.Minute
 	}
 	if kept {
-		o.Request, o.Secret = fmt.Sprintf("%08d-e89b-12d3-a456-426614174000", i), fmt.Sprintf("abcdefghijklmnopqr%08d", i)
+		o.Request = fmt.Sprintf("%08d-e89b-12d3-a456-426614174000", i)
+	}
+	if kept && tokenized {
+		o.Secret = fmt.Sprintf("abcdefghijklmnopqr%08d", i)
 	}
 	return o
 }

@@ -52,7 +52,7 @@ func (s *shard) repeated(id uint64, o quota.Order, now time.Time) (opened, bool)
 // answer returns what the first order was told. Counters that it did not charge
 // are as they are now.
 func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
-	first := quota.Taken{Now: r.at, Admitted: true, Used: now.Used, Before: now.Before, Secret: r.secret}
+	first := quota.Taken{Now: r.at, Admitted: true, Repeated: true, Used: now.Used, Before: now.Before, Secret: r.secret}
 	for _, c := range r.charges {
 		c.tell(o, &first)
 	}
@@ -61,7 +61,7 @@ func (r *reservation) answer(o quota.Order, now quota.Taken) quota.Taken {
 
 // answer does the same as that of a reservation.
 func (m *Memory) answer(r opened, o quota.Order, now quota.Taken) quota.Taken {
-	first := quota.Taken{Now: r.time(), Admitted: true, Used: now.Used, Before: now.Before, Secret: r.secret}
+	first := quota.Taken{Now: r.time(), Admitted: true, Repeated: true, Used: now.Used, Before: now.Before, Secret: r.secret}
 	for rest := r.charges; rest != ""; {
 		rest.charge(m.names.all()).tell(o, &first)
 	}
@@ -202,6 +202,12 @@ func (m *Memory) forget(s *shard, id uint64) {
 	delete(s.reservations, id)
 }
 
+// shows reports whether a settlement shows the secret of a reservation, which has none where it is
+// kept for repeats only.
+func shows(shown, secret string) bool {
+	return secret != "" && subtle.ConstantTimeCompare([]byte(secret), []byte(shown)) == 1
+}
+
 // Settle implements quota.Counts.
 func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, error) {
 	hash := m.hash(st.Account)
@@ -212,7 +218,7 @@ func (m *Memory) Settle(_ context.Context, st quota.Settlement) (quota.Outcome, 
 	id := m.reservationID(hash, st.Request)
 	r := s.reservations[id]
 	first := r.open()
-	if !first.of(st.Account, st.Request) || now.UnixMilli() >= r.expires || subtle.ConstantTimeCompare([]byte(first.secret), []byte(st.Secret)) != 1 {
+	if !first.of(st.Account, st.Request) || now.UnixMilli() >= r.expires || !shows(st.Secret, first.secret) {
 		return quota.NotFound, nil
 	}
 	if r.settled {

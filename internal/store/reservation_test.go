@@ -101,7 +101,7 @@ func TestRepeat(t *testing.T) {
 			again.Secret = "another"
 			taken := take(t, counts, again)
 			wantTaken(t, taken, true, 1, 100, 100)
-			if taken.Secret != "secret-r" || !taken.Now.Equal(first.Now) {
+			if !taken.Repeated || taken.Secret != "secret-r" || !taken.Now.Equal(first.Now) {
 				t.Errorf("after %s: secret %q, time %s: want those of the first", after, taken.Secret, taken.Now)
 			}
 		}
@@ -129,6 +129,28 @@ func TestRefusedIsNotKept(t *testing.T) {
 		wantUnknown(t, counts, settle(t, counts, settlement("r", 0)))
 		*now = now.Add(10 * time.Second)
 		wantTaken(t, take(t, counts, perMinuteAndDay("r")), true, 1, 100, 200)
+	})
+}
+
+// TestRepeatsOnly: of an order that nothing is to settle no secret is kept, and there is none that
+// settles it.
+func TestRepeatsOnly(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
+		o := perMinuteAndDay("r")
+		o.Keep, o.Secret = 0, ""
+		for i := range 3 {
+			taken := take(t, counts, o)
+			wantTaken(t, taken, true, 1, 100, 100)
+			if taken.Repeated != (i > 0) || taken.Secret != "" {
+				t.Errorf("answer %d: %+v", i, taken)
+			}
+			for _, secret := range []string{"", "-", "0", "secret-r"} {
+				s := settlement("r", 5)
+				s.Secret, s.Void = secret, i == 1
+				wantOutcome(t, settle(t, counts, s), quota.NotFound)
+			}
+		}
+		used(t, counts, 1, 100, 100)
 	})
 }
 
