@@ -28,7 +28,7 @@ func (w watcher) fallback(redis *store.Redis, c config.Store) *store.Fallback {
 	f := store.NewFallback(redis, store.FallbackOptions{
 		Instance: w.instance, MaxAccounts: c.MaxKeys, MaxQueued: c.MaxQueuedSettlements, AssumedInstances: c.AssumedInstances,
 		Now: time.Now, Elapsed: func() time.Duration { return time.Since(began) },
-		Notices: store.FallbackNotices{Called: w.metrics.called, Began: w.began, Explained: w.explained, Ended: w.ended},
+		Notices: store.FallbackNotices{Called: w.metrics.called, Began: w.began, Explained: w.explained, Ended: w.ended, Lost: w.lost},
 	})
 	w.metrics.addFallback(f)
 	return f
@@ -55,6 +55,15 @@ func (w watcher) ended(o store.Outage) {
 		"after", o.Duration.Round(time.Millisecond), "local", t.Local, "denied", t.Denied, "allowed", t.Allowed,
 		"keys_given_back", t.Accounts, "counts_given_back", t.Counts, "counts_ended", t.Ended, "counts_lost", t.LostCounts,
 		"settlements_queued", t.Queued, "settlements_lost", t.Lost)
+}
+
+// lost tells that limits may be used once more, which nothing else shows.
+func (w watcher) lost(since, until time.Time) {
+	if since.IsZero() {
+		w.log.Warn("Redis was emptied, and counting begins anew: see whether it persists, and what empties it", "until", until)
+		return
+	}
+	w.log.Warn("Redis has lost what was counted since it had this state, as by a fail-over or where a backup was restored", "since", since, "until", until)
 }
 
 // addFallback makes the metrics of counting without Redis.

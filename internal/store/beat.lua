@@ -1,8 +1,10 @@
 -- Says that an instance lives, and counts those that do. It needs common.lua before it.
 --
 -- KEYS[1]  the instances, by when they were last heard of
--- ARGV     the instance; how long one may be silent, in ms; 1 = it leaves
--- returns  {now in ms, how many live}
+-- KEYS[2]  when one was last heard of at all: it only grows, unless Redis has lost something
+-- ARGV     the instance; how long one may be silent, in ms; 1 = it leaves; how long KEYS[2] is
+--          kept, in ms
+-- returns  {now in ms, how many live, what KEYS[2] was, 0 = nothing, and is}
 
 local silent = tonumber(ARGV[2])
 if ARGV[3] == '1' then
@@ -12,4 +14,7 @@ else
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - silent)
 redis.call('PEXPIRE', KEYS[1], 2 * silent)
-return {now, redis.call('ZCARD', KEYS[1])}
+local heard = tonumber(redis.call('GET', KEYS[2]) or 0)
+local hears = math.max(heard, now)
+redis.call('SET', KEYS[2], whole(hears), 'PX', ARGV[4])
+return {now, redis.call('ZCARD', KEYS[1]), heard, hears}

@@ -116,6 +116,22 @@ type FallbackNotices struct {
 	Began     func(Outage)                                     // once for each outage
 	Explained func(Outage)                                     // once at the most, with what can be done about it, where Began was not told
 	Ended     func(Outage)                                     // once, when all is given back
+
+	// Lost is called where Redis has an older state of what was counted than it had, of the time
+	// since by its own clock, or where that is zero, nothing; until is when it had more.
+	Lost func(since, until time.Time)
+}
+
+// lost is told both in Unix ms, since as 0 where nothing is left.
+func (n FallbackNotices) lost(since, until int64) {
+	if n.Lost == nil {
+		return
+	}
+	var from time.Time
+	if since != 0 {
+		from = time.UnixMilli(since).UTC()
+	}
+	n.Lost(from, time.UnixMilli(until).UTC())
 }
 
 func (n FallbackNotices) called(call string, took time.Duration, err error) {

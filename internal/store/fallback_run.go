@@ -114,6 +114,7 @@ type fleet struct {
 	assumed int64
 	live    atomic.Int64 // 0: not known yet
 	fewer   int          // how often in a row there were fewer
+	heard   int64        // when one was last heard of, in ms, as Redis said last
 }
 
 // fewerBeats is how often there must be fewer instances in a row to be so: after an outage
@@ -140,7 +141,10 @@ func (fl *fleet) counted(n int64) {
 // fleetAccount is the account of nobody's that the fleet is noted under.
 const fleetAccount = "~fleet"
 
-// beat says that this instance lives, or leaves.
+// heardKept is how long Redis remembers when an instance was last heard of: longer than any count.
+const heardKept = 40 * 24 * time.Hour
+
+// beat says that this instance lives, or leaves. It finds out whether Redis has lost what it knew.
 func (f *Fallback) beat(ctx context.Context, leaves bool) {
 	p := f.part(fleetAccount)
 	if p.open.Load() {
@@ -151,16 +155,21 @@ func (f *Fallback) beat(ctx context.Context, leaves bool) {
 	if leaves {
 		last = 1
 	}
-	key := f.redis.prefix + ":{" + fleetAccount + "}:live"
-	now, live, err := f.redis.runForTwo(ctx, f.beats, key, f.options.Instance, silent.Milliseconds(), last)
+	name := f.redis.prefix + ":{" + fleetAccount + "}:"
+	answer, err := f.redis.runForNumbers(ctx, f.beats, 4, []string{name + "live", name + "heard"},
+		f.options.Instance, silent.Milliseconds(), last, heardKept.Milliseconds())
 	if err != nil {
 		f.fleet.fewer = 0
 		f.failed(p, fmt.Errorf("count the instances in Redis: %w", err))
 		return
 	}
 	p.fine(f.options.Elapsed())
-	f.tell(time.UnixMilli(now))
-	f.fleet.counted(live)
+	f.tell(time.UnixMilli(answer[0]))
+	f.fleet.counted(answer[1])
+	if heard := answer[2]; heard < f.fleet.heard {
+		f.options.Notices.lost(heard, f.fleet.heard)
+	}
+	f.fleet.heard = answer[3]
 }
 
 // batchName names a batch, once and for all instances.

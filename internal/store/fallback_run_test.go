@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -94,6 +95,41 @@ func TestInstancesComeAndGo(t *testing.T) {
 	if ttl := r.client.PTTL(ctx, "test:{~fleet}:live").Val(); ttl <= 0 {
 		t.Error("the fleet has no TTL")
 	}
+}
+
+// TestRedisThatLosesCounts: who was heard by it tells of what it does not know any more, once.
+func TestRedisThatLosesCounts(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	var lost []time.Duration // what Redis knew of; -1: nothing is left
+	f := fallbackOn(r, func(o *FallbackOptions) {
+		o.Notices.Lost = func(since, until time.Time) {
+			if since.IsZero() {
+				lost = append(lost, -1)
+			} else {
+				lost = append(lost, until.Sub(since))
+			}
+		}
+	})
+	beats := func(want ...time.Duration) {
+		t.Helper()
+		for range 2 {
+			f.beat(t.Context(), false)
+		}
+		if !slices.Equal(lost, want) {
+			t.Errorf("lost %v: want %v", lost, want)
+		}
+	}
+	beats()
+	const heard = "test:{~fleet}:heard"
+	at, err := r.client.Get(t.Context(), heard).Int64()
+	if err != nil || r.client.PTTL(t.Context(), heard).Val() <= 0 {
+		t.Fatalf("heard at %d, or without a TTL: %v", at, err)
+	}
+	r.client.Set(t.Context(), heard, at-3_600_000, time.Hour)
+	beats(time.Hour)
+	r.client.FlushAll(t.Context())
+	beats(time.Hour, -1)
 }
 
 // TestStopWhileDegraded: what could not be given back is said; what can be is.

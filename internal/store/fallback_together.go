@@ -22,11 +22,11 @@ func (f *Fallback) together(ctx context.Context, p *part) bool {
 		return true
 	}
 	key := f.redis.prefix + ":{" + f.redis.checked[p.number].account + "}:back"
-	began, now, err := f.redis.runForTwo(ctx, f.backs, key, backKept.Milliseconds())
+	answer, err := f.redis.runForNumbers(ctx, f.backs, 2, []string{key}, backKept.Milliseconds())
 	if err != nil {
 		f.failed(p, fmt.Errorf("find out since when Redis is back: %w", err))
 		return false
 	}
-	since := time.Duration(now-began) * time.Millisecond
+	since := time.Duration(answer[1]-answer[0]) * time.Millisecond
 	return since >= gathering || waits(ctx, gathering-since)
 }

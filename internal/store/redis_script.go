@@ -111,20 +111,20 @@ func within(ctx context.Context, timeout time.Duration) (context.Context, contex
 	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
-// runForTwo runs a script of one key, as runSoon does, whose answer is two numbers.
-func (r *Redis) runForTwo(ctx context.Context, s script, key string, args ...any) (first, second int64, err error) {
-	reply, err := r.runSoon(ctx, s, []string{key}, args)
+// runForNumbers runs a script, as runSoon does, whose answer is so many numbers.
+func (r *Redis) runForNumbers(ctx context.Context, s script, want int, keys []string, args ...any) ([]int64, error) {
+	reply, err := r.runSoon(ctx, s, keys, args)
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	numbers, err := reply.Int64Slice()
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
-	if len(numbers) != 2 {
-		return 0, 0, fmt.Errorf("%d numbers in the answer, want 2", len(numbers))
+	if len(numbers) != want {
+		return nil, fmt.Errorf("%d numbers in the answer, want %d", len(numbers), want)
 	}
-	return numbers[0], numbers[1], nil
+	return numbers, nil
 }
 
 // waits returns false when ctx ends before the time is over.
