@@ -88,11 +88,14 @@ func newDirectory(c config.Reload, m *metrics, log *slog.Logger) *directory {
 
 // apply takes up what the store has.
 func (d *directory) apply(records []apikey.Record, whole bool) {
-	take := d.stored.Apply
+	take, known := d.stored.Apply, d.stored.Directory()
 	if whole {
 		take = d.stored.Replace
 	}
 	d.tell(take(records))
+	if whole {
+		d.tellRestored(known, d.stored.Directory())
+	}
 	d.metrics.keys.WithLabelValues("store").Set(float64(d.stored.Directory().Len()))
 	d.tellTiers(func(yield func(*apikey.Record) bool) {
 		for i := range records {

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/tiergate/tiergate/internal/apikey"
+)
+
+// TestOlderStateOfKeys: where the store's keys are loaded anew and what was done to some is
+// undone, that is told of, and nothing else is.
+func TestOlderStateOfKeys(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "tiergate.yaml")
+	tiersOf(t, file, "gold")
+	if err := os.WriteFile(filepath.Join(filepath.Dir(file), "keys.yaml"), []byte("keys: []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, file)
+	record := func(id string, revision int64) apikey.Record {
+		return apikey.Record{ID: id, Hash: apikey.Redacting("sk-of-" + id).Hash(), Tier: "gold", Revision: revision}
+	}
+	rotated, revoked := record("key_rotated", 2), record("key_revoked", 2)
+	rotated.Hash = apikey.Redacting("sk-another").Hash()
+	revoked.Revoked = true
+	const told = "level=WARN msg=\"the store has an older state of its keys"
+	s.directory.apply([]apikey.Record{record("key_a", 1), record("key_rotated", 1)}, true)
+	s.directory.apply([]apikey.Record{record("key_a", 1), rotated, revoked, record("key_new", 1)}, true)
+	if s.log.count(told) != 0 {
+		t.Error("told of what came by itself")
+	}
+	s.directory.apply([]apikey.Record{record("key_a", 1), record("key_rotated", 1), record("key_revoked", 1)}, true)
+	if s.log.count("revoked_keys_work=1 replaced_secrets_work=1 keys_gone=1 key_id=key_r") != 1 || s.log.count(told) != 1 {
+		t.Error("not told of, once, what was undone")
+	}
+}
