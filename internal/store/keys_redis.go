@@ -60,13 +60,14 @@ func NewRedisKeys(r *Redis, notices KeyNotices) *RedisKeys {
 	return k
 }
 
-// Read returns the record of an ID as it is in Redis, or a KeyError with ErrUnknown.
+// Read returns the record of an ID as it is in Redis, or a KeyError with ErrUnknown. Where Redis
+// has lost the directory that this process knows, the error is ErrLost.
 func (k *RedisKeys) Read(ctx context.Context, id string) (apikey.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
 	defer cancel()
 	text, err := k.client.HGet(ctx, k.records, id).Bytes()
 	if errors.Is(err, redis.Nil) {
-		return apikey.Record{}, &apikey.KeyError{ID: id, Err: apikey.ErrUnknown}
+		return apikey.Record{}, k.missing(ctx, id)
 	}
 	if err != nil {
 		return apikey.Record{}, fmt.Errorf("read key %s in Redis: %w", id, advised(err))
@@ -76,6 +77,19 @@ func (k *RedisKeys) Read(ctx context.Context, id string) (apikey.Record, error) 
 		return apikey.Record{}, fault
 	}
 	return record, nil
+}
+
+// missing says why there is no record of an ID.
+func (k *RedisKeys) missing(ctx context.Context, id string) error {
+	epoch, err := k.client.Get(ctx, k.epochKey).Result()
+	switch known := k.epoch.Load(); {
+	case err != nil && !errors.Is(err, redis.Nil):
+		return fmt.Errorf("read key %s in Redis: %w", id, advised(err))
+	case known != "" && known != epoch:
+		return fmt.Errorf("read key %s in Redis: %w", id, apikey.ErrLost)
+	default:
+		return &apikey.KeyError{ID: id, Err: apikey.ErrUnknown}
+	}
 }
 
 // Write makes all changes and adds their events to the audit log, or does nothing. It

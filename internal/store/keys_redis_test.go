@@ -197,6 +197,9 @@ func TestEmptiedRedis(t *testing.T) {
 	if _, err := k.Write(t.Context(), []apikey.Change{changing(a)}); !errors.Is(err, apikey.ErrLost) {
 		t.Errorf("written to an emptied Redis: %v", err)
 	}
+	if _, err := k.Read(t.Context(), a.ID); !errors.Is(err, apikey.ErrLost) {
+		t.Errorf("a key of an emptied Redis: %v", err)
+	}
 	told(t, outages, apikey.ErrLost)
 	w.has(t, a)
 
