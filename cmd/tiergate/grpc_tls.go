@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
@@ -38,7 +39,7 @@ func newListenerTLS(start config.Listener, c config.TLS, m *metrics, log *slog.L
 			Name: "tiergate_tls_handshakes_refused_total", Help: "TLS handshakes of the gRPC listener that failed on either side.",
 		}),
 		expires: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "tiergate_tls_certificate_expiry_timestamp_seconds", Help: "When the certificate of the gRPC listener ends, Unix seconds.",
+			Name: "tiergate_tls_certificate_expiry_timestamp_seconds", Help: "When the certificate of the gRPC listener ends, or one between it and its root, Unix seconds.",
 		}),
 	}
 	m.registry.MustRegister(t.refused, t.expires)
@@ -71,7 +72,18 @@ func (t *listenerTLS) use(c config.TLS) {
 		return
 	}
 	t.current.Store(next)
-	t.expires.Set(float64(c.Certificate.Leaf.NotAfter.Unix()))
+	t.expires.Set(float64(ends(c.Certificate).Unix()))
+}
+
+// ends returns when a certificate, or one between it and its root, is not accepted any more.
+func ends(c *tls.Certificate) time.Time {
+	end := c.Leaf.NotAfter
+	for _, content := range c.Certificate[1:] {
+		if between, err := x509.ParseCertificate(content); err == nil && between.NotAfter.Before(end) {
+			end = between.NotAfter
+		}
+	}
+	return end
 }
 
 // allowOnly refuses clients whose certificate has none of the names; none named means

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -306,17 +307,22 @@ func TestNeverWithLess(t *testing.T) {
 	}
 }
 
-// TestCertificateOutOfTime: a certificate that has expired, or is not valid yet, is told of with the
-// date by config check and in the log of the server, which serves all the same.
+// TestCertificateOutOfTime: a certificate that has expired, or is not valid yet, one between it and
+// its root, and roots none of which holds, are told of with the date by config check and in the log of the server, which serves all the same.
 func TestCertificateOutOfTime(t *testing.T) {
 	t.Parallel()
 	s := &secured{authority: must[*devstack.Authority](t)(devstack.NewAuthority("ours")), dir: t.TempDir()}
 	past, later := time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	for name, c := range map[string]devstack.Certificate{"server": {}, "expired": {NotBefore: past.Add(-time.Hour), NotAfter: past}, "early": {NotBefore: later}} {
-		pair := must[devstack.Pair](t)(s.authority.Issue(c))
-		if _, _, err := pair.Write(s.dir, name); err != nil {
+	pairs := map[string]devstack.Pair{}
+	for name, c := range map[string]devstack.Certificate{"server": {}, "expired": {CommonName: "old", NotBefore: past.Add(-time.Hour), NotAfter: past}, "early": {NotBefore: later}} {
+		pairs[name] = must[devstack.Pair](t)(s.authority.Issue(c))
+		if _, _, err := pairs[name].Write(s.dir, name); err != nil {
 			t.Fatal(err)
 		}
+	}
+	chain := devstack.Pair{Certificate: slices.Concat(pairs["server"].Certificate, pairs["expired"].Certificate), Key: pairs["server"].Key}
+	if _, _, err := chain.Write(s.dir, "chain"); err != nil {
+		t.Fatal(err)
 	}
 	redis := []string{"--set", "store.type=redis", "--set", "store.redis.tls.enabled=true", "--set", "store.redis.tls.cert_file=early.pem", "--set", "store.redis.tls.key_file=early.key"}
 	file := filepath.Join(s.dir, "tiergate.yaml")
@@ -331,6 +337,9 @@ func TestCertificateOutOfTime(t *testing.T) {
 		{"cert_file: expired.pem, key_file: expired.key", nil, []string{ended}},
 		{"cert_file: expired.pem, key_file: expired.key", redis, []string{ended, early}},
 		{"cert_file: expired.pem, key_file: expired.key", []string{"--without-secrets"}, nil},
+		{"cert_file: chain.pem, key_file: chain.key", nil, []string{": grpc.tls.cert_file: the certificate of \"CN=old\" in chain.pem has expired, on " + past.Format(time.RFC3339)}},
+		{oneSided + ", client_ca_file: expired.pem", nil, []string{": grpc.tls.client_ca_file: no certificate in expired.pem is valid now, "}},
+		{oneSided + ", client_ca_file: chain.pem", nil, nil}, // one of two holds
 	} {
 		s.configure(t, c.settings)
 		var text, list bytes.Buffer
@@ -352,10 +361,13 @@ func TestCertificateOutOfTime(t *testing.T) {
 			}
 		}
 	}
-	s.configure(t, "cert_file: expired.pem, key_file: expired.key")
+	s.configure(t, "cert_file: chain.pem, key_file: chain.key")
 	s.running = startServer(t, file)
 	if s.log.count("has expired, on "+past.Format(time.RFC3339)) != 1 {
-		t.Errorf("the log does not say once that the certificate has expired: %s", s.log.text.String())
+		t.Errorf("the log does not say once that a certificate has expired: %s", s.log.text.String())
+	}
+	if end := s.metric(t, "tiergate_tls_certificate_expiry_timestamp_seconds", ""); int64(end) != past.Unix() {
+		t.Errorf("the first of the certificates ends at %f: want %d", end, past.Unix())
 	}
 }
 

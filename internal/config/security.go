@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"regexp"
@@ -118,21 +119,26 @@ func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
 		c.fault(at+".cert_file", "%v: want PEM files of a certificate and of its private key", err)
 		return nil
 	}
-	c.inTime(at+".cert_file", certFile, pair.Leaf)
+	c.inTime(at+".cert_file", "the certificate in "+certFile, pair.Leaf)
+	for _, content := range pair.Certificate[1:] {
+		if between, err := x509.ParseCertificate(content); err == nil {
+			c.inTime(at+".cert_file", fmt.Sprintf("the certificate of %q in %s", between.Subject, certFile), between)
+		}
+	}
 	return &pair
 }
 
 // inTime warns of a certificate that nobody accepts now. It is used: it may be the clock that is
 // wrong, and who serves goes on.
-func (c *checker) inTime(at, file string, leaf *x509.Certificate) {
+func (c *checker) inTime(at, which string, certificate *x509.Certificate) {
 	if c.loader.options.Now == nil {
 		return
 	}
 	switch now := c.loader.options.Now(); {
-	case now.After(leaf.NotAfter):
-		c.warn(at, "the certificate in %s has expired, on %s: put a new one in its place", file, leaf.NotAfter.UTC().Format(time.RFC3339))
-	case now.Before(leaf.NotBefore):
-		c.warn(at, "the certificate in %s is not valid before %s: put another in its place, or set this machine's clock right", file, leaf.NotBefore.UTC().Format(time.RFC3339))
+	case now.After(certificate.NotAfter):
+		c.warn(at, "%s has expired, on %s: put a new one in its place", which, certificate.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(certificate.NotBefore):
+		c.warn(at, "%s is not valid before %s: put another in its place, or set this machine's clock right", which, certificate.NotBefore.UTC().Format(time.RFC3339))
 	}
 }
 
@@ -146,10 +152,24 @@ func (c *checker) roots(at, file string) *x509.CertPool {
 		c.fault(at, "%v", err)
 		return nil
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(content) {
+	pool, known, hold := x509.NewCertPool(), 0, 0
+	for block, rest := pem.Decode(content); block != nil; block, rest = pem.Decode(rest) {
+		root, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || block.Type != "CERTIFICATE" {
+			continue
+		}
+		pool.AddCert(root)
+		known++
+		if now := c.loader.options.Now; now == nil || !now().After(root.NotAfter) && !now().Before(root.NotBefore) {
+			hold++
+		}
+	}
+	if known == 0 {
 		c.fault(at, "file %s has no certificate: want PEM", file)
 		return nil
+	}
+	if hold == 0 { // one that has expired may be left beside its successor
+		c.warn(at, "no certificate in %s is valid now, so none that leads to them is accepted: put a new one beside them, or set this machine's clock right", file)
 	}
 	return pool
 }
