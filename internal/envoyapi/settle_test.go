@@ -433,6 +433,22 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// TestResourcesWithoutTokens cost none, however many answers say nothing of tokens.
+func TestResourcesWithoutTokens(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.Tokens.Rules = map[string]quota.TokenRules{"chat": {}}
+	})
+	_, client := accessLog(t, g)
+	for range 10 {
+		log(t, client, entryOf(admit(t, g, declaring("")), 200, viaUpstream, nil))
+	}
+	if have := remaining(t, g); have != "1000" {
+		t.Errorf("%s tokens remain, want 1000", have)
+	}
+}
+
 // FuzzTicket looks for a text that panics, or that is taken for a ticket and is
 // none.
 func FuzzTicket(f *testing.F) {

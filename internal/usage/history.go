@@ -21,8 +21,8 @@ const (
 	// historyEnough is how many answers there must be before anything follows.
 	historyEnough = 5
 
-	bucketCount = 48
-	firstBucket = 16.0 // tokens; the last bucket ends at 16 · 1.25^47, more than half a million
+	bucketCount = 49
+	firstBucket = 16.0 // tokens, after one for none; the last ends at 16 · 1.25^47, more than half a million
 	bucketRatio = 1.25
 )
 
@@ -104,19 +104,23 @@ func (u *usages) quantile() int64 {
 	for _, w := range u.weights {
 		total += w
 	}
-	edge := firstBucket
+	edge := 0.0
 	for _, w := range u.weights {
 		if sum += w; sum >= historyQuantile*total {
 			break
 		}
-		edge *= bucketRatio
+		edge = max(edge*bucketRatio, firstBucket)
 	}
 	return int64(math.Ceil(edge))
 }
 
 func bucketOf(tokens int64) int {
-	if tokens <= firstBucket {
+	switch {
+	case tokens <= 0:
 		return 0
+	case tokens <= firstBucket:
+		return 1
+	default:
+		return min(1+int(math.Ceil(math.Log(float64(tokens)/firstBucket)/math.Log(bucketRatio))), bucketCount-1)
 	}
-	return min(int(math.Ceil(math.Log(float64(tokens)/firstBucket)/math.Log(bucketRatio))), bucketCount-1)
 }

@@ -38,6 +38,12 @@ func TestHistory(t *testing.T) {
 		h.Add("a", "chat", 20)
 	}
 	within("for long small ones", 20, 25)
+	for range 10 {
+		h.Add("a", "moderations", 0)
+	}
+	if high := h.High("a", "moderations"); high != 0 {
+		t.Errorf("of answers without tokens: %d, want 0", high)
+	}
 	h.Add("a", "chat", 1<<62)
 	h.Add("a", "chat", -1)
 	for i := range 1000 {
