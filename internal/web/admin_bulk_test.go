@@ -155,6 +155,31 @@ func TestTiers(t *testing.T) {
 	}
 }
 
+// TestUsageWithoutARecord: what was counted for an ID is shown when its key has left the file,
+// or where another filter says who asks; one of which nothing was counted is unknown.
+func TestUsageWithoutARecord(t *testing.T) {
+	t.Parallel()
+	f := newAdmin(t)
+	secret := apikey.New().Reveal()
+	refusals := []usage.Refusal{{At: noon, Resource: "chat", Limit: "requests_per_minute", Used: 10, Max: 10, Asked: 1, Wait: time.Second}}
+	for _, id := range []string{"user-7", secret, "~tier"} {
+		cells := []usage.Cell{{Minute: noon.Unix() / 60, Label: "chat", Counts: usage.Counts{Admitted: 3, InputTokens: 10, OutputTokens: 20}}}
+		f.used(usage.Account{ID: id, Cells: cells, Refusals: refusals})
+	}
+	if s := ok[UsageView](f, "GET", "/keys/user-7/usage", ""); s.KeyID != "user-7" || s.Totals.Admitted != 3 || s.Totals.OutputTokens != 20 {
+		t.Errorf("%+v", s)
+	}
+	if r := ok[RefusalsView](f, "GET", "/keys/user-7/refusals", ""); r.KeyID != "user-7" || len(r.Refusals) != 1 {
+		t.Errorf("%+v", r)
+	}
+	for _, id := range []string{"user-8", secret, "~tier"} { // a secret is no ID: the store does not hear of it
+		for _, path := range []string{"/usage", "/refusals"} {
+			f.refused("GET", "/keys/"+id+path, "", kindNoKey, "no key has this ID")
+		}
+	}
+	f.refused("GET", "/keys/user-7/limits", "", kindNoKey, "")
+}
+
 // TestUsageOfAKey: its series, its limits as they are now, and what was refused.
 func TestUsageOfAKey(t *testing.T) {
 	t.Parallel()

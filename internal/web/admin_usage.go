@@ -1,8 +1,10 @@
 package web
 
 import (
+	"errors"
 	"strings"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -13,17 +15,34 @@ func (a *Admin) series(c *call) (any, error) {
 	if err != nil {
 		return nil, wrongParameter(err)
 	}
-	r, err := c.record()
-	if err != nil {
-		return nil, err
+	id, unknown := c.account()
+	if id == "" {
+		return nil, unknown
 	}
-	points, err := a.usage.Series(c.Context(), r.ID, wanted.Query)
+	points, err := a.usage.Series(c.Context(), id, wanted.Query)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}
+	if len(points) == 0 && unknown != nil {
+		return nil, unknown
+	}
 	view := wanted.view(points)
-	view.KeyID = r.ID
+	view.KeyID = id
 	return view, nil
+}
+
+// account returns whose usage is asked for. It may be an ID that is not on record any more, or
+// never was, as where another filter says who asks: unknown then is what to answer if nothing
+// was counted for it. Where it cannot be such an ID it is empty.
+func (c *call) account() (id string, unknown error) {
+	id = c.PathValue("id")
+	if _, unknown = c.record(); unknown == nil {
+		return id, nil
+	}
+	if !errors.Is(unknown, apikey.ErrUnknown) || !apikey.ValidID(id) || strings.HasPrefix(id, apikey.Prefix) {
+		return "", unknown
+	}
+	return id, unknown
 }
 
 // wrongParameter is the problem of parameters that parseSeries cannot read.
@@ -61,13 +80,16 @@ func (a *Admin) refusals(c *call) (any, error) {
 	if err := c.query().end(); err != nil {
 		return nil, err
 	}
-	r, err := c.record()
-	if err != nil {
-		return nil, err
+	id, unknown := c.account()
+	if id == "" {
+		return nil, unknown
 	}
-	refusals, err := a.usage.Refusals(c.Context(), r.ID)
+	refusals, err := a.usage.Refusals(c.Context(), id)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what and why, for the answer
 	}
-	return viewOfRefusals(r.ID, refusals), nil
+	if len(refusals) == 0 && unknown != nil {
+		return nil, unknown
+	}
+	return viewOfRefusals(id, refusals), nil
 }
