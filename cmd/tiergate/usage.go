@@ -76,7 +76,8 @@ func printSeries(w io.Writer, s web.UsageView) {
 		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.CountsView, fmt.Sprintf("%d requests, %d tokens", number(p.Peak.Requests), number(p.Peak.Tokens)))
 	}
 	row("total", "", s.Totals, "")
-	_ = table.Flush() // as with any printing
+	_ = table.Flush()                                                                // as with any printing
+	fmt.Fprintf(w, "The total is from %s to %s, UTC.\n", clock(s.From), clock(s.To)) // less than was asked for, where that is not kept
 }
 
 // number is what is pointed to; nothing is 0.
