@@ -230,11 +230,6 @@ func (o observer) count(v *envoyapi.Verdict) {
 // Settled implements envoyapi.Observer.
 func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 	o.metrics.settlements.WithLabelValues(r.By, r.Result).Inc()
-	if o.usage != nil && r.Account != "" {
-		o.usage.Settled(usage.Settled{
-			Account: r.Account, Tier: r.Tier, Resource: r.Resource, Priority: r.Priority, At: r.At, Input: r.InputTokens, Output: r.OutputTokens,
-		})
-	}
 	// A ticket comes back from Envoy, so its source is checked before it is a label.
 	if r.Result == quota.Settled.String() && r.Used > 0 && slices.Contains(estimated(), r.Source) {
 		o.metrics.accuracy.WithLabelValues(string(r.Source)).Observe(float64(r.Reserved) / float64(r.Used))
@@ -243,6 +238,13 @@ func (o observer) Settled(ctx context.Context, r envoyapi.SettlementReport) {
 		o.log.ErrorContext(ctx, "a settlement is lost: its reservation stands", "by", r.By, "error", r.Err)
 	} else if r.Result != quota.Settled.String() {
 		o.log.LogAttrs(ctx, slog.LevelDebug, "not settled", slog.String("by", r.By), slog.String("result", r.Result), slog.Any("error", r.Err))
+	}
+}
+
+// Used implements envoyapi.Observer.
+func (o observer) Used(u envoyapi.Use) {
+	if o.usage != nil {
+		o.usage.Settled(usage.Settled(u))
 	}
 }
 

@@ -55,8 +55,14 @@ func (i intruder) admitted(t *testing.T) string {
 // settle says by a call that nothing was used.
 func (i intruder) settle(t *testing.T, domain, ticket string) error {
 	t.Helper()
+	return i.call(t, domain, ticket, 0)
+}
+
+// call says by a call that so many tokens were used for the prompt, and as many for the answer.
+func (i intruder) call(t *testing.T, domain, ticket string, tokens uint64) error {
+	t.Helper()
 	one := func(name string) *ratelimitv3.RateLimitDescriptor {
-		return &ratelimitv3.RateLimitDescriptor{HitsAddend: wrapperspb.UInt64(0), Entries: []*ratelimitv3.RateLimitDescriptor_Entry{
+		return &ratelimitv3.RateLimitDescriptor{HitsAddend: wrapperspb.UInt64(tokens), Entries: []*ratelimitv3.RateLimitDescriptor_Entry{
 			{Key: "reservation", Value: ticket}, {Key: "settle", Value: name}, {Key: "details", Value: "via_upstream"}, {Key: "code", Value: "200"},
 		}}
 	}

@@ -349,3 +349,58 @@ func TestUnlimitedRepeatsInUsage(t *testing.T) {
 		t.Errorf("%s: %v: want %v", out, err, want)
 	}
 }
+
+// TestTwoWaysAreOneInUsage: an answer that is reported to two instances is in the usage once,
+// of a key without limits too, and where Redis is away meanwhile.
+func TestTwoWaysAreOneInUsage(t *testing.T) {
+	t.Parallel()
+	one, two := fleet(t, devstack.Options{Sets: []string{"tokens.settle_by=[access_log, ratelimit]", "store.redis.timeout=500ms"}})
+	here, there := intrude(t, one), intrude(t, two)
+	keys := []string{"sk-demo-pro", "sk-demo-enterprise"}
+	ticket := func(key string) string {
+		r, err := here.authz.Check(t.Context(), checkRequest(key))
+		if err != nil || ticketOf(r) == "" {
+			t.Fatalf("%v, %v", r, err)
+		}
+		return ticketOf(r)
+	}
+	both := func(ticket string) {
+		for _, i := range []intruder{here, there} {
+			if err := i.call(t, "tiergate-settle", ticket, 7); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := map[string]string{}
+	for _, key := range keys {
+		both(ticket(key))
+		before[key] = ticket(key)
+	}
+	freeze(t, one.Redis)
+	for _, s := range []*devstack.Stack{one, two} {
+		eventually(t, "Redis is found away", func() bool { return metric(t, s, "tiergate_degraded") == 1 })
+	}
+	for _, key := range keys {
+		both(ticket(key))
+		both(before[key])
+	}
+	if err := one.Redis.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	used := func(key string) sums {
+		out, err := tryAdmin(t, one, "usage", "key_demo_"+strings.TrimPrefix(key, "sk-demo-"), "--step", "day", "--by", "resource")
+		if err != nil {
+			return nil // Redis is not back yet
+		}
+		return told(t, out)
+	}
+	want := sums{"requests": 3, "chat admitted": 3, "chat input": 21, "chat output": 21}
+	for _, key := range keys {
+		if !trueWithin(20*time.Second, func() bool { return reflect.DeepEqual(used(key), want) }) {
+			t.Errorf("%s: %v, want %v", key, used(key), want)
+		}
+	}
+	for _, s := range []*devstack.Stack{one, two} {
+		eventually(t, "nothing waits", func() bool { return metric(t, s, "tiergate_settlements_waiting") == 0 })
+	}
+}

@@ -23,6 +23,7 @@ type noObserver struct{}
 
 func (noObserver) Judged(context.Context, Verdict, time.Duration) {}
 func (noObserver) Settled(context.Context, SettlementReport)      {}
+func (noObserver) Used(Use)                                       {}
 func (noObserver) Invalid(context.Context, time.Time, string)     {}
 
 // BenchmarkCheck is the whole decision in the process, from CheckRequest to

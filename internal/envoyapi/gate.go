@@ -54,12 +54,13 @@ type Verdict struct {
 // maxMisnamed is how much of the name of an unknown resource is told of, in bytes.
 const maxMisnamed = 64
 
-// An Observer is told every verdict and how long it took, every settlement, and why a call
-// was none that can be answered. Verdicts are passed as values, which the allocator never
-// hears of.
+// An Observer is told every verdict and how long it took, every settlement, what each answer
+// has used, and why a call was none that can be answered. Verdicts are passed as values, which
+// the allocator never hears of.
 type Observer interface {
 	Judged(ctx context.Context, v Verdict, took time.Duration)
 	Settled(ctx context.Context, r SettlementReport)
+	Used(u Use)
 	Invalid(ctx context.Context, at time.Time, problem string)
 }
 
@@ -257,7 +258,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	v.Priority = quota.Effective(v.Key.Granted(plan.Tier.Priority), q.priority)
 	r := quota.Request{
 		Account: v.Key.ID, Tier: plan, Overrides: v.Key.Overrides, Limits: q.limits, Resource: v.Resource, Priority: v.Priority, Pool: s.Pools[v.Resource],
-		Refundable: s.Tokens.refunds(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
+		Reserved: s.Tokens.refunds() || s.Tokens.twice(), Credit: q.credit, Firm: !s.Tokens.refunds() && !s.RateLimit.NegativeHits,
 	}
 	t := ticket{
 		account: v.Key.ID, resource: v.Resource, source: quota.ByDeclaration, choices: max(q.body.Choices, 1), weight: s.Tokens.Models.Of(q.model, q.body.Read),
@@ -280,7 +281,7 @@ func (g *Gate) request(s *Settings, q *inquiry, v *Verdict) (quota.Request, tick
 	r.ID, r.Secret = requestID(q.id), rand.Text
 	// A request without a body makes no tokens. What its answer says of usage is that
 	// of another one, as where a stored answer is fetched.
-	if s.Tokens.settled() && (t.source != quota.ByNothing || r.Refundable) {
+	if s.Tokens.settled() && (t.source != quota.ByNothing || s.Tokens.refunds()) {
 		r.Keep = s.Tokens.Keep
 	}
 	return r, t

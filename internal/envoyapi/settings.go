@@ -57,6 +57,9 @@ type TokenSettings struct {
 // settled reports whether anything settles reservations.
 func (t *TokenSettings) settled() bool { return t.SettleByAccessLog || t.SettleByRateLimit }
 
+// twice reports whether each answer is reported in two ways.
+func (t *TokenSettings) twice() bool { return t.SettleByAccessLog && t.SettleByRateLimit }
+
 // refunds reports whether anything is given back.
 func (t *TokenSettings) refunds() bool { return len(t.RefundStatuses) > 0 || t.RefundCached }
 

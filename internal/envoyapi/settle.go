@@ -78,12 +78,16 @@ type SettlementReport struct {
 	Reserved int64 // tokens
 	Used     int64 // tokens; quota.Unknown: not reported, or maybe not all
 	Err      error
+}
 
-	// Where Result is settled, queued or Unreserved, what the request is counted as.
-	Account, Tier, Resource   string
-	Priority                  quota.Priority // that the key may use
-	At                        time.Time
-	InputTokens, OutputTokens int64
+// A Use is what an answer is counted to have used. An Observer is told of it once, however
+// often and in however many ways the answer is reported.
+type Use struct {
+	Account        string         // the key ID
+	Tier, Resource string         // empty tier: it is not known any more
+	Priority       quota.Priority // that the key may use; 0: it is not known any more
+	At             time.Time      // when the answer had ended
+	Input, Output  int64          // tokens
 }
 
 // bytesPerStreamedToken is how much of a stream one token takes at the least, with
@@ -130,6 +134,10 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	if a.refundable(&s.Tokens) {
 		settlement.RefundShare = s.Tokens.RefundShare
 	}
+	use := t.use(s, &settlement, g.now())
+	if s.Tokens.twice() { // which of two reports that wait is the first, Redis will tell
+		settlement.Then = g.once(use)
+	}
 	report := SettlementReport{By: a.by, Source: t.source, Reserved: t.tokens, Used: quota.Unknown}
 	if t.reserves() {
 		outcome, err := g.limiter.Settle(ctx, settlement)
@@ -148,15 +156,26 @@ func (g *Gate) settle(ctx context.Context, s *Settings, a *answered) error {
 	if a.clean() {
 		report.Used = used.Tokens
 	}
-	if report.Result == quota.Settled.String() || report.Result == quota.Queued.String() || report.Result == Unreserved {
-		report.of(s, t, g.now())
-		report.InputTokens, report.OutputTokens = t.counted(settlement)
-		if report.Result != quota.Queued.String() { // else nobody has verified it
-			g.learn(s, t, a)
+	g.observer.Settled(ctx, report)
+	switch report.Result {
+	case quota.Settled.String(), Unreserved:
+		g.observer.Used(use)
+		g.learn(s, t, a)
+	case quota.Queued.String(): // nobody has verified it: nothing is learnt of it
+		if settlement.Then == nil {
+			g.observer.Used(use)
 		}
 	}
-	g.observer.Settled(ctx, report)
 	return nil
+}
+
+// once returns what tells of a use if the settlement that waited is the first of its answer.
+func (g *Gate) once(u Use) func(quota.Outcome) {
+	return func(o quota.Outcome) {
+		if o == quota.Settled {
+			g.observer.Used(u)
+		}
+	}
 }
 
 // stranger reports whether an ID is of no key: not of one in a directory that was not read
@@ -165,16 +184,18 @@ func (s *Settings) stranger(id string) bool {
 	return s.RateLimit.Entries.Tier == "" && s.Identity.Tier.Namespace == "" && s.Keys.ByID(id) == nil && errors.Is(s.Keys.Missing(), apikey.ErrUnknown)
 }
 
-// of says whose request it was.
-func (r *SettlementReport) of(s *Settings, t ticket, now time.Time) {
-	r.Account, r.Resource, r.At = t.account, s.Resources.Classify(t.resource, ""), now
+// use says what a settlement leaves charged, and whom.
+func (t ticket) use(s *Settings, of *quota.Settlement, now time.Time) Use {
+	u := Use{Account: t.account, Resource: s.Resources.Classify(t.resource, ""), At: now}
 	if record := s.Keys.ByID(t.account); record != nil && s.Plans[record.Tier] != nil {
-		r.Tier, r.Priority = record.Tier, record.Granted(s.Plans[record.Tier].Tier.Priority)
+		u.Tier, u.Priority = record.Tier, record.Granted(s.Plans[record.Tier].Tier.Priority)
 	}
+	u.Input, u.Output = t.counted(of)
+	return u
 }
 
 // counted returns the tokens that a settlement leaves charged.
-func (t ticket) counted(s quota.Settlement) (input, output int64) {
+func (t ticket) counted(s *quota.Settlement) (input, output int64) {
 	if t.source == quota.ByNothing || s.RefundShare > 0 {
 		return 0, 0
 	}

@@ -260,7 +260,7 @@ func (t *Taken) join(pool Taken) {
 // were. Nothing is given back of an answer that failed: the backend had the work.
 func (l *Limiter) settlePooled(ctx context.Context, s Settlement) error {
 	s.Account, s.Request = s.Pool.account, pooled(s.Account, s.Request, s.Secret)
-	s.Pool, s.RefundShare = nil, 0
+	s.Pool, s.RefundShare, s.Then = nil, 0, nil
 	_, err := l.counts.Settle(ctx, s)
 	return err //nolint:wrapcheck // by the caller
 }

@@ -73,11 +73,11 @@ type Request struct {
 	Cost, Estimate Cost
 	Credit         bool // gives Cost back instead of taking it
 
-	ID         string        // see Order; without one it has no repeats
-	Secret     func() string // makes that of the Order, where anything is to be kept; nil: nothing is
-	Keep       time.Duration // see Order; where there is anything to settle
-	Refundable bool          // requests too may be given back, when it is settled
-	Firm       bool          // see Order
+	ID       string        // see Order; without one it has no repeats
+	Secret   func() string // makes that of the Order, where anything is to be kept; nil: nothing is
+	Keep     time.Duration // see Order; where there is anything to settle
+	Reserved bool          // what is taken is kept, though no limit is on tokens: it may be given back, or be settled twice
+	Firm     bool          // see Order
 }
 
 // A Charge is what one limit is asked to give for one request.

@@ -99,7 +99,7 @@ func (l *Limiter) Decide(ctx context.Context, r Request, now time.Time) (Decisio
 // order asks for charges.
 func (r Request) order(charges []Charge) Order {
 	o := Order{Account: r.Account, Charges: charges, Request: r.ID, OnFailure: r.Tier.Tier.OnFailure, Firm: r.Firm, Undoable: r.Pool != nil}
-	if r.Refundable || r.Pool.settles() || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
+	if r.Reserved || r.Pool.settles() || slices.ContainsFunc(charges, func(c Charge) bool { return c.Limit.Metric != Requests }) {
 		o.Keep = r.Keep
 	}
 	switch {

@@ -204,14 +204,14 @@ func TestUnlimitedCountsEverything(t *testing.T) {
 func TestSecretsAreMadeForWhatIsKept(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		id                 string
-		keep               time.Duration
-		refundable, tokens bool
-		want               int
+		id               string
+		keep             time.Duration
+		reserved, tokens bool
+		want             int
 	}{
 		{want: 0},
 		{keep: time.Minute, want: 0},
-		{keep: time.Minute, refundable: true, want: 1},
+		{keep: time.Minute, reserved: true, want: 1},
 		{keep: time.Minute, tokens: true, want: 1},
 		{tokens: true, want: 0},
 		{id: "r", want: 0},
@@ -222,7 +222,7 @@ func TestSecretsAreMadeForWhatIsKept(t *testing.T) {
 			r.Tier = quota.NewPlan(quota.Tier{Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 10}}}, quota.ByKey, nil)
 		}
 		made := 0
-		r.ID, r.Keep, r.Refundable = c.id, c.keep, c.refundable
+		r.ID, r.Keep, r.Reserved = c.id, c.keep, c.reserved
 		r.Secret = func() string {
 			made++
 			return "s"

@@ -83,6 +83,9 @@ type Settlement struct {
 	// used: as much of it as keeps what refunds give back in a window within this
 	// share of the limit's maximum, in thousandths.
 	RefundShare int64
+	// Then is called once what became of a settlement is known whose outcome was Queued, unless
+	// it is lost; nil: nobody asks.
+	Then func(Outcome)
 }
 
 // An Outcome is what became of a Settlement.

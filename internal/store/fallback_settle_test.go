@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"maps"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -69,8 +70,15 @@ func TestSettlementsAroundAnOutage(t *testing.T) {
 	wantOutcome(t, settle(t, one, settlement("never", 10)), quota.Queued) // nobody knows better yet
 	wantOutcome(t, settle(t, one, settlement("before", 10)), quota.Queued)
 	wantOutcome(t, settle(t, two, settlement("before-other", 10)), quota.Queued)
-	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
-	wantOutcome(t, settle(t, two, settlement("in-other", 10)), quota.Queued)
+	told := make(chan quota.Outcome, 3)
+	for range 2 {
+		waits := settlement("in-other", 10)
+		waits.Then = func(o quota.Outcome) { told <- o }
+		wantOutcome(t, settle(t, two, waits), quota.Queued)
+	}
+	if len(told) > 0 {
+		t.Error("what waits is told of")
+	}
 	start(t, server)
 	becomes(t, "all is given back", func() bool { return one.owing() == 0 && !one.State().Degraded && !two.State().Degraded })
 	wantOutcome(t, settle(t, one, settlement("in-after", 10)), quota.Settled)
@@ -78,6 +86,14 @@ func TestSettlementsAroundAnOutage(t *testing.T) {
 	becomes(t, "all is settled", func() bool { return allShared(one) && allShared(two) })
 	if used := tokensUsed(t, redisStore(t, server)); used != 60 {
 		t.Errorf("%d used: want 10 for each of 6", used)
+	}
+	close(told)
+	outcomes := map[quota.Outcome]int{}
+	for o := range told {
+		outcomes[o]++
+	}
+	if want := map[quota.Outcome]int{quota.Settled: 1, quota.Duplicate: 1}; !maps.Equal(outcomes, want) {
+		t.Errorf("%v are told: want %v", outcomes, want)
 	}
 	if n := one.Totals(); n.Settled != 1 || n.Unknown != 1 || n.Queued != 2 || n.Lost != 0 {
 		t.Errorf("%+v: want one settled, and one that nobody knew", n)

@@ -116,5 +116,8 @@ func (f *Fallback) settleOne(ctx context.Context, p *part, w *waiting) (again bo
 	case quota.NotFound, quota.Queued:
 		f.totals.unknown.Add(1)
 	}
+	if then := w.settlement.Then; then != nil {
+		then(outcome)
+	}
 	return false, nil
 }
