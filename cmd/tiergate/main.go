@@ -19,11 +19,12 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	env := environment{getenv: os.Getenv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	asJSON := asksJSON(os.Args[1:], nil)
+	env := environment{getenv: os.Getenv, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, asksJSON: &asJSON}
 	err := run(ctx, os.Args[1:], env)
 	stop()
 	if err != nil {
-		tell(os.Stderr, err, asksJSON(os.Args[1:]))
+		tell(os.Stderr, err, asJSON)
 		if errors.As(err, new(usageError)) {
 			os.Exit(2)
 		}
@@ -36,6 +37,10 @@ type environment struct {
 	getenv         func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
+
+	// asksJSON is whether errors are for programs, as far as the command line is read. It may
+	// be nil: the error is returned all the same.
+	asksJSON *bool
 }
 
 // A usageError is a wrong command line. The program exits with 2 on it.
@@ -109,17 +114,17 @@ func dispatch(ctx context.Context, args []string, env environment) error {
 		printUsage(env.stdout, group)
 		return nil
 	}
-	if !asksJSON(args) {
+	if !asksJSON(args, nil) {
 		printUsage(env.stderr, group)
 	}
 	if len(args) == 0 {
-		return usagef("no command: want one of those above")
+		return usagef("no command: tiergate help lists them")
 	}
 	words := args[:min(2, len(args))]
 	if group == "" || (len(words) > 1 && strings.HasPrefix(words[1], "-")) {
 		words = words[:1]
 	}
-	return usagef("unknown command %q", strings.Join(words, " "))
+	return usagef("unknown command %q: tiergate help lists them", strings.Join(words, " "))
 }
 
 // printUsage lists the commands whose names begin with a group's, as in "keys ", or all.
@@ -133,68 +138,6 @@ func printUsage(w io.Writer, group string) {
 	fmt.Fprint(w, "\ntiergate COMMAND --help lists the flags of a command.\n"+
 		"keys, audit, usage and explain ask a running server, named by --server or "+serverVariable+".\n")
 }
-
-// parse reads the flags of a command and refuses other arguments.
-func parse(flags *flag.FlagSet, args []string, env environment) error {
-	_, err := parseArgs(flags, args, env)
-	return err
-}
-
-// parseArgs reads the flags of a command and its other arguments, which have these
-// names, in any order. Those in brackets may be left out.
-func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
-	others, err := readArgs(flags, args, env, names...)
-	switch {
-	case err != nil:
-		return nil, err
-	case len(others) > len(names) && len(names) == 0:
-		return nil, usagef("unexpected argument %q: %s takes flags only", others[0], flags.Name())
-	case len(others) > len(names):
-		return nil, usagef("unexpected argument %q: %s takes flags and %s", others[len(names)], flags.Name(), strings.Join(names, " "))
-	case len(others) < len(names) && !strings.HasPrefix(names[len(others)], "["):
-		return nil, usagef("no %s: want tiergate %s %s", names[len(others)], flags.Name(), strings.Join(names, " "))
-	}
-	return others, nil
-}
-
-// readArgs does the same, whatever number of other arguments there is.
-func readArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
-	flags.SetOutput(io.Discard) // what is wrong is told once, by main
-	var others []string
-	for {
-		if err := flags.Parse(args); err != nil {
-			if errors.Is(err, flag.ErrHelp) {
-				printHelp(env.stdout, flags, names)
-				return nil, flag.ErrHelp
-			}
-			return nil, usagef("%v: tiergate %s --help lists the flags", err, flags.Name())
-		}
-		if flags.NArg() == 0 {
-			return others, nil
-		}
-		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
-	}
-}
-
-// printHelp says what a command does, and lists its flags.
-func printHelp(w io.Writer, flags *flag.FlagSet, names []string) {
-	fmt.Fprintf(w, "Usage: %s\n\n", strings.Join(append([]string{"tiergate", flags.Name(), "[flags]"}, names...), " "))
-	for _, c := range commands() {
-		if c.name == flags.Name() {
-			fmt.Fprintf(w, "%s%s.\n", strings.ToUpper(c.summary[:1]), c.summary[1:])
-		}
-	}
-	var list strings.Builder
-	flags.SetOutput(&list)
-	flags.PrintDefaults()
-	fmt.Fprint(w, strings.ReplaceAll("\n"+list.String(), "\n  -", "\n  --"))
-}
-
-// sets collects repeated --set flags.
-type sets []string
-
-func (s *sets) String() string     { return strings.Join(*s, " ") }
-func (s *sets) Set(v string) error { *s = append(*s, v); return nil }
 
 // printJSON writes one JSON document.
 func printJSON(w io.Writer, v any) error {

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 
 	"github.com/tiergate/tiergate/internal/web"
 )
@@ -15,18 +13,6 @@ const (
 	problemCommandLine = "urn:tiergate:problem:command-line"
 	problemFailed      = "urn:tiergate:problem:failed"
 )
-
-// asksJSON reports whether a command line asks for JSON, also one that cannot be read.
-func asksJSON(args []string) (asked bool) {
-	for _, arg := range args {
-		name, value, given := strings.Cut(arg, "=")
-		if name == "-json" || name == "--json" {
-			on, _ := strconv.ParseBool(value) // neither: the flag is refused
-			asked = on || !given
-		}
-	}
-	return asked
-}
 
 // tell writes what went wrong: for people, or for programs in the shape of the admin API.
 func tell(w io.Writer, err error, asJSON bool) {
