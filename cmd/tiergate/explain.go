@@ -43,6 +43,9 @@ func explain(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return err
 	}
+	if err := noneEmpty(flags); err != nil {
+		return err
+	}
 	return askFor(ctx, f, env, request{http.MethodPost, path, nil, asked(flags)}, func(w io.Writer, e web.Explanation) {
 		printExplanation(w, e, *resource, *priority)
 	})

@@ -34,6 +34,17 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 	return others, nil
 }
 
+// noneEmpty refuses flags that were given an empty value, as by a variable of a shell that is
+// not set: what they narrow would hold for all.
+func noneEmpty(flags *flag.FlagSet) (err error) {
+	flags.Visit(func(f *flag.Flag) {
+		if err == nil && f.Value.String() == "" {
+			err = usagef("--%s is empty: give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
+}
+
 // readArgs does the same, whatever number of other arguments there is.
 func readArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
 	flags.SetOutput(io.Discard) // what is wrong is told once, by main

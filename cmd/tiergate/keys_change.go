@@ -49,6 +49,9 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return err
 	}
+	if err := noneEmpty(flags); err != nil {
+		return err
+	}
 	if *remove {
 		if *limit != "" || *until != "" || *algorithm != "" {
 			return usagef("--remove takes none of --max, --algorithm and --until")

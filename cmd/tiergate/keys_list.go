@@ -71,6 +71,9 @@ func keysList(ctx context.Context, args []string, env environment) error {
 	if err := parse(flags, args, env); err != nil {
 		return err
 	}
+	if err := noneEmpty(flags); err != nil {
+		return err
+	}
 	query := given(flags, "tier", "owner", "q", "state")
 	return listed(ctx, f, env, list{request{http.MethodGet, "/keys", query, nil}, "after", "keys", *most}, func(w io.Writer, keys []web.KeyView) {
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -144,6 +147,9 @@ func audit(ctx context.Context, args []string, env environment) error {
 	flags.String("key", "", "only what was done to the key of this `ID`")
 	most := flags.Int("limit", 100, "how many at most, the latest first; 0: all that are kept")
 	if err := parse(flags, args, env); err != nil {
+		return err
+	}
+	if err := noneEmpty(flags); err != nil {
 		return err
 	}
 	query := given(flags, "key")

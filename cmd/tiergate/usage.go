@@ -32,6 +32,9 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return err
 	}
+	if err := noneEmpty(flags); err != nil {
+		return err
+	}
 	if *limits && *refused {
 		return usagef("--limits and --refused: want one of the two")
 	}
