@@ -119,7 +119,7 @@ func (c *adminClient) inTerminal(e *serverError, header http.Header) *serverErro
 	return e
 }
 
-// Error returns the title, the detail and every fault on a line of its own.
+// Error returns the title and the detail, or every fault on a line of its own.
 func (e *serverError) Error() string {
 	p := web.Problem(*e)
 	if len(e.Errors) == 0 {
@@ -127,7 +127,7 @@ func (e *serverError) Error() string {
 	}
 	lines := []string{e.Title + ":"}
 	for _, fault := range e.Errors {
-		lines = append(lines, strings.TrimPrefix("  "+fault.Field+": "+fault.Problem, "  : "))
+		lines = append(lines, "  "+fault.String())
 	}
 	return strings.Join(lines, "\n")
 }

@@ -162,9 +162,14 @@ func (c *adminClient) checkAll(ctx context.Context, chunks []chunk) error {
 		faults = append(faults, part.renumber(refused.Errors)...)
 	}
 	if len(faults) > 0 {
-		return &serverError{Type: problemInvalid, Title: "Nothing is imported; faults: " + strconv.Itoa(len(faults)), Status: http.StatusBadRequest, Errors: faults}
+		return fmt.Errorf("nothing is imported: %w", invalidRequest(faults))
 	}
 	return nil
+}
+
+// invalidRequest is what a server answers where a request has faults.
+func invalidRequest(faults []web.Fault) *serverError {
+	return &serverError{Type: problemInvalid, Title: "The request is not valid", Status: http.StatusBadRequest, Detail: web.Summary(faults), Errors: faults}
 }
 
 // twins finds keys that cannot both be, and that no single call would show to the server.
@@ -234,7 +239,7 @@ func (c chunk) stopped(err error) error {
 	var refused *serverError
 	if errors.As(err, &refused) && refused.Status < http.StatusInternalServerError {
 		if len(refused.Errors) > 0 {
-			err = &serverError{Type: refused.Type, Title: refused.Title, Status: refused.Status, Errors: c.renumber(refused.Errors)}
+			err = invalidRequest(c.renumber(refused.Errors))
 		}
 		return fmt.Errorf("entries up to %d are in, those from %d on are not; mend it and go on with --skip %d: %w", before, c.first, before, err)
 	}

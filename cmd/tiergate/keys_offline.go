@@ -14,6 +14,7 @@ import (
 	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/quota"
+	"github.com/tiergate/tiergate/internal/web"
 )
 
 // createOffline makes an API key without a server. It prints the secret, which is kept
@@ -42,28 +43,31 @@ func createOffline(f *keyFlags, options config.Options, env environment) error {
 // describe checks what was asked for against the configuration, so that the
 // entry will be accepted, and completes the record.
 func describe(r *apikey.Record, priority, expires string, c config.Reload) error {
-	var faults []error
+	var faults usageError
+	fault := func(field, format string, args ...any) {
+		faults = append(faults, web.Fault{Field: field, Problem: fmt.Sprintf(format, args...)})
+	}
 	if _, ok := c.Plans[r.Tier]; !ok {
-		faults = append(faults, fmt.Errorf("--tier %q: want one of %s", r.Tier, strings.Join(tierNames(c), ", ")))
+		fault("--tier", "unknown tier %q: want one of %s", r.Tier, strings.Join(tierNames(c), ", "))
 	}
 	for _, name := range r.Resources {
 		if name != quota.DefaultResource && !slices.ContainsFunc(c.Resources, func(q quota.Resource) bool { return q.Name == name }) {
-			faults = append(faults, fmt.Errorf("--resources: %q is no resource of the configuration", name))
+			fault("--resources", "%q is no resource of the configuration", name)
 		}
 	}
 	var err error
 	if priority != "" {
 		if r.Priority, err = quota.ParsePriority(priority); err != nil {
-			faults = append(faults, fmt.Errorf("--priority: %w", err))
+			fault("--priority", "%v", err)
 		}
 	}
 	if expires != "" {
 		if r.Expires, err = time.Parse(time.RFC3339, instant(expires)); err != nil {
-			faults = append(faults, fmt.Errorf("--expires %q: want a point in time such as 2027-01-31T00:00:00Z, or a date", expires))
+			fault("--expires", "%q: want a point in time such as 2027-01-31T00:00:00Z, or a date", expires)
 		}
 	}
 	if len(faults) > 0 {
-		return usageError(errors.Join(faults...).Error())
+		return faults
 	}
 	return nil
 }

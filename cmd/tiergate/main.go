@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/tiergate/tiergate/internal/web"
 )
 
 func main() {
@@ -44,11 +46,20 @@ type environment struct {
 }
 
 // A usageError is a wrong command line. The program exits with 2 on it.
-type usageError string
+type usageError []web.Fault
 
-func (e usageError) Error() string { return string(e) }
+// Error returns every fault on a line of its own.
+func (e usageError) Error() string {
+	lines := make([]string, len(e))
+	for i, fault := range e {
+		lines[i] = fault.String()
+	}
+	return strings.Join(lines, "\n")
+}
 
-func usagef(format string, args ...any) error { return usageError(fmt.Sprintf(format, args...)) }
+func usagef(format string, args ...any) error {
+	return usageError{{Problem: fmt.Sprintf(format, args...)}}
+}
 
 // A command is one of the program's subcommands.
 type command struct {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
+	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/web"
 )
 
@@ -23,19 +26,32 @@ func tell(w io.Writer, err error, asJSON bool) {
 	fmt.Fprintln(w, "tiergate: "+err.Error())
 }
 
-// problemOf is an error for programs: the one that a server answered with, or one of ours.
+// problemOf is an error for programs: the one that a server answered with, or one of ours. Where
+// it is a list, it has the faults one by one, and its detail the first of them.
 func problemOf(err error) *web.Problem {
-	p := &web.Problem{Type: problemFailed, Title: "The command failed", Detail: err.Error()}
-	var answered *serverError
+	p := &web.Problem{Type: problemFailed, Title: "The command failed"}
+	var (
+		inner, detail string // what stands in the text for people, and what in its place
+		line          usageError
+		answered      *serverError
+		file          config.Faults
+	)
 	switch {
-	case errors.As(err, new(usageError)):
+	case errors.As(err, &line):
 		p.Type, p.Title = problemCommandLine, "The command line is not valid"
-	case errors.As(err, &answered):
-		text := p.Detail
-		*p = web.Problem(*answered)
-		if text != answered.Error() { // how far an import got
-			p.Detail = text
+		inner, detail = line.Error(), web.Summary(line)
+		if len(line) > 1 {
+			p.Errors = line
 		}
+	case errors.As(err, &answered):
+		*p = web.Problem(*answered)
+		inner, detail = answered.Error(), cmp.Or(p.Detail, p.Title)
+	case errors.As(err, &file):
+		for _, f := range file {
+			p.Errors = append(p.Errors, web.Fault{Field: f.Place(), Problem: f.Problem})
+		}
+		inner, detail = file.Error(), web.Summary(p.Errors)
 	}
+	p.Detail = strings.ReplaceAll(strings.TrimSuffix(err.Error(), inner), "\n", " ") + detail
 	return p
 }

@@ -23,7 +23,10 @@ type Fault struct {
 }
 
 // String returns "source:line: path: problem".
-func (f Fault) String() string {
+func (f Fault) String() string { return f.Place() + ": " + f.Problem }
+
+// Place returns "source:line: path", as far as they are known.
+func (f Fault) Place() string {
 	s := f.Source
 	if f.Line > 0 {
 		s += ":" + strconv.Itoa(f.Line)
@@ -31,7 +34,7 @@ func (f Fault) String() string {
 	if f.Path != "" {
 		s += ": " + f.Path
 	}
-	return s + ": " + f.Problem
+	return s
 }
 
 // Faults is everything that is wrong, in the order of the lines.

@@ -164,7 +164,10 @@ func (f *fixture) refused(method, path, body string, k kind, detail string) Prob
 // faults asks for what has exactly these faults, as "field: problem".
 func (f *fixture) faults(method, path, body string, want ...string) {
 	f.t.Helper()
-	p := f.refused(method, path, body, kindInvalid, "see errors")
+	p := f.refused(method, path, body, kindInvalid, strings.TrimPrefix(want[0], ": ")) // the first of them, and how many
+	if several := fmt.Sprintf("; faults: %d, see errors", len(p.Errors)); strings.HasSuffix(p.Detail, several) != (len(p.Errors) > 1) {
+		f.t.Errorf("%s %s %s: %d faults: %s", method, path, body, len(p.Errors), p.Detail)
+	}
 	var have []string
 	for _, fault := range p.Errors {
 		have = append(have, fault.Field+": "+fault.Problem)

@@ -3,8 +3,10 @@ package web
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apierror"
@@ -17,8 +19,8 @@ type Problem struct {
 	Type   string  `json:"type"`             // urn:tiergate:problem: and one of the kinds
 	Title  string  `json:"title"`            // the same for all of a type
 	Status int     `json:"status,omitempty"` // always, in an answer
-	Detail string  `json:"detail,omitempty"`
-	Errors []Fault `json:"errors,omitempty"` // every fault of an invalid request
+	Detail string  `json:"detail,omitempty"` // what was wrong, in one line
+	Errors []Fault `json:"errors,omitempty"` // every fault of an invalid request; Detail is their Summary
 
 	retryAfter time.Duration // 0: not said
 }
@@ -28,6 +30,17 @@ type Problem struct {
 type Fault struct {
 	Field   string `json:"field"`
 	Problem string `json:"problem"`
+}
+
+// String returns "field: problem".
+func (f Fault) String() string { return strings.TrimPrefix(f.Field+": "+f.Problem, ": ") }
+
+// Summary says in one line what is wrong: the first fault, and how many there are.
+func Summary(faults []Fault) string {
+	if len(faults) == 1 {
+		return faults[0].String()
+	}
+	return fmt.Sprintf("%s; faults: %d, see errors", faults[0], len(faults))
 }
 
 // Error returns the title and the detail.
@@ -153,7 +166,7 @@ func noSuchKey() *Problem {
 
 // invalid is the problem of a request with faults.
 func invalid(faults []Fault) *Problem {
-	p := problem(kindInvalid, "see errors")
+	p := problem(kindInvalid, Summary(faults))
 	p.Errors = faults
 	return p
 }
