@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -39,6 +40,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return serve(ctx, getenv, stdout, stderr)
 	case len(args) > 0 && args[0] == "traffic":
 		return sendTraffic(ctx, args[1:], stdout, stderr)
+	case len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[len(args)-1]):
+		fmt.Fprintln(stdout, usage)
+		return nil
 	default:
 		return fmt.Errorf("unknown command line\n%s", usage)
 	}

@@ -21,3 +21,15 @@ func TestTyposAreToldFirst(t *testing.T) {
 		}
 	}
 }
+
+// TestHelpIsNoError: who asks how to use it is told, and a wrong command line is an error.
+func TestHelpIsNoError(t *testing.T) {
+	t.Parallel()
+	for line, good := range map[string]bool{"-h": true, "--help": true, "help": true, "run -h": true, "": false, "walk": false, "run fast": false} {
+		var out strings.Builder
+		err := run(t.Context(), strings.Fields(line), func(string) string { return "" }, &out, io.Discard)
+		if (err == nil) != good || strings.Contains(out.String(), usage) != good {
+			t.Errorf("%q: %v\n%s", line, err, out.String())
+		}
+	}
+}
