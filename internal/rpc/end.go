@@ -138,6 +138,7 @@ func (c *conn) lastCall() {
 	for _, st := range c.streams {
 		if st.method.endless {
 			c.fail(st, status.Error(codes.Unavailable, errStopped.Error()))
+			c.cut(st)
 		}
 	}
 	c.endDrained()

@@ -225,6 +225,37 @@ func TestDrainEndsWhatHasNoEnd(t *testing.T) {
 	})
 }
 
+// Nor does a client keep such a call that does not read what was sent to it: it cannot be told why.
+func TestDrainEndsWhatNobodyReads(t *testing.T) {
+	for name, window := range map[string]uint32{"none of it": 0, "a part of it": 1 << 20} { // all streams share 64 KiB
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := start(t, func(o *Options) { o.Endless = func(string) bool { return true } })
+				p := r.connect(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+				p.begin(1, "Pour")
+				p.must(p.WriteData(1, false, message("100")))
+				synctest.Wait()
+				began := time.Now()
+				go r.server.GracefulStop()
+				for _, want := range []event{
+					{kind: "goaway", id: maxID},
+					{kind: "goaway", id: 1},
+					{kind: "reset", id: 1, code: int(http2.ErrCodeCancel)},
+					{kind: "closed"},
+				} {
+					if e := p.next(); e != want {
+						t.Errorf("%+v: want %+v", e, want)
+					}
+				}
+				synctest.Wait()
+				if n, took := r.places.taken.Load(), time.Since(began); n != 0 || took > lastWord {
+					t.Errorf("%d places are taken after %v", n, took)
+				}
+			})
+		})
+	}
+}
+
 // Trailers may come of a call that was answered before: they were on their way. They do not end
 // the connection, as do those of a call that the client had ended.
 func TestTrailersOfAnsweredCalls(t *testing.T) {

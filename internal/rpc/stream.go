@@ -166,3 +166,15 @@ func (c *conn) late(st *stream) {
 	}
 	c.drop(st, expired)
 }
+
+// cut ends a call that has been answered, where its client does not take the answer.
+func (c *conn) cut(st *stream) {
+	if st.state.Load() != alive {
+		return
+	}
+	if !st.halfClosed {
+		c.noteReset(st.id)
+	}
+	c.putReset(st.id, http2.ErrCodeCancel)
+	c.drop(st, canceled)
+}
