@@ -93,6 +93,8 @@ func TestHeaderInjection(t *testing.T) {
 			{"a line feed in the path", "GET /evil%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: x\r\n" + auth + "\r\n", 404},
 			{"a host", "GET /evil HTTP/1.1\r\nHost: evil%0d%0a\r\n" + auth + "\r\n", 404},
 			{"a nominated key", chatHead + auth + "Connection: authorization\r\n" + noBody, 401},
+			{"a WebSocket", "GET /v1/realtime HTTP/1.1\r\nHost: x\r\n" + auth + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 403},
+			{"HTTP/1.0", "GET /v1/models HTTP/1.0\r\nHost: x\r\n" + auth + "\r\n", 426},
 			{"a length", chatHead + auth + "Content-Length: 00000000000000000000000000000002\r\n\r\n{}", 200},
 		} {
 			wantOne(t, c.name, send(t, s, c.request), c.status)
