@@ -129,6 +129,34 @@ func TestSecretIsNotSearchedFor(t *testing.T) {
 	}
 }
 
+// TestSearchIsInTheAddressOnceItFinds: the way back from a key leads to the list that was seen,
+// and a key of somebody else's making that is entered in place of an ID is in no history.
+func TestSearchIsInTheAddressOnceItFinds(t *testing.T) {
+	t.Parallel()
+	s := up(t, devstack.Options{})
+	_, id := createKey(t, s, "--tier", "free", "--name", "Ada")
+	b := browse(t)
+	b.signInOperator(s)
+	b.operate(s, "/dashboard/keys", "#list table")
+	const address = "location.search"
+	b.do("search for a name", chromedp.SetValue("#tier", "free"), chromedp.SendKeys("#q", "Ada"))
+	eventually(t, "the address leads to what is found", func() bool { return evaluate[string](b, address) == "?q=Ada&tier=free" })
+	evaluate[any](b, `document.querySelector("#list a").click()`) // the list is made anew now and then
+	b.do("see the key", chromedp.WaitVisible("#record .body"))
+	b.do("go back", chromedp.NavigateBack(), chromedp.WaitVisible("#list table"))
+	if at := evaluate[string](b, address); at != "?q=Ada&tier=free" {
+		t.Errorf("the way back leads to %s", at)
+	}
+	if text := b.text("#list"); !strings.Contains(text, id) || strings.Contains(text, "demo") {
+		t.Errorf("the way back leads to\n%s", text)
+	}
+	b.do("search for a key", chromedp.SendKeys("#q", kb.Backspace+kb.Backspace+kb.Backspace+"sk-made-elsewhere-1\r"))
+	b.awaitText("#list", "No key is like that")
+	if at := evaluate[string](b, address); at != "?tier=free" {
+		t.Errorf("what nobody is called is in the address: %s", at)
+	}
+}
+
 // TestDashboardsOfOneInstance: while Redis is away, the pages say that the limits are
 // those of one instance.
 func TestDashboardsOfOneInstance(t *testing.T) {

@@ -29,13 +29,21 @@ const secret = () => $("q").value.includes("tg_live_");
 
 const filtered = () => Object.fromEntries([...new FormData($("filter"))].filter(([name, value]) => value && !(name === "q" && secret())));
 
+/** remember puts into the address what leads to the list that is seen. What nobody is called is left out: it may be a key. */
+function remember({ q, ...others }, found) {
+  const text = new URLSearchParams(q && found ? { q, ...others } : others).toString();
+  history.replaceState(null, "", location.pathname + (text && `?${text}`) + location.hash);
+}
+
 async function keys(current) {
-  const { keys: found, next = "" } = await ask(`${api}/keys?${new URLSearchParams({ ...filtered(), limit: size, after: places.at(-1) })}`);
+  const filter = filtered();
+  const { keys: found, next = "" } = await ask(`${api}/keys?${new URLSearchParams({ ...filter, limit: size, after: places.at(-1) })}`);
   if (!current()) return;
+  remember(filter, found.length > 0);
   following = next;
   const list = found.length > 0
     ? tableOf(`By ID. Times in ${times.zone()}.`, ["Key", "Owner", "Tier", "State", "Source", "Created", "Last used"], rows(found))
-    : element("p", { className: "empty" }, Object.keys(filtered()).length > 0 ? "No key is like that." : "There are no keys yet. Make one: tiergate keys create --tier TIER");
+    : element("p", { className: "empty" }, Object.keys(filter).length > 0 ? "No key is like that." : "There are no keys yet. Make one: tiergate keys create --tier TIER");
   refill($("list"), list);
   const first = size * (places.length - 1);
   $("place").textContent = found.length > 0 ? `${number(first + 1)} to ${number(first + found.length)}${next ? "" : ", the last"}` : "";
@@ -60,7 +68,6 @@ function refilter() {
     $("q").reportValidity();
     return;
   }
-  history.replaceState(null, "", `?${new URLSearchParams(filtered())}`);
   lives.keys.now();
 }
 
