@@ -65,14 +65,12 @@ func TestMeshes(t *testing.T) {
 	for name, c := range map[string]struct {
 		base     func(*testing.T) object
 		patch    func(*testing.T, object)
-		clusters map[string]string // the mesh's name → that of devstack
+		clusters map[string]string
 	}{
 		"istio": {
 			fromIstio,
 			func(t *testing.T, b object) { applyEnvoyFilter(t, b, documents(t, "istio/envoy-filter.yaml")[0]) },
-			map[string]string{
-				"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream",
-			},
+			istioClusters,
 		},
 		"envoy-gateway": {
 			fromEnvoyGateway,
@@ -95,20 +93,28 @@ func TestMeshes(t *testing.T) {
 			t.Parallel()
 			bootstrap := c.base(t)
 			c.patch(t, bootstrap)
-			s := up(t, func([]byte) []byte {
-				content, err := yamlv3.Marshal(bootstrap)
-				if err != nil {
-					t.Error(err)
-				}
-				text := string(content)
-				for from, to := range c.clusters {
-					text = strings.ReplaceAll(text, from, to)
-				}
-				return []byte(text)
-			})
-			probe(t, s)
+			probe(t, meshUp(t, bootstrap, c.clusters))
 		})
 	}
+}
+
+// istioClusters are the mesh's names of clusters, and those of devstack.
+var istioClusters = map[string]string{
+	"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream",
+}
+
+// meshUp starts a stack with a mesh's gateway in it.
+func meshUp(t *testing.T, bootstrap object, clusters map[string]string) *devstack.Stack {
+	t.Helper()
+	content, err := yamlv3.Marshal(bootstrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(content)
+	for from, to := range clusters {
+		text = strings.ReplaceAll(text, from, to)
+	}
+	return up(t, func([]byte) []byte { return []byte(text) })
 }
 
 // withoutExtAuthz is the gateway without the SecurityPolicy.
