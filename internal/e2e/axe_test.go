@@ -25,7 +25,7 @@ var axe = sync.OnceValues(func() (string, error) {
 	return string(script), err
 })
 
-// barriers returns what axe-core calls serious or critical of the page as it is.
+// barriers returns what axe-core finds in the page as it is, but for what it calls minor.
 func (b *tab) barriers() []string {
 	b.t.Helper()
 	script, err := axe()
@@ -34,7 +34,7 @@ func (b *tab) barriers() []string {
 	}
 	evaluate[int](b, script+"; 0")
 	return evaluate[[]string](b, `axe.run({resultTypes: ["violations"]}).then(({violations}) => violations
-		.filter((v) => ["serious", "critical"].includes(v.impact))
+		.filter((v) => v.impact !== "minor")
 		.map((v) => v.id + ": " + v.nodes.map((n) => n.target.join(" ")).join(", ")))`, chromedp.EvalAwaitPromise)
 }
 

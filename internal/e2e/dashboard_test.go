@@ -29,9 +29,15 @@ func (b *tab) dark(on bool) {
 	if on {
 		scheme = "dark"
 	}
-	b.do("choose "+scheme, chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
+	b.media("prefers-color-scheme", scheme)
+}
+
+// media says how the page's reader wants to see it: the one feature that the page may ask for.
+func (b *tab) media(feature, value string) {
+	b.t.Helper()
+	b.do("choose "+value, chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
 		_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+			Features: []*emulation.MediaFeature{{Name: feature, Value: value}},
 		})
 		return err
 	}))

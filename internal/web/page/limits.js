@@ -27,7 +27,7 @@ function makeCard(limit) {
   const only = [limit.algorithm && `${limit.algorithm} ${limit.per}`, limit.resource && `only ${limit.resource}`, limit.priority && `only priority ${limit.priority} ${priorities[limit.priority]}`].filter(Boolean);
   card.meter = element("div", { className: "meter", role: "meter", "aria-label": title(limit.name), "aria-valuemin": "0" }, card.fill);
   card.box.append(
-    element("header", {}, element("h4", {}, title(`${limit.metric}_per_${limit.per}`)), card.mark),
+    element("header", {}, element("h3", {}, title(`${limit.metric}_per_${limit.per}`)), card.mark),
     ...only.map((text) => element("span", { className: "tag" }, text)),
     card.count, card.meter, element("footer", { className: "muted small numbers" }, card.left, card.reset));
   return card;
