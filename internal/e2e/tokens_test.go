@@ -108,6 +108,8 @@ func TestSettles(t *testing.T) {
 		}{
 			{name: "JSON", call: call{body: declares, header: usage()}, want: 460},
 			{name: "JSON with a charset", call: call{body: declares, header: usage("X-Mock-Charset", "1")}, want: 460},
+			{name: "the names of two APIs", call: call{body: declares, header: usage("X-Mock-Both", "1")}, want: 460},
+			{name: "the names of two APIs, a stream", call: call{body: streams, header: usage("X-Mock-Both", "1")}, want: 460},
 			{name: "brotli asked for", call: call{body: declares, header: usage("Accept-Encoding", "br")}, want: 460},
 			{name: "a stream, usage at its end", call: call{body: streams, header: usage("X-Mock-Chunks", "20")}, want: 460},
 			{name: "a stream, usage in every chunk", call: call{body: `{"stream": true, "max_tokens": 1000, "stream_options": {"continuous_usage_stats": true}}`, header: usage("X-Mock-Chunks", "20")}, want: 460},

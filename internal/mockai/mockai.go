@@ -53,6 +53,7 @@ type request struct {
 	chunkDelay time.Duration
 	text       string
 	breakOff   string // how; "": the answer is whole
+	both       bool   // the usage has the names of two APIs, those of the other with 0, and no total
 }
 
 type usage struct{ prompt, completion, cached int }
@@ -150,6 +151,7 @@ func (q *request) obey(h http.Header) error {
 	default:
 		return fmt.Errorf("x-mock-break %q: want start, length, chunks or stall", q.breakOff)
 	}
+	q.both = h.Get("X-Mock-Both") != ""
 	bytes := 0
 	for _, f := range []struct {
 		name        string

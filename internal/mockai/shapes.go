@@ -53,6 +53,10 @@ func (q request) with(o object, prompt, completion, total string) object {
 	default: // OpenAI's: a part of them
 		u[prompt+"_details"] = object{"cached_tokens": q.usage.cached}
 	}
+	if q.both {
+		u["input_tokens"], u["output_tokens"] = 0, 0
+		delete(u, total)
+	}
 	o["usage"] = u
 	return o
 }
