@@ -369,7 +369,7 @@ type entriesSection struct {
 	KeyID string `yaml:"key_id"`
 	// The tier of the key named by key_id, instead of the one on record. Empty: believed from nobody.
 	Tier string `yaml:"tier"`
-	// What the names of entries begin with that say something of the body: content_length, method, read, model, max_tokens, max_completion_tokens, max_output_tokens, n, best_of.
+	// What the names of entries begin with that say something of the body: content_length, method, read, model, max_tokens, max_completion_tokens, max_output_tokens, n, best_of, background.
 	FactPrefix string `yaml:"fact_prefix"`
 }
 

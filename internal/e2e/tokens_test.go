@@ -92,6 +92,8 @@ func TestSettles(t *testing.T) {
 		s := upTokens(t, devstack.Options{Chain: chain})
 		const declares = `{"model": "m", "max_tokens": 1000, "messages": []}`
 		const streams = `{"model": "m", "max_tokens": 1000, "stream": true}`
+		const ignored = `{"model": "m", "max_output_tokens": 1, "stream": true}`
+		const background, backgroundDeclared, foreground = `{"background": true}`, `{"background": true, "max_output_tokens": 300}`, `{"background": false}`
 		input := func(body string) int { return (len(body)-1)/4 + 1 }
 		usage := func(pairs ...string) http.Header {
 			h := http.Header{"X-Mock-Usage": {"120,340"}}
@@ -128,6 +130,11 @@ func TestSettles(t *testing.T) {
 			{name: "embeddings", call: call{path: "/v1/embeddings", body: `{}`, header: usage()}, want: 120},
 			{name: "no usage", call: call{body: declares, header: usage("X-Mock-Usage", "none")}, want: 1000 + input(declares)},
 			{name: "a stream without usage", call: call{body: streams, header: usage("X-Mock-Usage", "none")}, want: 1000 + input(streams)},
+			{name: "a name that the endpoint ignores, a stream without usage", call: call{body: ignored, header: usage("X-Mock-Usage", "none")}, want: 1000 + input(ignored)},
+			{name: "a name that images ignore", call: call{path: "/v1/images/generations", body: declares, header: usage("X-Mock-Usage", "none")}, want: 1500 + input(declares)},
+			{name: "in the background", call: call{path: "/v1/responses", body: background, header: usage("X-Mock-Usage", "none")}, want: 16_000 + input(background)},
+			{name: "in the background, declared", call: call{path: "/v1/responses", body: backgroundDeclared, header: usage("X-Mock-Usage", "none")}, want: 300 + input(backgroundDeclared)},
+			{name: "not in the background", call: call{path: "/v1/responses", body: foreground, header: usage("X-Mock-Usage", "none")}, want: 1000 + input(foreground)},
 			{name: "500 of the upstream", call: call{body: declares, header: usage("X-Mock-Status", "500")}, want: 1000 + input(declares)},
 		} {
 			if c.skip == chain {

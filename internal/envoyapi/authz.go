@@ -63,7 +63,7 @@ const (
 
 func (f checkFields) inquiry(s *Settings) inquiry {
 	q := inquiry{resource: f.resource, path: f.path, priority: f.header(priorityHeader), id: f.id, hits: 1, tokens: quota.Unknown}
-	q.body, q.model = readBody(f.method, f.header(lengthHeader), f.facts)
+	q.body, q.model = readBody(f.method, f.path, f.header(lengthHeader), f.facts)
 	q.identify(s, &f)
 	return q
 }

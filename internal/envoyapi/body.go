@@ -14,30 +14,47 @@ import (
 
 // RequestNamespace is where Envoy puts what it read in a request's body: read ("yes",
 // or "no" where the body was not read, or not whole), model, max_tokens,
-// max_completion_tokens, max_output_tokens, n, best_of. Where nothing is there, nobody
-// reads bodies.
+// max_completion_tokens, max_output_tokens, n, best_of, background. Where nothing is there,
+// nobody reads bodies.
 const RequestNamespace = "tiergate.request"
 
 // facts look up by name what is known of a request's body; "" is not known.
 type facts func(name string) string
 
-// readBody puts the facts in order. contentLength and method are as the client
+// readBody puts the facts in order. method, path and contentLength are as the client
 // sent them.
-func readBody(method, contentLength string, f facts) (b quota.Body, model string) {
+func readBody(method, path, contentLength string, f facts) (b quota.Body, model string) {
 	b = quota.Body{Bytes: length(method, contentLength), Read: f("read") != "no", Declared: quota.Unknown, Choices: 1}
 	if b.Bytes == quota.Unknown && f("read") == "" {
 		b.Bytes = 1 // nobody reads bodies, nor says how long they are: there is nothing to go by
 	}
 	for _, name := range []string{"max_tokens", "max_completion_tokens", "max_output_tokens"} {
-		if n := tokens(f(name)); n > 0 { // some upstreams take 0 for no declaration
+		if n := tokens(f(name)); n > 0 && knows(path, name) { // some upstreams take 0 for no declaration
 			b.Declared = max(b.Declared, n)
 		}
 	}
 	for _, name := range []string{"n", "best_of"} {
 		b.Choices = max(b.Choices, tokens(f(name)))
 	}
+	background := f("background")
+	b.Background = background != "" && background != "0" && background != "false"
 	model = f("model")
 	return b, model[:min(len(model), maxModel)]
+}
+
+// knows reports whether the endpoint at a path may know this name of the most tokens. Many
+// upstreams ignore what they do not know: so it is no declaration there, or a client would
+// declare little and get much.
+func knows(path, name string) bool {
+	path = normalize(path)
+	switch {
+	case strings.HasSuffix(path, "/completions"), strings.HasSuffix(path, "/messages"):
+		return name != "max_output_tokens"
+	case strings.HasSuffix(path, "/responses"):
+		return name == "max_output_tokens"
+	default:
+		return !strings.Contains(path, "/images/") && !strings.Contains(path, "/audio/")
+	}
 }
 
 // maxModel is how much of a model's name is looked at, in bytes.
@@ -99,7 +116,7 @@ func text(v *structpb.Value) string {
 func formatNumber(x float64) string { return strconv.FormatFloat(x, 'f', -1, 64) }
 
 // factTexts are facts by their index.
-type factTexts [9]string
+type factTexts [10]string
 
 // factIndex returns the index of a fact, from 0; -1: there is none of that name. The first
 // two are known to the rate limit service only.
@@ -123,6 +140,8 @@ func factIndex(name string) int {
 		return 7
 	case "best_of":
 		return 8
+	case "background":
+		return 9
 	default:
 		return -1
 	}

@@ -26,8 +26,47 @@ func TestReadBody(t *testing.T) {
 		"choices":             {"POST", "1", map[string]string{"n": "3", "best_of": "2"}, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 3}},
 		"nonsense":            {"POST", "1", map[string]string{"n": "NaN", "max_tokens": "-3", "max_output_tokens": "Inf"}, quota.Body{Bytes: 1, Read: true, Declared: quota.MaxCost, Choices: 1}},
 	} {
-		if have, _ := readBody(c.method, c.contentLength, func(name string) string { return c.facts[name] }); have != c.want {
+		if have, _ := readBody(c.method, "", c.contentLength, func(name string) string { return c.facts[name] }); have != c.want {
 			t.Errorf("%s: %+v, want %+v", name, have, c.want)
+		}
+	}
+}
+
+// TestDeclarationsOfEndpoints: what an endpoint does not know is no declaration to it, in
+// any spelling of its path. Of one that is not known every name counts.
+func TestDeclarationsOfEndpoints(t *testing.T) {
+	t.Parallel()
+	facts := map[string]string{"max_tokens": "1", "max_completion_tokens": "2", "max_output_tokens": "3"}
+	for path, want := range map[string]int64{
+		"":                             3,
+		"/v1/anything":                 3,
+		"/v1/chat/completions":         2,
+		"/v1/chat/completions?x=/v1/y": 2,
+		"//V1/chat/./completi%6Fns/":   2,
+		"/v1/chat/completions;a=b":     2,
+		"/deployments/a/completions":   2,
+		"/v1/messages":                 2,
+		"/v1/responses":                3,
+		"/v1/images/generations":       quota.Unknown,
+		"/v1/audio/speech":             quota.Unknown,
+		"/v1/audio":                    3,
+	} {
+		if have, _ := readBody("POST", path, "40", func(name string) string { return facts[name] }); have.Declared != want {
+			t.Errorf("%q declares %d, want %d", path, have.Declared, want)
+		}
+	}
+	only := func(name string) string { return map[string]string{"max_tokens": "1"}[name] }
+	if have, _ := readBody("POST", "/v1/responses", "40", only); have.Declared != quota.Unknown {
+		t.Errorf("max_tokens declares %d to /v1/responses", have.Declared)
+	}
+}
+
+// TestBackground: whatever stands there but a plain no.
+func TestBackground(t *testing.T) {
+	t.Parallel()
+	for said, want := range map[string]bool{"": false, "0": false, "false": false, "1": true, "true": true, "yes": true, "nonsense": true} {
+		if have, _ := readBody("POST", "/v1/responses", "40", func(name string) string { return map[string]string{"background": said}[name] }); have.Background != want {
+			t.Errorf("%q is in the background: %t", said, have.Background)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (g *Gate) Explain(ctx context.Context, question Question) Explanation {
 		resource: question.Resource, path: question.Path, priority: question.Priority, keyID: question.KeyID,
 		hits: 1, look: true, tokens: quota.Unknown, reasons: &why,
 	}
-	q.body, q.model = readBody(question.Method, question.ContentLength, func(name string) string { return question.Body[name] })
+	q.body, q.model = readBody(question.Method, question.Path, question.ContentLength, func(name string) string { return question.Body[name] })
 	v := Verdict{At: g.now()}
 	g.consider(ctx, s, &q, &v)
 	e := Explanation{

@@ -72,7 +72,7 @@ func FuzzBody(f *testing.F) {
 		values := map[string]string{
 			"read": read, "max_tokens": most, "n": n, "best_of": text(structpb.NewNumberValue(number)), "max_output_tokens": text(structpb.NewNumberValue(number)), "model": model,
 		}
-		b, name := readBody(method, length, func(name string) string { return values[name] })
+		b, name := readBody(method, "", length, func(name string) string { return values[name] })
 		if b.Bytes < quota.Unknown || b.Declared < quota.Unknown || b.Declared > quota.MaxCost || b.Choices < 1 || b.Choices > quota.MaxCost {
 			t.Errorf("%+v", b)
 		}

@@ -178,7 +178,7 @@ func (d *description) inquiry() inquiry {
 	// They outlive the call, and are not to keep all of its message.
 	q.keyID, q.tier = strings.Clone(q.keyID), strings.Clone(q.tier)
 	q.tokens = quota.Unknown
-	q.body, q.model = readBody(d.body.of("method"), d.body.of("content_length"), d.body.of)
+	q.body, q.model = readBody(d.body.of("method"), q.path, d.body.of("content_length"), d.body.of)
 	return q
 }
 

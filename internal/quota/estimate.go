@@ -15,6 +15,8 @@ type Body struct {
 	Read     bool  // whether all of it was read, so that what is not declared is not there
 	Declared int64 // the most output tokens of one answer that it allows; Unknown: it does not say
 	Choices  int64 // how many answers it asks for; less than 1 is 1
+
+	Background bool // it is worked on after its answer, which therefore does not say what it uses
 }
 
 // bytesPerToken is how long a token is in English text, on average; the usual
@@ -33,7 +35,7 @@ const (
 	ByDeclaration Source = "declaration" // the request's
 	ByHistory     Source = "history"     // of the key's recent requests
 	ByDefault     Source = "default"     // of the resource
-	ByMaximum     Source = "maximum"     // of the resource: the body was not read, or is of unknown length or longer
+	ByMaximum     Source = "maximum"     // of the resource: the body was not read, or is of unknown length or longer, or Background
 	ByLength      Source = "length"      // of the body; for the prompt
 )
 
@@ -59,6 +61,8 @@ func (b Body) Reserve(rules TokenRules, learnt int64, weight float64) (declared,
 		declared.OutputTokens = weighted(output)
 		declared.Tokens = declared.OutputTokens
 		output = 0
+	case b.Background:
+		from, output = ByMaximum, b.times(rules.MaxOutput)
 	case learnt >= 0:
 		from, output = ByHistory, b.times(learnt)
 	default:

@@ -28,6 +28,8 @@ func TestReserve(t *testing.T) {
 		"nothing known":              {body: Body{Bytes: 4, Read: true, Declared: Unknown}, learnt: Unknown, input: 1, out: 300, total: 301, from: ByDefault},
 		"learnt":                     {body: Body{Bytes: 4, Read: true, Declared: Unknown, Choices: 2}, learnt: 50, input: 1, out: 100, total: 101, from: ByHistory},
 		"padded until it is unread":  {body: Body{Bytes: 1 << 40, Declared: 1}, learnt: 50, input: 1000, out: 4000, total: 5000, from: ByMaximum},
+		"in the background":          {body: Body{Bytes: 4, Read: true, Declared: Unknown, Choices: 2, Background: true}, learnt: 50, input: 1, out: 8000, total: 8001, from: ByMaximum},
+		"in the background, bounded": {body: Body{Bytes: 4, Read: true, Declared: 200, Background: true}, declared: 200, input: 1, total: 1, from: ByDeclaration},
 		"of unknown length":          {body: Body{Bytes: Unknown, Read: true, Declared: 1}, declared: 1, input: 1000, total: 1000, from: ByDeclaration},
 	} {
 		if c.rules == (TokenRules{}) {

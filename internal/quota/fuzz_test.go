@@ -66,7 +66,7 @@ func FuzzReserve(f *testing.F) {
 			}
 		}
 		rules := TokenRules{MaxInput: 128_000, Output: 1000, MaxOutput: 16_000}
-		certain, estimate, source := Body{bytes, read, declared, choices}.Reserve(rules, learnt, weight)
+		certain, estimate, source := Body{bytes, read, declared, choices, choices%2 == 0}.Reserve(rules, learnt, weight)
 		inBounds("what is declared", certain)
 		inBounds("what is estimated", estimate)
 		if source == "" {

@@ -161,7 +161,8 @@ func question(body []byte) (Question, error) {
 		usual = strconv.Itoa(ExplainLength)
 	}
 	q.ContentLength = takeNumber(o, "content_length", 0, usual)
-	q.Body["max_tokens"] = takeNumber(o, "max_tokens", 1, "")
+	most := takeNumber(o, "max_tokens", 1, "")
+	q.Body["max_tokens"], q.Body["max_output_tokens"] = most, most // by whichever name the endpoint knows
 	q.Body["n"] = takeNumber(o, "choices", 1, "")
 	var model string
 	take(o, "model", aText, &model)
