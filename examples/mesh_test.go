@@ -374,6 +374,18 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 	if edge.(object)["name"] != "tiergate" || !reflect.DeepEqual(edge, ratelimit) {
 		t.Errorf("the two ways in Envoy Gateway add another cluster of TierGate: %v and %v", edge, ratelimit)
 	}
+	for _, file := range []string{"envoy.yaml", "ratelimit.yaml", "ai-protocol.yaml"} {
+		for _, name := range []string{"tiergate", "tiergate_customers"} {
+			if have, want := shippedCluster(t, file, name), shippedCluster(t, "envoy.yaml", name); !reflect.DeepEqual(have, want) {
+				t.Errorf("envoy/%s: the cluster %s is %v, and in envoy.yaml %v", file, name, have, want)
+			}
+		}
+	}
+	own := edge.(object)["operation"].(object)["value"].(object)
+	delete(own, "load_assignment")
+	if want := shippedCluster(t, "envoy.yaml", "tiergate"); !reflect.DeepEqual(own, want) {
+		t.Errorf("Envoy Gateway's cluster of TierGate is %v, and shipped is %v", own, want)
+	}
 	for example, shipped := range map[string]string{
 		"istio/envoy-filter.yaml": "envoy/envoy.yaml", "envoy-gateway/edge.yaml": "envoy/envoy.yaml", "envoy-gateway/ratelimit.yaml": "envoy/ratelimit.yaml",
 	} {
@@ -393,6 +405,19 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// shippedCluster is one of a shipped Envoy file, but for its address.
+func shippedCluster(t *testing.T, file, name string) object {
+	t.Helper()
+	for _, c := range list(documents(t, filepath.Join(root, "envoy", file))[0], "static_resources", "clusters") {
+		if c := c.(object); c["name"] == name {
+			delete(c, "load_assignment")
+			return c
+		}
+	}
+	t.Fatalf("envoy/%s has no cluster %s", file, name)
+	return nil
 }
 
 // gather collects filters and access loggers by their names, and the mappers, in the

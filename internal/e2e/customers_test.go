@@ -2,8 +2,8 @@ package e2e
 
 import (
 	"encoding/json"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"reflect"
 	"strings"
@@ -113,26 +113,25 @@ func TestReadmeLimits(t *testing.T) {
 	}
 }
 
-// TestCustomersOfAFleet: where one of several instances stops or hangs, another answers the
+// TestCustomersOfAFleet: where one of several instances breaks off or hangs, another answers the
 // holders of keys. Nobody tells Envoy before.
 func TestCustomersOfAFleet(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
-		hanging, err := net.Listen("tcp", "127.0.0.1:0") // nobody takes what connects
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = hanging.Close() })
-		_, port, err := net.SplitHostPort(hanging.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		const one = "port_value: 9003}}}}"
-		for name, port := range map[string]string{"stopped": "1", "hanging": port} {
+		for name, fault := range map[string]http.HandlerFunc{
+			"breaks off": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+			"hangs":      func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
+				mux := http.NewServeMux()
+				mux.HandleFunc("GET /dashboard/signin", func(http.ResponseWriter, *http.Request) {}) // Envoy's health check
+				mux.HandleFunc("/", fault)
+				sick := httptest.NewServer(mux)
+				t.Cleanup(sick.Close)
 				s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
-					return []byte(replaced(t, string(file), one, one+", {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: "+port+"}}}}"))
+					return withEndpoints(t, file, 9003, []string{sick.Listener.Addr().String()})
 				}})
+				eventually(t, "both are taken for healthy", func() bool { return envoyStat(t, s, "cluster.tiergate_customers.membership_healthy") == 2 })
 				for _, key := range []string{"free", "basic", "pro", "enterprise"} {
 					for _, path := range []string{"/v1/limits", "/v1/usage"} {
 						if r := do(t, s, call{method: http.MethodGet, path: path, key: "sk-demo-" + key}); r.StatusCode != http.StatusOK {
