@@ -3,8 +3,12 @@ package e2e
 import (
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -70,4 +74,47 @@ func TestTheOnlyInstanceIsAsked(t *testing.T) {
 			t.Errorf("/v1/limits at once when it is back: %s %s", r.Status, r.body)
 		}
 	})
+}
+
+// TestHungInstanceIsLeft as soon as 50 calls in a row have run out of time there, before any
+// health check has failed twice.
+func TestHungInstanceIsLeft(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		hung := hangsWhenAsked(t)
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+			file = []byte(replaced(t, string(file), "unhealthy_threshold: 2, healthy_threshold: 1, grpc", "unhealthy_threshold: 100, healthy_threshold: 1, grpc"))
+			return withEndpoints(t, file, 9001, []string{hung})
+		}})
+		together(150, func(int) { do(t, s, call{key: "sk-demo-enterprise"}) }) // half of them ask the one that hangs
+		eventually(t, "it is left", func() bool { return envoyStat(t, s, "cluster.tiergate.membership_healthy") == 1 })
+		before := envoyStat(t, s, "cluster.tiergate.upstream_rq_timeout")
+		for range 20 {
+			do(t, s, call{key: "sk-demo-enterprise"})
+		}
+		if n := envoyStat(t, s, "cluster.tiergate.upstream_rq_timeout") - before; n != 0 {
+			t.Errorf("%d of 20 calls ran out of time, want none", n)
+		}
+	})
+}
+
+// hangsWhenAsked is the address of a server that is healthy until it is asked anything else, and
+// never answers again.
+func hangsWhenAsked(t *testing.T) string {
+	t.Helper()
+	var asked atomic.Bool
+	server := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		if method, _ := grpc.MethodFromServerStream(stream); method == healthpb.Health_Check_FullMethodName && !asked.Load() {
+			return stream.SendMsg(&healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING})
+		}
+		asked.Store(true)
+		<-stream.Context().Done()
+		return stream.Context().Err() //nolint:wrapcheck // nobody waits for it
+	}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	return l.Addr().String()
 }
