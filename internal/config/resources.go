@@ -9,11 +9,12 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// openAIPaths are the resources of an API laid out like OpenAI's.
+// openAIPaths are the resources of an API laid out like OpenAI's, and Anthropic's messages.
 func openAIPaths() map[string]resourceSection {
 	paths := func(paths ...string) resourceSection { return resourceSection{Paths: paths} }
 	return map[string]resourceSection{
 		"chat":        paths("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages"),
+		"counting":    paths("/v1/messages/count_tokens", "/v1/responses/input_tokens"),
 		"images":      paths("/v1/images"),
 		"audio":       paths("/v1/audio"),
 		"embeddings":  paths("/v1/embeddings"),

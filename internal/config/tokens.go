@@ -22,7 +22,7 @@ func openAITokens(resource string) quota.TokenRules {
 		return quota.TokenRules{MaxInput: 300_000}
 	case "moderations":
 		return quota.TokenRules{MaxInput: 32_000}
-	case "files", "models":
+	case "counting", "files", "models":
 		return quota.TokenRules{}
 	default:
 		return quota.TokenRules{MaxInput: 128_000, Output: 1_000, MaxOutput: 16_000}

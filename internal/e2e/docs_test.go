@@ -88,7 +88,6 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml settle": true, "yaml tokens": true, "yaml headers": true, "yaml tiers": true, "yaml capacity": true, "yaml keys": true, "yaml settings": true, "yaml header_mutation": true,
 		"yaml operator": true, "yaml customer": true, "yaml store": true, "yaml route customers": true, "yaml cluster customers": true,
 		"yaml traces": true, "yaml tracing": true, "yaml cluster collector": true, "yaml identity": true, "yaml filter jwt": true, "yaml mapper jwt": true,
-		"yaml counting":     true, // see tokens_test.go
 		"yaml node":         true,
 		"yaml route prefix": true, "yaml resources": true, "yaml access_log": true, // see mounted_test.go
 		"yaml filter cache": true, "yaml cluster upstream": true, // see cached_test.go
@@ -402,7 +401,7 @@ func TestReadme429(t *testing.T) {
 // TestConfigurationSnippets puts each into the shipped files and checks them.
 func TestConfigurationSnippets(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tiers", "capacity", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node", "tls", "counting"} {
+	for _, kind := range []string{"tiers", "capacity", "keys", "settings", "tokens", "headers", "operator", "customer", "store", "redis single", "redis sentinel", "redis cluster", "redis tls", "traces", "identity", "node", "tls"} {
 		config, keys := ownConfig(t)
 		secure(t, filepath.Dir(config))
 		for _, secret := range []string{"ada.token", "session.secret", "redis.password", "sentinel.password"} {

@@ -52,6 +52,8 @@ func knows(path, name string) bool {
 		return name != "max_output_tokens"
 	case strings.HasSuffix(path, "/responses"):
 		return name == "max_output_tokens"
+	case strings.HasSuffix(path, "/count_tokens"), strings.HasSuffix(path, "/input_tokens"): // no answer is made
+		return false
 	default:
 		return !strings.Contains(path, "/images/") && !strings.Contains(path, "/audio/")
 	}

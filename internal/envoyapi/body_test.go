@@ -50,6 +50,8 @@ func TestDeclarationsOfEndpoints(t *testing.T) {
 		"/v1/images/generations":       quota.Unknown,
 		"/v1/audio/speech":             quota.Unknown,
 		"/v1/audio":                    3,
+		"/v1/messages/count_tokens":    quota.Unknown,
+		"/v1/responses/input_tokens":   quota.Unknown,
 	} {
 		if have, _ := readBody("POST", path, "40", func(name string) string { return facts[name] }); have.Declared != want {
 			t.Errorf("%q declares %d, want %d", path, have.Declared, want)
