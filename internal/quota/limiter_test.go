@@ -107,6 +107,42 @@ func TestTooLargeForSeveral(t *testing.T) {
 	}
 }
 
+// TestTooLargeNamesTheLowest whatever the order of the limits; but one on requests comes first,
+// though its number is larger.
+func TestTooLargeNamesTheLowest(t *testing.T) {
+	t.Parallel()
+	limits := []quota.Limit{
+		{Metric: quota.OutputTokens, Window: quota.Minute, Max: 5},
+		{Metric: quota.Tokens, Window: quota.Minute, Max: 7},
+		{Metric: quota.InputTokens, Window: quota.Minute, Max: 6},
+	}
+	requests := quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 10}
+	for _, c := range []struct {
+		asked int64
+		want  string
+	}{{1, "output_tokens_per_minute"}, {11, "requests_per_minute"}} {
+		limiter, r := newLimiter()
+		r.Tier = quota.NewPlan(quota.Tier{Name: "small", Limits: append([]quota.Limit{requests}, limits...)}, quota.ByKey, nil)
+		r.Cost = quota.Cost{Requests: c.asked, Tokens: 20, InputTokens: 20, OutputTokens: 20}
+		if d := decide(t, limiter, r); !d.TooLarge || d.RefusedBy.Name() != c.want {
+			t.Errorf("%d requests: refused by %s: want %s", c.asked, d.RefusedBy.Name(), c.want)
+		}
+	}
+}
+
+// TestALimitOfNoRequests is not one that a smaller request would fit, and one of no tokens is.
+func TestALimitOfNoRequests(t *testing.T) {
+	t.Parallel()
+	for metric, tooLarge := range map[quota.Metric]bool{quota.Requests: false, quota.Tokens: true} {
+		limiter, r := newLimiter()
+		r.Tier = quota.NewPlan(quota.Tier{Name: "none", Limits: []quota.Limit{{Metric: metric, Window: quota.Hour}}}, quota.ByKey, nil)
+		r.Cost.Tokens = 20
+		if d := decide(t, limiter, r); d.Admitted || d.TooLarge != tooLarge || !d.Never() || d.RefusedBy.Metric != metric {
+			t.Errorf("no %s: %+v", metric, d)
+		}
+	}
+}
+
 // TestCredit gives back what was taken.
 func TestCredit(t *testing.T) {
 	t.Parallel()

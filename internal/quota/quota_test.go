@@ -47,7 +47,7 @@ func TestWindowBounds(t *testing.T) {
 func TestParseWindow(t *testing.T) {
 	t.Parallel()
 	for text, name := range map[string]string{
-		"minute": "minute", "60s": "minute", "1m": "minute", "24h": "day", "168h": "week", "month": "month",
+		"1s": "second", "minute": "minute", "60s": "minute", "1m": "minute", "24h": "day", "168h": "week", "month": "month",
 		"15m": "15m", "90s": "1m30s", "12h": "12h", "8784h": "8784h",
 	} {
 		w, err := ParseWindow(text)
@@ -156,6 +156,10 @@ func TestDecisions(t *testing.T) {
 			tier: Tier{Limits: limits()}, used: map[string]int64{"requests/minute": 10, "requests/day": 500},
 			max: 10, u: 10, by: "requests_per_day", reset: "2026-03-02T00:00:00Z",
 		},
+		"both are full, the longer wait first": {
+			tier: Tier{Limits: []Limit{limits()[2], limits()[0]}}, used: map[string]int64{"requests/minute": 10, "requests/day": 500},
+			max: 10, u: 10, by: "requests_per_day", reset: "2026-03-02T00:00:00Z",
+		},
 		"tokens are full": {
 			tier: Tier{Limits: limits()}, tokens: 200, used: map[string]int64{"tokens/minute": 801},
 			max: 10, u: 0, remained: 10, by: "tokens_per_minute", reset: "2026-03-01T12:35:00Z",
@@ -196,6 +200,15 @@ func TestDecisions(t *testing.T) {
 			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Day, Max: 1}, {Metric: Requests, Window: Minute}, {Metric: Requests, Window: Hour, Max: 1}}},
 			used: map[string]int64{"requests/day": 1, "requests/hour": 1},
 			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-02T00:00:00Z", never: true,
+		},
+		"a limit of 0 is told of before one with a longer wait that comes after it": {
+			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Minute}, {Metric: Requests, Window: Day, Max: 1}}},
+			used: map[string]int64{"requests/day": 1},
+			max:  0, u: 0, by: "requests_per_minute", reset: "2026-03-02T00:00:00Z", never: true,
+		},
+		"of two limits of 0 the longer wait": {
+			tier: Tier{Limits: []Limit{{Metric: Requests, Window: Day}, {Metric: Requests, Window: Minute}}},
+			max:  0, u: 0, by: "requests_per_day", reset: "2026-03-02T00:00:00Z", never: true,
 		},
 		"a token limit of 0 refuses whatever the cost": {
 			tier: Tier{Limits: append(limits()[:1], Limit{Metric: Tokens, Window: Day})},
@@ -300,6 +313,7 @@ func TestTierFaults(t *testing.T) {
 	t.Parallel()
 	rpm := Limit{Metric: Requests, Window: Minute, Max: 10}
 	images := Limit{Metric: Requests, Window: Minute, Max: 5, Resource: "images"}
+	low := Limit{Metric: Requests, Window: Minute, Max: 5, Priority: Low}
 	for name, c := range map[string]struct {
 		tier  Tier
 		index int
@@ -307,6 +321,7 @@ func TestTierFaults(t *testing.T) {
 	}{
 		"no requests per minute":  {Tier{Limits: limits()[1:]}, -1, "no limit of requests per minute"},
 		"only for one resource":   {Tier{Limits: []Limit{images}}, -1, "no limit of requests per minute"},
+		"only for one priority":   {Tier{Limits: []Limit{low}}, -1, "no limit of requests per minute"},
 		"twice":                   {Tier{Limits: []Limit{rpm, images, {Metric: Requests, Window: Minute, Max: 11}}}, 2, "a second limit requests_per_minute"},
 		"unlimited and a limit":   {Tier{Unlimited: true, Limits: []Limit{rpm}}, 0, "unlimited: true"},
 		"negative":                {Tier{Limits: []Limit{{Metric: Requests, Window: Minute, Max: -1}}}, 0, "out of range"},
@@ -318,7 +333,15 @@ func TestTierFaults(t *testing.T) {
 			t.Errorf("%s: %v: want one fault at %d: %s", name, faults, c.index, c.want)
 		}
 	}
-	for _, tier := range []Tier{{Limits: limits()}, {Unlimited: true}, {Unlimited: true, Limits: []Limit{images}}, {Limits: []Limit{rpm, images}}} {
+	none, most := Limit{Metric: Requests, Window: Minute}, Limit{Metric: Requests, Window: Minute, Max: MaxMax}
+	for _, tier := range []Tier{
+		{Limits: limits()},
+		{Unlimited: true},
+		{Unlimited: true, Limits: []Limit{images, low}},
+		{Limits: []Limit{rpm, images, low}},
+		{Limits: []Limit{none}},
+		{Limits: []Limit{most}},
+	} {
 		if faults := tier.Validate(); len(faults) > 0 {
 			t.Errorf("%+v: %v", tier, faults)
 		}
