@@ -7,7 +7,8 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// TestOfKey names the header that the configuration names first.
+// TestOfKey names the header that the configuration names first, and says no more of a key than its
+// holder may know.
 func TestOfKey(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]string{
@@ -16,6 +17,17 @@ func TestOfKey(t *testing.T) {
 	} {
 		if e := OfKey(apikey.ErrMissing, []string{header, "api-key"}); e.Message != want || e.Code != "missing_api_key" {
 			t.Errorf("%+v, want %q", e, want)
+		}
+	}
+	for err, want := range map[error]Error{
+		apikey.ErrSeveral:   {"authentication_error", "Invalid API key: the request carries more than one. Send exactly one.", "invalid_api_key"},
+		apikey.ErrRevoked:   {"authentication_error", "This API key has been revoked.", "revoked_api_key"},
+		apikey.ErrExpired:   {"authentication_error", "This API key has expired.", "expired_api_key"},
+		apikey.ErrUnknown:   {"authentication_error", "Invalid API key.", "invalid_api_key"},
+		apikey.ErrMalformed: {"authentication_error", "Invalid API key.", "invalid_api_key"},
+	} {
+		if e := OfKey(err, []string{"authorization"}); e != want {
+			t.Errorf("%v: %+v, want %+v", err, e, want)
 		}
 	}
 }
