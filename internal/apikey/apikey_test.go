@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/quota"
 )
 
 func TestNewKeysParse(t *testing.T) {
@@ -34,7 +37,8 @@ func TestNewKeysParse(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"sk-demo-basic", "a", strings.Repeat("x", MaxLen), "~!#$%&'*+-./:;<=>?@[]^_`{|}"} {
+	const ours = "tg_live_ABCDEFGHIJKLMNOPQRSTUVWXYZ2qsaZ5" // as Python's zlib.crc32 says: keys that were handed out stay good
+	for _, text := range []string{ours, "sk-demo-basic", "a", strings.Repeat("x", MaxLen), "~!#$%&'*+-./:;<=>?@[]^_`{|}"} {
 		if _, err := Parse(text); err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -45,6 +49,49 @@ func TestParse(t *testing.T) {
 	} {
 		if _, err := Parse(text); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%.60q: %v: want ErrMalformed", text, err)
+		}
+	}
+}
+
+// TestParseForeign: what is taken up has at least 8 bytes, and the error says nothing of it.
+func TestParseForeign(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{"canary78": true, "canary7": false, "": false, "canary 78": false, Prefix + "canary": false} {
+		if k, err := ParseForeign(text); (err == nil) != want || (want && k.Reveal() != text) {
+			t.Errorf("%q: %v", text, err)
+		} else if err != nil && strings.Contains(err.Error(), "canary") {
+			t.Errorf("%q: the error repeats the text: %v", text, err)
+		}
+	}
+}
+
+// TestCredentials finds the texts of a header's value that may be keys.
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		value         string
+		authorization bool
+		want          []string
+	}{
+		{"sk-a", false, []string{"sk-a"}},
+		{" sk-a ,, sk-b", false, []string{"sk-a", "sk-b"}},
+		{"Bearer sk-a", false, []string{"Bearer sk-a"}},
+		{"Bearer sk-a", true, []string{"sk-a"}},
+		{"bearer   sk-a, Basic dXNlcjpwdw==, BEARER sk-b", true, []string{"sk-a", "sk-b"}},
+		{"sk-a", true, nil},
+		{"Bearer", true, nil},
+		{"", true, nil},
+	} {
+		if found := AppendCredentials(nil, c.value, c.authorization); !slices.Equal(found, c.want) {
+			t.Errorf("%q: %q, want %q", c.value, found, c.want)
+		}
+	}
+	key := New()
+	k := Keyring{File: directory(t, Record{ID: "a", Hash: key.Hash()})}
+	for n, want := range map[int]error{0: ErrMissing, 1: nil, 16: nil, 17: ErrSeveral, 1000: ErrSeveral} {
+		credentials := AppendCredentials(nil, strings.Repeat(key.Reveal()+",", n), false)
+		if _, err := k.Authenticate(credentials, false, time.Time{}); !errors.Is(err, want) {
+			t.Errorf("the same key %d times: %v, want %v", n, err, want)
 		}
 	}
 }
@@ -246,6 +293,11 @@ func TestUsable(t *testing.T) {
 	} {
 		if err := c.record.Usable(now); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	for own, want := range map[quota.Priority]quota.Priority{0: quota.High, quota.Low: quota.Low, quota.Critical: quota.Critical} {
+		if p := (&Record{Priority: own}).Granted(quota.High); p != want {
+			t.Errorf("a key of priority %d in a tier of high priority has %s, want %s", own, p, want)
 		}
 	}
 	r := Record{Resources: []string{"chat"}}

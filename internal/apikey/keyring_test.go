@@ -56,8 +56,49 @@ func TestFileBeforeStore(t *testing.T) {
 	if r := k.ByID("b"); r.Tier != "file" {
 		t.Errorf("b is of tier %s", r.Tier)
 	}
+	if r := k.ByID("c"); r == nil || r.Tier != "store" || k.Twin(own.Hash()) != r || k.Twin(shared.Hash()).ID != "a" {
+		t.Errorf("c is %+v", r)
+	}
 	if k.ByHash(hidden.Hash()) != nil || k.ByHash(own.Hash()).ID != "c" || k.Len() != 5 {
 		t.Error("by hash, or the number of keys")
+	}
+}
+
+// TestSchemesOfFileAndStore: a key is found by the schemes of either, whatever the other has.
+func TestSchemesOfFileAndStore(t *testing.T) {
+	t.Parallel()
+	pepper, err := NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, peppered := New(), New()
+	a, b := Record{ID: "plain", Hash: plain.Hash()}, Record{ID: "peppered", Hash: peppered.HashWith(pepper)}
+	for _, records := range [][2]Record{{a, b}, {b, a}} {
+		file, faults := NewDirectory(records[:1], []Pepper{pepper})
+		k := Keyring{File: file, Stored: NewStored([]Pepper{pepper})}
+		if faults = append(faults, k.Stored.Apply(records[1:])...); len(faults) > 0 {
+			t.Fatal(faults)
+		}
+		for id, key := range map[string]Key{"plain": plain, "peppered": peppered} {
+			if r, _ := k.Lookup(key); r == nil || r.ID != id {
+				t.Errorf("%s, with %s in the file: found %v", id, records[0].ID, r)
+			}
+		}
+	}
+}
+
+// TestDemoKeys are unknown unless they are allowed; other keys do not depend on that.
+func TestDemoKeys(t *testing.T) {
+	t.Parallel()
+	demo, own := New(), New()
+	k := Keyring{File: directory(t, Record{ID: "demo", Hash: demo.Hash(), Demo: true}, Record{ID: "own", Hash: own.Hash()})}
+	for _, allowed := range []bool{false, true} {
+		if _, err := k.Authenticate([]string{own.Reveal()}, allowed, time.Time{}); err != nil {
+			t.Errorf("demo keys allowed %t: another key: %v", allowed, err)
+		}
+		if _, err := k.Authenticate([]string{demo.Reveal()}, allowed, time.Time{}); errors.Is(err, ErrUnknown) == allowed {
+			t.Errorf("demo keys allowed %t: one of them: %v", allowed, err)
+		}
 	}
 }
 
@@ -80,6 +121,12 @@ func TestRotation(t *testing.T) {
 	} {
 		if r, err := k.Authenticate([]string{c.key.Reveal()}, false, c.at); !errors.Is(err, c.want) || r == nil || r.ID != "a" {
 			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+	before := New().Hash() // of a rotation before that
+	for _, r := range []Record{record, {ID: "a", Hash: fresh.Hash()}} {
+		if err := r.Opens(before, now); !errors.Is(err, ErrRevoked) {
+			t.Errorf("a hash of neither: %v", err)
 		}
 	}
 }
@@ -141,6 +188,14 @@ func TestFaultyRecordsHarmNobody(t *testing.T) {
 	if r, _ := k.Lookup(b); r != nil {
 		t.Errorf("found without its pepper: %+v", r)
 	}
+	other, err := NewPepper("p1", "fedcba9876543210")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Stored.UsePeppers([]Pepper{other})
+	if r, _ := k.Lookup(b); r != nil {
+		t.Errorf("found with another pepper of that name: %+v", r)
+	}
 	k.Stored.UsePeppers([]Pepper{pepper})
 	if r, _ := k.Lookup(b); r == nil || r.ID != "peppered" {
 		t.Errorf("with its pepper: %+v", r)
@@ -173,8 +228,12 @@ func TestRecordsAsJSON(t *testing.T) {
 		t.Errorf("%s\nbecomes\n%s, %v", text, again, err)
 	}
 	for _, bad := range []string{
-		`{"hash":"md5:00"}`, `{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"x"}]}`,
-		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"day","max":1,"algorithm":"leaky"}]}`, `[]`,
+		`{"hash":"md5:00"}`, `[]`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"x","per":"day","max":1}]}`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"x","max":1}]}`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"day","max":-1}]}`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"day","max":1,"algorithm":"leaky"}]}`,
+		`{"hash":"` + want.Hash.String() + `","overrides":[{"metric":"requests","per":"day","max":1,"priority":5}]}`,
 	} {
 		if err := json.Unmarshal([]byte(bad), &have); err == nil {
 			t.Errorf("%s is a record", bad)
