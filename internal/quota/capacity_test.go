@@ -152,12 +152,16 @@ func TestPoolOutlastsTheKey(t *testing.T) {
 			t.Fatalf("request %d of 10: %+v", i, d)
 		}
 	}
+	l, p := foretold(t, limiter, r)
+	if l.Admitted || l.RefusedBy.Name() != "requests_per_minute" || p.Decision.Admitted || p.Decision.RefusedBy != l.RefusedBy {
+		t.Errorf("the pool has room: a look says %+v, a preview %+v: want a refusal by the key's limit", l, p.Decision)
+	}
 	other := r
 	other.Account = "b"
 	for range 5 {
 		decide(t, limiter, other)
 	}
-	l, p := foretold(t, limiter, r)
+	l, p = foretold(t, limiter, r)
 	d := decide(t, limiter, r)
 	if d.Admitted || d.RefusedBy.Name() != quota.CapacityName || d.Wait != 12*time.Hour-30*time.Second || d.Reset != l.Reset || d.Reset != p.Decision.Reset {
 		t.Errorf("refused by %s for %s, a look says for %s: want capacity, to the end of the day", d.RefusedBy.Name(), d.Wait, l.Wait)

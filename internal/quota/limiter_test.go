@@ -143,6 +143,30 @@ func TestALimitOfNoRequests(t *testing.T) {
 	}
 }
 
+// TestLimitsOfOneRequest hold for that request alone, and count as the tier's do.
+func TestLimitsOfOneRequest(t *testing.T) {
+	t.Parallel()
+	limiter, r := newLimiter()
+	own := r
+	own.Limits = []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 2}, {Metric: quota.Requests, Window: quota.Hour, Max: 5}}
+	for i, c := range []struct {
+		request         quota.Request
+		admitted        bool
+		most, used, all int64
+	}{{own, true, 2, 1, 2}, {r, true, 10, 2, 1}, {own, false, 2, 2, 2}, {r, true, 10, 3, 1}} {
+		d := decide(t, limiter, c.request)
+		requests := int64(0)
+		for s := range d.Limits {
+			if s.Limit.Metric == quota.Requests {
+				requests++
+			}
+		}
+		if d.Admitted != c.admitted || d.Shown.Max != c.most || d.Used != c.used || requests != c.all {
+			t.Errorf("request %d: %d of %d are used, admitted %t, by %d limits on requests: want %+v", i, d.Used, d.Shown.Max, d.Admitted, requests, c)
+		}
+	}
+}
+
 // TestCredit gives back what was taken.
 func TestCredit(t *testing.T) {
 	t.Parallel()

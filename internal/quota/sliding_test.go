@@ -157,6 +157,19 @@ func TestSlidingDecision(t *testing.T) {
 	}
 }
 
+// TestSlidingShare: what counts of a share that is rounded up is never more than the limit, and
+// no more than is used.
+func TestSlidingShare(t *testing.T) {
+	t.Parallel()
+	charges := []Charge{{Limit: Limit{Metric: Requests, Window: Minute.Slide(), Max: 10}, Cost: 1}}
+	for used, want := range map[int64]int64{3: 3, 10: 10, 12: 10} {
+		d := decide(charges, Taken{Now: moment("2026-03-01T12:00:30Z"), Admitted: true, Used: []int64{used}, Before: []int64{0}, Instances: 2})
+		if d.Used != want || d.Remaining != 10-want {
+			t.Errorf("%d used: %d are shown, and %d remain", used, d.Used, d.Remaining)
+		}
+	}
+}
+
 // TestOneCounterForBothAlgorithms: limits that differ in that alone are two of one counter,
 // and an override replaces the other; without a word of its own it goes on as that.
 func TestOneCounterForBothAlgorithms(t *testing.T) {
