@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,6 +194,77 @@ func TestSets(t *testing.T) {
 	}
 }
 
+// TestTokenSets: what is said of settlements and refunds is what is used.
+func TestTokenSets(t *testing.T) {
+	t.Parallel()
+	if tokens := loadShipped(t, "tokens.settle_by=[ratelimit]").Reload.Tokens; tokens.SettleByAccessLog || !tokens.SettleByRateLimit {
+		t.Errorf("by call alone: %+v", tokens)
+	}
+	if tokens := loadShipped(t, "tokens.settle_by=[access_log]").Reload.Tokens; !tokens.SettleByAccessLog || tokens.SettleByRateLimit {
+		t.Errorf("by access log alone: %+v", tokens)
+	}
+	tokens := loadShipped(t, "tokens.refunds.statuses=[503]", "tokens.refunds.cached=true", "tokens.refunds.max_share=0.9").Reload.Tokens
+	if !slices.Equal(tokens.RefundStatuses, []int{503}) || !tokens.RefundCached || tokens.RefundShare != 900 {
+		t.Errorf("refunds: %+v", tokens)
+	}
+	for hits, want := range map[string]quota.Metric{"requests": quota.Requests, "tokens": quota.Tokens} {
+		if c := loadShipped(t, "ratelimit.hits="+hits); c.Reload.RateLimit.Hits != want {
+			t.Errorf("hits are %s, want %s", c.Reload.RateLimit.Hits, want)
+		}
+	}
+}
+
+// TestLoopback: only this machine reaches a socket, localhost and the addresses of loopback.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[Address]bool{
+		{"unix", "/run/tiergate.sock"}: true,
+		{"tcp", "127.0.0.1:9002"}:      true,
+		{"tcp", "127.9.9.9:9002"}:      true,
+		{"tcp", "[::1]:9002"}:          true,
+		{"tcp", "localhost:9002"}:      true,
+		{"tcp", "0.0.0.0:9002"}:        false,
+		{"tcp", "[::]:9002"}:           false,
+		{"tcp", ":9002"}:               false,
+		{"tcp", "10.0.0.1:9002"}:       false,
+		{"tcp", "tiergate:9002"}:       false,
+	} {
+		if address.Loopback() != want {
+			t.Errorf("%s: %t, want %t", address, !want, want)
+		}
+	}
+}
+
+// TestSameRedis: a password is of use to the same servers and users alone.
+func TestSameRedis(t *testing.T) {
+	t.Parallel()
+	s := Store{
+		Redis: true, Address: "a:1", TLS: true, Username: "u", SentinelUsername: "s", SentinelMaster: "m",
+		Sentinels: []string{"a:2"}, Cluster: []string{"a:3"},
+	}
+	same := s
+	same.Timeout, same.PoolSize, same.KeyPrefix, same.Sentinels = time.Second, 7, "other:", []string{"a:2"}
+	if !s.SameRedis(same) {
+		t.Error("other settings make it another Redis")
+	}
+	for name, change := range map[string]func(*Store){
+		"type":          func(s *Store) { s.Redis = false },
+		"address":       func(s *Store) { s.Address = "b:1" },
+		"TLS":           func(s *Store) { s.TLS = false },
+		"user":          func(s *Store) { s.Username = "" },
+		"Sentinel user": func(s *Store) { s.SentinelUsername = "" },
+		"primary":       func(s *Store) { s.SentinelMaster = "n" },
+		"Sentinels":     func(s *Store) { s.Sentinels = []string{"b:2"} },
+		"Cluster":       func(s *Store) { s.Cluster = nil },
+	} {
+		other := s
+		change(&other)
+		if s.SameRedis(other) {
+			t.Errorf("of another %s, and the same Redis", name)
+		}
+	}
+}
+
 // TestSecrets come from files and the environment, and are in no error.
 func TestSecrets(t *testing.T) {
 	t.Parallel()
@@ -217,9 +289,48 @@ keys: {peppers: [{name: p1, env: PEPPER}]}
 	if c.Reload.Redis.Password.Reveal() != "open-sesame" || len(c.Reload.Peppers) != 1 || len(sources) != 3 {
 		t.Errorf("%+v, %v", c, sources)
 	}
+	options.Sets = []string{"customer.session_secret_env=SESSION"}
+	for length, want := range map[int]bool{31: false, 32: true} {
+		env["SESSION"] = strings.Repeat("x", length)
+		if c, _, err := Load(options); (err == nil) != want || (want && c.Start.SessionSecret.Reveal() != env["SESSION"]) {
+			t.Errorf("a session secret of %d bytes: %v", length, err)
+		}
+	}
+	options.Sets = nil
 	env["PEPPER"] = "short"
 	if _, _, err := Load(options); err == nil || strings.Contains(err.Error(), `"short"`) {
 		t.Errorf("a short pepper: %v", err)
+	}
+}
+
+// TestAdminTokens: of two tokens neither the name nor the secret is the same, so that each is
+// somebody's; none is short, or has a blank that is easily lost.
+func TestAdminTokens(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, content := range map[string]string{"tiergate.yaml": shortTiers, "keys.yaml": shortKeys} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := strings.Repeat("x", minToken)
+	env := map[string]string{"ONE": long, "SAME": long, "OTHER": long + "y", "BLANK": long + " z", "SHORT": long[1:], "END": long + " "}
+	for _, c := range []struct{ first, second, want string }{
+		{"name: a, env: ONE", "name: b, env: OTHER", ""},
+		{"name: a, env: ONE", "name: b, env: BLANK", ""},
+		{"name: a, env: ONE", "name: a, env: OTHER", `token "a" has the name or the secret of another`},
+		{"name: a, env: ONE", "name: b, env: SAME", `token "b" has the name or the secret of another`},
+		{"name: a, env: ONE", "name: b, env: SHORT", `token "b" has`},
+		{"name: a, env: ONE", "name: b, env: END", `token "b" begins or ends with a blank`},
+		{"name: a, env: ONE", "name: b", `token "b": want file or env`},
+	} {
+		_, _, err := Load(Options{
+			File: filepath.Join(dir, "tiergate.yaml"), Getenv: func(name string) string { return env[name] },
+			Sets: []string{"operator.tokens=[{" + c.first + "}, {" + c.second + "}]"},
+		})
+		if (err == nil) != (c.want == "") || (err != nil && !strings.Contains(err.Error(), c.want)) || (err != nil && strings.Contains(err.Error(), long[1:])) {
+			t.Errorf("{%s}, {%s}: %v, want %s", c.first, c.second, err, c.want)
+		}
 	}
 }
 
