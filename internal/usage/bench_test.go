@@ -11,14 +11,15 @@ import (
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
-// decisionOf returns the decision of one request to a tier with the usual limits.
-func decisionOf(tb testing.TB) *quota.Decision {
+// decisionOf returns the decision of one request to a tier with the usual limits, and more.
+func decisionOf(tb testing.TB, more ...quota.Limit) *quota.Decision {
 	tb.Helper()
 	tier := quota.Tier{Name: "pro", Priority: quota.High, Limits: []quota.Limit{
 		{Metric: quota.Requests, Window: quota.Minute, Max: 1000},
 		{Metric: quota.Tokens, Window: quota.Minute.Slide(), Max: 100_000},
 		{Metric: quota.Requests, Window: quota.Day, Max: 100_000},
 	}}
+	tier.Limits = append(tier.Limits, more...)
 	limiter := quota.NewLimiter(store.NewMemory(time.Now, 10))
 	d, err := limiter.Decide(tb.Context(), quota.Request{
 		Account: "a", Tier: quota.NewPlan(tier, quota.ByKey, nil), Resource: quota.DefaultResource, Priority: quota.High,

@@ -3,6 +3,7 @@ package usage
 import (
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -54,5 +55,25 @@ func TestHistory(t *testing.T) {
 	}
 	if h.High("a", "images") != quota.Unknown {
 		t.Error("one resource is taken for another")
+	}
+}
+
+// TestSteps have the lengths of their names, and are kept as long as the guides say.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		step         Step
+		length, keep time.Duration
+	}{
+		"minute": {Minute, time.Minute, 3 * time.Hour},
+		"hour":   {Hour, time.Hour, 8 * 24 * time.Hour},
+		"day":    {Day, 24 * time.Hour, 400 * 24 * time.Hour},
+	} {
+		if step, err := ParseStep(name); err != nil || step != c.step || step.Length() != c.length || step.Keep() != c.keep {
+			t.Errorf("%s is %s, of %s and kept for %s: %v", name, step, step.Length(), step.Keep(), err)
+		}
+	}
+	if s, err := ParseStep("week"); err == nil {
+		t.Errorf("week is %s", s)
 	}
 }

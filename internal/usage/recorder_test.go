@@ -129,6 +129,9 @@ func TestRecorderIsBounded(t *testing.T) {
 		if len(b.Accounts) != 20+1+3 {
 			t.Errorf("%d accounts, want 20, the rest, and three of the fleet", len(b.Accounts))
 		}
+		if rest := find(t, b, usage.Other); !rest.Last.IsZero() || rest.IsKey() {
+			t.Errorf("the rest is a key, last used at %s", rest.Last)
+		}
 		other := find(t, b, usage.Other).Totals()
 		if other.Admitted != 400 || other.InputTokens != 3 {
 			t.Errorf("the rest: %+v, want 400 requests and 3 tokens", other)
@@ -166,10 +169,15 @@ func TestRecorderReadsDecisions(t *testing.T) {
 	t.Parallel()
 	r := usage.NewRecorder(usage.RecorderOptions{Now: time.Now})
 	d := usage.Decided{Account: "k", Tier: "pro", Resource: "chat", Priority: quota.High, Requests: 1}
-	how := decisionOf(t)
+	how := decisionOf(t, // and by limits that are no answer to what the key has per minute
+		quota.Limit{Metric: quota.Requests, Window: quota.Minute, Max: 900, Resource: quota.DefaultResource},
+		quota.Limit{Metric: quota.Tokens, Window: quota.Minute, Max: 90_000, Priority: quota.High})
 	d.At = how.Now.Add(3 * time.Second) // the clock that counts is another: when a request fits goes by it
 	r.Decided(d, how)
 	k := find(t, r.Flush(), "k")
+	if len(k.Cells) != 1 || k.Cells[0].Minute != d.At.Truncate(time.Minute).Unix()/60 {
+		t.Errorf("%+v: want one of the minute of %s", k.Cells, d.At)
+	}
 	if k.LimitRequests != 1000 || k.LimitTokens != 100_000 || k.Near.Limit != "" || !k.Last.Equal(d.At) {
 		t.Errorf("%+v: want limits of 1,000 and 100,000, near none, last %s", k, d.At)
 	}
