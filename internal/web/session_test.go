@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -30,6 +31,28 @@ func TestSessionCookie(t *testing.T) {
 			t.Errorf("%+v of %s", s, hash)
 		}
 	}
+}
+
+// TestSessionsEndByThemselves: a cookie that a browser has kept for longer opens nothing.
+func TestSessionsEndByThemselves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSessions("tiergate_session", "/dashboard", []byte(strings.Repeat("x", 32)))
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, "/dashboard", nil)
+		if err := s.begin(w, r, keySession{"key_a", "x"}); err != nil {
+			t.Fatal(err)
+		}
+		r.AddCookie(w.Result().Cookies()[0])
+		time.Sleep(12 * time.Hour)
+		if !s.read(r, new(keySession)) {
+			t.Error("it is over before 12 hours are")
+		}
+		time.Sleep(time.Second)
+		if s.read(r, new(keySession)) {
+			t.Error("it is good after 12 hours")
+		}
+	})
 }
 
 // TestSessions see what is their own key's, until they are signed out.
