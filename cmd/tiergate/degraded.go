@@ -57,12 +57,20 @@ func (w watcher) ended(o store.Outage) {
 		"settlements_queued", t.Queued, "settlements_lost", t.Lost)
 }
 
+// What Redis has left of what it knew.
+const (
+	lossEmptied = "emptied" // nothing
+	lossOlder   = "older"   // an older state
+)
+
 // lost tells that limits may be used once more, which nothing else shows.
 func (w watcher) lost(since, until time.Time) {
 	if since.IsZero() {
+		w.metrics.losses.WithLabelValues(lossEmptied).Inc()
 		w.log.Warn("Redis was emptied, and counting begins anew: see whether it persists, and what empties it", "until", until)
 		return
 	}
+	w.metrics.losses.WithLabelValues(lossOlder).Inc()
 	w.log.Warn("Redis has lost what was counted since it had this state, as by a fail-over or where a backup was restored", "since", since, "until", until)
 }
 
@@ -79,6 +87,10 @@ func (m *metrics) addFallback(f *store.Fallback) {
 	})
 	gauge("tiergate_instances", "Instances that share Redis, as was last known.", func() float64 { return float64(f.Instances()) })
 	gauge("tiergate_settlements_waiting", "Settlements that wait for Redis.", func() float64 { return float64(f.State().Waiting) })
+	m.registry.MustRegister(m.losses)
+	for _, kind := range []string{lossEmptied, lossOlder} {
+		m.losses.WithLabelValues(kind)
+	}
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "tiergate_remembered_refusals_total", Help: "Requests refused without asking Redis, which was known to refuse them.",
 	}, func() float64 { return float64(f.Remembered()) }))

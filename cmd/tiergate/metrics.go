@@ -28,6 +28,7 @@ type metrics struct {
 	misnamed      prometheus.Counter
 	invalid       prometheus.Counter
 	storeErrors   *prometheus.CounterVec
+	losses        *prometheus.CounterVec // with Redis
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
 	lastReload    prometheus.Gauge
@@ -72,6 +73,9 @@ func newMetrics() *metrics {
 		storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_store_errors_total", Help: "Failed calls to the store by reason (timeout, canceled, other).",
 		}, []string{"reason"}),
+		losses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tiergate_redis_losses_total", Help: "How often Redis was found not to know any more what it knew, by kind (emptied, older).",
+		}, []string{"kind"}),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tiergate_config_reloads_total", Help: "Reloads of the configuration by result (success, failure).",
 		}, []string{"result"}),

@@ -6,7 +6,43 @@ import (
 	"testing"
 
 	"github.com/tiergate/tiergate/internal/apikey"
+	"github.com/tiergate/tiergate/internal/devstack"
 )
+
+// TestLossesOfRedisAreCounted, by whether it has anything left.
+func TestLossesOfRedisAreCounted(t *testing.T) {
+	t.Parallel()
+	redis, err := devstack.StartRedisServer(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := redis.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := startServer(t, "", "store.type=redis", "store.redis.address="+redis.Address, "store.redis.timeout=4s")
+	const heard = "tiergate:{~fleet}:heard" // when Redis last heard of an instance
+	for _, loss := range []struct {
+		kind    string
+		command []string
+	}{
+		{"older", []string{"SET", heard, "1000"}},
+		{"emptied", []string{"FLUSHALL"}},
+	} {
+		eventually(t, "Redis has heard of the instance", func() bool {
+			n, err := redis.Do(t.Context(), "EXISTS", heard)
+			return err == nil && n == "1"
+		})
+		if n := s.metric(t, "tiergate_redis_losses_total", loss.kind); n != 0 {
+			t.Errorf("%s: %v before", loss.kind, n)
+		}
+		if _, err := redis.Do(t.Context(), loss.command...); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, loss.kind+" is counted", func() bool { return s.metric(t, "tiergate_redis_losses_total", loss.kind) == 1 })
+	}
+}
 
 // TestOlderStateOfKeys: where the store's keys are loaded anew and what was done to some is
 // undone, that is told of, and nothing else is.
