@@ -22,16 +22,23 @@ func newNetworkTrial(t *testing.T) (*trial, *toxiproxy.Proxy) {
 		t.Fatal(err)
 	}
 	stopAfterwards(t, server.Stop)
-	address, err := devstack.FreeAddress()
+	proxy := before(t, server.Address)
+	return newTrial(t, devstack.Options{RedisRunning: true, RedisAddress: proxy.Listen}, 2), proxy
+}
+
+// before starts a proxy that can spoil the connections to an address.
+func before(t *testing.T, address string) *toxiproxy.Proxy {
+	t.Helper()
+	listen, err := devstack.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "redis", address, server.Address)
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), address, listen, address)
 	if err := proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(proxy.Stop)
-	return newTrial(t, devstack.Options{RedisRunning: true, RedisAddress: address}, 2), proxy
+	return proxy
 }
 
 // spoil is a trial in which the connections have a toxic for a while, in each of these

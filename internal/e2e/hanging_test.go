@@ -3,6 +3,7 @@ package e2e
 import (
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,6 +95,28 @@ func TestHungInstanceIsLeft(t *testing.T) {
 		if n := envoyStat(t, s, "cluster.tiergate.upstream_rq_timeout") - before; n != 0 {
 			t.Errorf("%d of 20 calls ran out of time, want none", n)
 		}
+	})
+}
+
+// TestLateInstanceIsLeft: who answers too late for every call is not asked, though it answers.
+func TestLateInstanceIsLeft(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		proxy := before(t, up(t, devstack.Options{ServerOnly: true}).TierGate)
+		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
+			return withEndpoints(t, file, 9001, []string{proxy.Listen})
+		}})
+		healthy := func(want int) func() bool {
+			return func() bool { return envoyStat(t, s, "cluster.tiergate.membership_healthy") == want }
+		}
+		eventually(t, "both are healthy", healthy(2))
+		if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(`{"name": "late", "type": "latency", "stream": "downstream", "attributes": {"latency": 350}}`)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the late one is left", healthy(1))
+		if err := proxy.Toxics.RemoveToxic(t.Context(), "late"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is asked again", healthy(2))
 	})
 }
 
