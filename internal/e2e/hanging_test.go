@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,6 +75,50 @@ func TestTheOnlyInstanceIsAsked(t *testing.T) {
 		if r := do(t, s, call{method: http.MethodGet, path: "/v1/limits", key: "sk-demo-pro"}); r.StatusCode != http.StatusOK {
 			t.Errorf("/v1/limits at once when it is back: %s %s", r.Status, r.body)
 		}
+	})
+}
+
+// TestTheOnlyInstanceIsNotEjected, though it hangs: it may go on at once.
+func TestTheOnlyInstanceIsNotEjected(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		s := upAsShipped(t, devstack.Options{Chain: chain})
+		freeze(t, s.Server)
+		together(60, func(int) { do(t, s, call{key: "sk-demo-enterprise"}) })
+		if err := s.Server.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		const outlier = "cluster.tiergate.outlier_detection."
+		if found, ejected := envoyStat(t, s, outlier+"ejections_overflow"), envoyStat(t, s, outlier+"ejections_enforced_total"); found == 0 || ejected != 0 {
+			t.Errorf("found out %d times, ejected %d times: want some, and none", found, ejected)
+		}
+	})
+}
+
+// TestRefusalsEjectNobody: what TierGate answers by a refusal, or cannot read, is no failure of its.
+func TestRefusalsEjectNobody(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		f := newTrialBehindOne(t, devstack.Options{Chain: chain, Sets: []string{"on_store_failure=deny"}}, 2)
+		s := f.edges[0]
+		none := func(what string) {
+			t.Helper()
+			if n := envoyStat(t, s, "cluster.tiergate.outlier_detection.ejections_detected_consecutive_gateway_failure"); n != 0 {
+				t.Errorf("%s: an instance is taken for one that fails, %d times", what, n)
+			}
+		}
+		together(4, func(int) {
+			for range 40 {
+				do(t, s, call{key: "sk-nobody"})
+				do(t, s, call{key: countedKey(0), header: http.Header{"X-Request-Priority": {"\xff"}}})
+			}
+		})
+		none("401, and what is no UTF-8")
+		kill(t, f.stacks[0].Redis)
+		together(4, func(int) {
+			for range 40 {
+				do(t, s, call{key: countedKey(0)})
+			}
+		})
+		none("503 by deny")
 	})
 }
 
