@@ -48,8 +48,10 @@ func readBody(method, path, contentLength string, f facts) (b quota.Body, model 
 func knows(path, name string) bool {
 	path = normalize(path)
 	switch {
-	case strings.HasSuffix(path, "/completions"), strings.HasSuffix(path, "/messages"):
+	case strings.HasSuffix(path, "/chat/completions"):
 		return name != "max_output_tokens"
+	case strings.HasSuffix(path, "/completions"), strings.HasSuffix(path, "/messages"):
+		return name == "max_tokens"
 	case strings.HasSuffix(path, "/responses"):
 		return name == "max_output_tokens"
 	case strings.HasSuffix(path, "/count_tokens"), strings.HasSuffix(path, "/input_tokens"): // no answer is made
