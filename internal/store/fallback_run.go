@@ -141,7 +141,8 @@ func (fl *fleet) counted(n int64) {
 // fleetAccount is the account of nobody's that the fleet is noted under.
 const fleetAccount = "~fleet"
 
-// heardKept is how long Redis remembers when an instance was last heard of: longer than any count.
+// heardKept is how long Redis remembers when an instance was last heard of: longer than it is away
+// while one runs.
 const heardKept = 40 * 24 * time.Hour
 
 // beat says that this instance lives, or leaves. It finds out whether Redis has lost what it knew.
