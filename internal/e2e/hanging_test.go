@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -126,7 +128,7 @@ func TestRefusalsEjectNobody(t *testing.T) {
 // health check has failed twice.
 func TestHungInstanceIsLeft(t *testing.T) {
 	eachChain(t, func(t *testing.T, chain string) {
-		hung := hangsWhenAsked(t)
+		hung := healthy(t, nil)
 		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
 			file = []byte(replaced(t, string(file), "unhealthy_threshold: 2, healthy_threshold: 1, grpc", "unhealthy_threshold: 100, healthy_threshold: 1, grpc"))
 			return withEndpoints(t, file, 9001, []string{hung})
@@ -150,31 +152,60 @@ func TestLateInstanceIsLeft(t *testing.T) {
 		s := up(t, devstack.Options{Chain: chain, EditEnvoy: func(file []byte) []byte {
 			return withEndpoints(t, file, 9001, []string{proxy.Listen})
 		}})
-		healthy := func(want int) func() bool {
+		left := func(want int) func() bool {
 			return func() bool { return envoyStat(t, s, "cluster.tiergate.membership_healthy") == want }
 		}
-		eventually(t, "both are healthy", healthy(2))
+		eventually(t, "both are healthy", left(2))
 		if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(`{"name": "late", "type": "latency", "stream": "downstream", "attributes": {"latency": 350}}`)); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the late one is left", healthy(1))
+		eventually(t, "the late one is left", left(1))
 		if err := proxy.Toxics.RemoveToxic(t.Context(), "late"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is asked again", healthy(2))
+		eventually(t, "it is asked again", left(2))
 	})
 }
 
-// hangsWhenAsked is the address of a server that is healthy until it is asked anything else, and
-// never answers again.
-func hangsWhenAsked(t *testing.T) string {
+// TestBusyInstancesAreAsked: those that have as many calls as they may refuse more in a row than one
+// that hangs misses. Half of them stay at the least: a few could not do the work of all.
+func TestBusyInstancesAreAsked(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		full := status.Error(codes.Unavailable, "too many calls are under way")
+		others := []string{healthy(t, full), healthy(t, full), healthy(t, full)}
+		s := up(t, devstack.Options{Chain: chain, Sets: []string{"grpc.max_calls=1"}, EditEnvoy: func(file []byte) []byte {
+			file = []byte(replaced(t, string(file), "interval: 2s, no_traffic_interval: 2s, unhealthy_threshold: 2, healthy_threshold: 1, grpc", "interval: 60s, no_traffic_interval: 60s, unhealthy_threshold: 2, healthy_threshold: 1, grpc"))
+			return withEndpoints(t, file, 9001, others)
+		}})
+		eventually(t, "all are healthy", func() bool { return envoyStat(t, s, "cluster.tiergate.membership_healthy") == 4 })
+		busy(t, s)
+		together(20, func(int) {
+			for range 30 {
+				do(t, s, call{key: "sk-demo-enterprise"})
+			}
+		})
+		if refused := envoyStat(t, s, "cluster.tiergate.outlier_detection.ejections_detected_consecutive_gateway_failure"); refused == 0 {
+			t.Error("none has refused 50 in a row")
+		}
+		if n := envoyStat(t, s, "cluster.tiergate.membership_healthy"); n < 2 {
+			t.Errorf("%d of 4 that are busy are asked, want 2", n)
+		}
+	})
+}
+
+// healthy is the address of a server that answers this error whatever else it is asked. Where that
+// is nil it hangs for good as soon as it is asked.
+func healthy(t *testing.T, answer error) string {
 	t.Helper()
-	var asked atomic.Bool
+	var hangs atomic.Bool
 	server := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-		if method, _ := grpc.MethodFromServerStream(stream); method == healthpb.Health_Check_FullMethodName && !asked.Load() {
+		if method, _ := grpc.MethodFromServerStream(stream); method == healthpb.Health_Check_FullMethodName && !hangs.Load() {
 			return stream.SendMsg(&healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING})
 		}
-		asked.Store(true)
+		if answer != nil {
+			return answer
+		}
+		hangs.Store(true)
 		<-stream.Context().Done()
 		return stream.Context().Err() //nolint:wrapcheck // nobody waits for it
 	}))

@@ -208,18 +208,7 @@ func TestDistrust(t *testing.T) {
 func TestOverload(t *testing.T) {
 	both(t, func(t *testing.T, chain string) {
 		s := up(t, devstack.Options{Chain: chain, Sets: []string{"grpc.max_calls=1"}})
-		conn, err := grpc.NewClient(s.TierGate, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		ctx, release := context.WithCancel(t.Context())
-		defer release()
-		// Begun, and nothing sent.
-		if _, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, authv3.Authorization_Check_FullMethodName); err != nil {
-			t.Fatal(err)
-		}
-		eventuallyWithin(t, 5*time.Second, "the call is under way", func() bool { return metric(t, s, "tiergate_calls") == 1 })
+		release := busy(t, s)
 		began := time.Now()
 		for range 3 {
 			r := do(t, s, call{key: "sk-demo-pro"})
@@ -241,4 +230,21 @@ func TestOverload(t *testing.T) {
 		freshMinute(t, 5*time.Second)
 		eventuallyWithin(t, 5*time.Second, "there is room again", func() bool { return do(t, s, call{key: "sk-demo-pro"}).StatusCode == http.StatusOK })
 	})
+}
+
+// busy has a call begun at an instance, of which nothing more is sent until the function is called.
+func busy(t *testing.T, s *devstack.Stack) (release func()) {
+	t.Helper()
+	conn, err := grpc.NewClient(s.TierGate, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	ctx, release := context.WithCancel(t.Context())
+	t.Cleanup(release)
+	if _, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, authv3.Authorization_Check_FullMethodName); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyWithin(t, 5*time.Second, "the call is under way", func() bool { return metric(t, s, "tiergate_calls") == 1 })
+	return release
 }
