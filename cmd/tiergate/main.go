@@ -75,7 +75,7 @@ func commands() []command {
 		{"keys create", "make an API key; --offline: and the entry to add to the file for it", keysCreate},
 		{"keys list", "list the API keys", keysList},
 		{"keys show", "show what is known of a key", keysShow},
-		{"keys change", "change what is known of a key", keysChange},
+		{"keys change", "change what is known of a key; an empty value takes away", keysChange},
 		{"keys override", "give a key a limit of its own, or take it away", keysOverride},
 		{"keys rotate", "give a key another secret", keysRotate},
 		{"keys revoke", "end a key for good", keysRevoke},

@@ -38,15 +38,15 @@ func (a *Admin) rotate(c *call) (any, error) {
 		}
 		if f := r.Former; f != nil && c.now.Before(f.Until) && grace > 0 {
 			return "", problem(kindGrace, fmt.Sprintf(
-				"what key %s was before still works, until %s: wait, or end both with a grace of 0s", r.ID, f.Until.Format(time.RFC3339)))
+				"the former secret of %s still works, until %s: wait, or end both with a grace of 0s", r.ID, f.Until.Format(time.RFC3339)))
 		}
 		former := &apikey.Former{Hash: r.Hash, Until: c.now.Add(grace).Truncate(time.Second)}
 		r.Hash, r.Former = hash(key), nil
 		if grace == 0 {
-			return "what it was before ends at once", nil
+			return "the former secret ends at once", nil
 		}
 		r.Former = former
-		return "what it was before works until " + former.Until.Format(time.RFC3339), nil
+		return "the former secret works until " + former.Until.Format(time.RFC3339), nil
 	})
 	if err != nil {
 		return nil, err

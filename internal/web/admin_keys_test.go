@@ -90,9 +90,9 @@ func TestLifeOfAKey(t *testing.T) {
 	}
 	if want := []string{
 		"loopback revoke: leaked",
-		"loopback rotate: what it was before ends at once",
-		"loopback rotate: what it was before works until 2026-03-02T13:00:30Z",
-		"loopback rotate: what it was before works until 2026-03-01T13:00:30Z",
+		"loopback rotate: the former secret ends at once",
+		"loopback rotate: the former secret works until 2026-03-02T13:00:30Z",
+		"loopback rotate: the former secret works until 2026-03-01T13:00:30Z",
 		"loopback change: tier: free → pro; name: Ada → none; priority: normal → the tier's; resources: chat → all; expires: 2027-01-31T00:00:00Z → never; labels changed",
 		"loopback create: tier free",
 	}; !slices.Equal(told, want) {
