@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -122,7 +123,7 @@ func startFormer(t *testing.T, s *devstack.Stack, l *formerLimiter, route string
 		text, *address = strings.Replace(text, "port_value: "+name, "port_value: "+port, 1), free
 	}
 	content := edited(t, at(t, text, "UPSTREAM", s.Upstream), func(doc map[string]any) {
-		doc["layered_runtime"] = mapping(t, block(t, "yaml layered_runtime"))
+		maps.Copy(doc, mapping(t, block(t, "yaml layered_runtime")))
 		prepend(t, doc, "routes", route)
 		prepend(t, doc, "clusters", l.cluster(t))
 		prepend(t, doc, "clusters", at(t, block(t, "yaml cluster second"), "127.0.0.1, port_value: 10001", s.API))
