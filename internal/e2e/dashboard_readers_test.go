@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
@@ -19,6 +20,7 @@ func TestDashboardsInForcedColours(t *testing.T) {
 	b := browse(t)
 	b.media("forced-colors", "active")
 	b.signIn(s, "sk-demo-free")
+	freshMinute(t, 25*time.Second)
 	do(t, s, call{key: "sk-demo-free"})
 	b.awaitText("#limits", "1 of 10 used")
 	b.save("customer-now-forced")

@@ -301,6 +301,7 @@ func TestOperatorsDashboard(t *testing.T) {
 	b.awaitText("#no-usage", "No requests")
 	b.pictures("operator-key-empty")
 
+	freshMinute(t, 35*time.Second)
 	for range 14 {
 		do(t, s, call{key: secret, header: http.Header{"X-Mock-Usage": {"300,700"}}})
 		do(t, s, call{key: "sk-demo-pro", path: "/v1/embeddings"})
