@@ -168,12 +168,7 @@ func TestExplainCapacity(t *testing.T) {
 			t.Parallel()
 			sets := []string{"store.type=" + store, "store.redis.timeout=2s", "usage.interval=1m"}
 			if store == "redis" {
-				redis, err := devstack.StartRedisServer(t.Context(), t.TempDir())
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = redis.Stop() })
-				sets = append(sets, "store.redis.address="+redis.Address)
+				sets = append(sets, "store.redis.address="+startRedis(t).Address)
 			}
 			s := startServer(t, filepath.Join(dir, "tiergate.yaml"), sets...)
 			explainBeside(t, s, 4)

@@ -77,13 +77,7 @@ func (t *listenerTLS) use(c config.TLS) {
 
 // ends returns when a certificate, or one between it and its root, is not accepted any more.
 func ends(c *tls.Certificate) time.Time {
-	end := c.Leaf.NotAfter
-	for _, content := range c.Certificate[1:] {
-		if between, err := x509.ParseCertificate(content); err == nil && between.NotAfter.Before(end) {
-			end = between.NotAfter
-		}
-	}
-	return end
+	return slices.MinFunc(config.Chain(c), func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
 }
 
 // allowOnly refuses clients whose certificate has none of the names; none named means

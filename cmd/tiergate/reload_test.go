@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // shippedStore is the section of the shipped configuration.
@@ -22,15 +20,7 @@ var shippedStore = regexp.MustCompile(`(?s)\nstore:\n.*?\n\n`)
 // waits for a restart, does not take away what the present one is reached by.
 func TestAnotherStoreWaitsWithItsPassword(t *testing.T) {
 	t.Parallel()
-	redis, err := devstack.StartRedisServer(t.Context(), t.TempDir(), "--requirepass", "first")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := redis.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	redis := startRedis(t, "--requirepass", "first")
 	redis.CLIArgs = []string{"-a", "first"}
 	for name, another := range map[string]string{
 		"memory":        "type: memory",

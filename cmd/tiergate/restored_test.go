@@ -6,21 +6,12 @@ import (
 	"testing"
 
 	"github.com/tiergate/tiergate/internal/apikey"
-	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // TestLossesOfRedisAreCounted, by whether it has anything left.
 func TestLossesOfRedisAreCounted(t *testing.T) {
 	t.Parallel()
-	redis, err := devstack.StartRedisServer(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := redis.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	redis := startRedis(t)
 	s := startServer(t, "", "store.type=redis", "store.redis.address="+redis.Address, "store.redis.timeout=4s")
 	const heard = "tiergate:{~fleet}:heard" // when Redis last heard of an instance
 	for _, loss := range []struct {

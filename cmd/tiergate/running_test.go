@@ -40,6 +40,21 @@ func (l *logText) count(text string) int {
 	return strings.Count(l.text.String(), text)
 }
 
+// startRedis starts a redis-server for as long as the test runs.
+func startRedis(t *testing.T, words ...string) *devstack.RedisServer {
+	t.Helper()
+	redis, err := devstack.StartRedisServer(t.Context(), t.TempDir(), words...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := redis.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return redis
+}
+
 // startServer serves until the test ends; file is the configuration, the shipped one
 // where it is empty.
 func startServer(t *testing.T, file string, sets ...string) *running {

@@ -120,12 +120,22 @@ func (c *checker) certificate(at, certFile, keyFile string) *tls.Certificate {
 		return nil
 	}
 	c.inTime(at+".cert_file", "the certificate in "+certFile, pair.Leaf)
-	for _, content := range pair.Certificate[1:] {
-		if between, err := x509.ParseCertificate(content); err == nil {
-			c.inTime(at+".cert_file", fmt.Sprintf("the certificate of %q in %s", between.Subject, certFile), between)
-		}
+	for _, between := range Chain(&pair)[1:] {
+		c.inTime(at+".cert_file", fmt.Sprintf("the certificate of %q in %s", between.Subject, certFile), between)
 	}
 	return &pair
+}
+
+// Chain returns the certificates of a pair that was read, its own first, and then those between
+// it and its root. What cannot be read of these is left out.
+func Chain(c *tls.Certificate) []*x509.Certificate {
+	chain := []*x509.Certificate{c.Leaf}
+	for _, content := range c.Certificate[1:] {
+		if between, err := x509.ParseCertificate(content); err == nil {
+			chain = append(chain, between)
+		}
+	}
+	return chain
 }
 
 // inTime warns of a certificate that nobody accepts now. It is used: it may be the clock that is
