@@ -144,7 +144,7 @@ func (m *measurement) spend(ctx context.Context, n int, do func() error) (spent,
 	each := func(name string) float64 { return (after[name] - before[name]) / float64(n) }
 	seconds := each("used_cpu_user_main_thread") + each("used_cpu_sys_main_thread")
 	return spent{
-		cpu: time.Duration(seconds * float64(time.Second)), calls: each("cmdstat_evalsha"),
+		cpu: time.Duration(seconds * float64(time.Second)), calls: each("cmdstat_fcall"),
 		in: each("total_net_input_bytes"), out: each("total_net_output_bytes"), memory: each("used_memory"),
 	}, nil
 }

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -160,16 +159,20 @@ func minuteCounts(t *testing.T, address string) map[counted]int64 {
 	_, _ = c.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		p.ReadOnly(t.Context()) // what replicas of a Cluster want to hear; others refuse it
 		for i := range values {
-			values[i] = p.HGet(t.Context(), "tiergate:{"+keyID(countedKey(i))+"}:counts", "requests/minute")
+			values[i] = p.Get(t.Context(), "tiergate:{"+keyID(countedKey(i))+"}:counts")
 		}
 		return nil
 	})
 	for i, value := range values {
-		start, used, _ := strings.Cut(value.Val(), " ")
-		began, errBegan := strconv.ParseInt(start, 10, 64)
-		n, errUsed := strconv.ParseInt(used, 10, 64)
-		if errBegan == nil && errUsed == nil {
-			counts[counted{keyID(countedKey(i)), began/1000 + 60}] = n
+		if value.Err() != nil {
+			continue
+		}
+		counters, err := devstack.Counters(value.Val())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, found := counters["requests/minute"]; found {
+			counts[counted{keyID(countedKey(i)), c.Start.Unix() + 60}] = c.Used
 		}
 	}
 	return counts

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func faults() []fault {
 		{"slow_network_200ms", false, func(t *testing.T) row { return slowNetwork(t, 200*time.Millisecond) }},
 		{"black_hole", false, blackHole},
 		{"connection_resets", false, connectionResets},
-		{"script_flush", false, scriptFlush},
+		{"function_flush", false, functionFlush},
 		{"instance_killed", true, instanceKilled},
 		{"envoy_restarted", false, envoyRestarted},
 		{"disk_full", true, diskFull},
@@ -137,15 +138,15 @@ func redisKilled(t *testing.T) row {
 	return f.check(r, promise{slowest: slowest(), alone: true, over: f.stale(), lost: f.inDoubt(), doubt: f.inDoubt(), tokens: f.unsettled()})
 }
 
-// scriptFlush: Redis forgets the scripts ten times a second.
-func scriptFlush(t *testing.T) row {
+// functionFlush: Redis forgets functions and scripts ten times a second.
+func functionFlush(t *testing.T) row {
 	f := newTrial(t, devstack.Options{}, 2)
 	c := redis.NewClient(&redis.Options{Addr: f.stacks[0].Options.RedisAddress})
 	t.Cleanup(func() { c.Close() })
 	var stop func()
-	r := f.run("SCRIPT FLUSH every 100 ms", pick(10*time.Second, 3*time.Second), func() {
+	r := f.run("FUNCTION FLUSH every 100 ms", pick(10*time.Second, 3*time.Second), func() {
 		stop = regularly(100*time.Millisecond, func() {
-			if err := c.ScriptFlush(t.Context()).Err(); err != nil {
+			if err := errors.Join(c.FunctionFlush(t.Context()).Err(), c.ScriptFlush(t.Context()).Err()); err != nil {
 				t.Error(err)
 			}
 		})

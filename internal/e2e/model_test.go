@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -299,14 +298,11 @@ func (w *world) compare() {
 	client := redis.NewClient(&redis.Options{Addr: w.stack.Options.RedisAddress})
 	defer client.Close()
 	for _, key := range []string{"basic", "pro"} {
-		counters := client.HGetAll(w.t.Context(), "tiergate:{key_demo_"+key+"}:counts").Val()
-		have := func(counter string) (n int) {
-			var start int64
-			if _, err := fmt.Sscanf(counters[counter], "%d %d", &start, &n); err != nil {
-				w.t.Errorf("%s: %q: %v", counter, counters[counter], err)
-			}
-			return n
+		counters, err := devstack.Counters(client.Get(w.t.Context(), "tiergate:{key_demo_"+key+"}:counts").Val())
+		if err != nil {
+			w.t.Fatal(err)
 		}
+		have := func(counter string) int { return int(counters[counter].Used) }
 		tokens := w.tokens[key]
 		for _, c := range []struct {
 			counter string

@@ -112,5 +112,5 @@ func orderCalls(t *testing.T, redis *devstack.RedisServer) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return int(calls["cmdstat_evalsha"] + calls["cmdstat_eval"] - calls["cmdstat_zadd"])
+	return int(calls["cmdstat_fcall"] + calls["cmdstat_evalsha"] + calls["cmdstat_eval"] - calls["cmdstat_zadd"])
 }

@@ -5,6 +5,7 @@
 -- ARGV     how long to remember it, in ms
 -- returns  {since when, now}, in ms
 
+begin()
 local back = redis.call('GET', KEYS[1])
 if not back then
   back = whole(now)

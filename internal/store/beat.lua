@@ -6,6 +6,7 @@
 --          kept, in ms
 -- returns  {now in ms, how many live, what KEYS[2] was, 0 = nothing, and is}
 
+begin()
 local silent = tonumber(ARGV[2])
 if ARGV[3] == '1' then
   redis.call('ZREM', KEYS[1], ARGV[1])

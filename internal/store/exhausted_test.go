@@ -29,11 +29,11 @@ func standstillOn(r *Redis) *standstill {
 
 func (s *standstill) wait(d time.Duration) { s.elapsed.Add(int64(d)) }
 
-// scriptCalls returns how often a Redis has run scripts.
+// scriptCalls returns how often a Redis has run functions and scripts.
 func scriptCalls(t *testing.T, r *Redis) int {
 	t.Helper()
 	calls := commandCalls(t, r)
-	return calls["evalsha"] + calls["eval"]
+	return calls["fcall"] + calls["evalsha"] + calls["eval"]
 }
 
 // asks fails where a call of a Fallback does not ask Redis so often.

@@ -6,6 +6,7 @@
 --          what it said before, or ""
 -- returns  what was said, or how much of that there is
 
+begin()
 local old = now - ARGV[1]
 if not ARGV[2] then return redis.call('ZRANGE', KEYS[1], '(' .. old, '+inf', 'BYSCORE') end
 if ARGV[3] ~= '' then redis.call('ZREM', KEYS[1], ARGV[3]) end

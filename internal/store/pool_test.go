@@ -100,14 +100,14 @@ func TestHammeringLeavesThePoolAlone(t *testing.T) {
 		t.Fatalf("%+v", d)
 	}
 	ask() // by Redis
-	before := commandCalls(t, r)["evalsha"]
+	before := commandCalls(t, r)["fcall"]
 	for range 1000 {
 		if d := ask(); d.Admitted || d.RefusedBy.Name() != "requests_per_month" || d.RefusedUsed != 1 {
 			t.Fatalf("%+v", d)
 		}
 	}
 	// A minute may end meanwhile, whose count is shown: then it is asked once more.
-	if calls := commandCalls(t, r)["evalsha"] - before; calls > 3 || f.Remembered() < 999 {
+	if calls := commandCalls(t, r)["fcall"] - before; calls > 3 || f.Remembered() < 999 {
 		t.Errorf("%d calls of Redis, %d refusals from memory: want 0 and 1,000", calls, f.Remembered())
 	}
 }

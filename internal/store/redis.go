@@ -41,7 +41,7 @@ type RedisOptions struct {
 }
 
 // Redis counts in one Redis that any number of instances share. Each account
-// has one hash, so that a script touches one slot of a Cluster. It is safe for
+// has one key, so that a script touches one slot of a Cluster. It is safe for
 // concurrent use.
 type Redis struct {
 	options   RedisOptions
@@ -65,7 +65,7 @@ type Redis struct {
 func NewRedis(o RedisOptions) *Redis {
 	r := &Redis{
 		options: o, prefix: o.KeyPrefix,
-		batch:      newScript(commonSource + slidingSource + batchSource),
+		batch:      newFunction(commonSource + slidingSource + batchSource),
 		operations: sync.Pool{New: func() any { return new(operation) }},
 	}
 	r.lane, r.lanes = r.newLane(r.sendTogether), map[string]*lane{}
@@ -80,8 +80,7 @@ func NewRedis(o RedisOptions) *Redis {
 }
 
 // Take implements quota.Counts. Orders and settlements that come while a call is under way
-// go together with the next: one script call, EVALSHA, and EVAL where Redis does not know
-// the script yet. A caller who goes away does not end it. After an error it may be unknown
+// go together with the next, in one call of a function or a script. A caller who goes away does not end it. After an error it may be unknown
 // whether the charges were taken.
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	op := r.operations.Get().(*operation) //nolint:forcetypeassert // see New

@@ -60,9 +60,10 @@ func (r *Redis) sendByAccount(ctx context.Context, server redis.UniversalClient,
 	}
 	pipe := server.Pipeline()
 	calls := make([]*scriptCall, len(accounts))
+	command, text := r.batch.command()
 	for i, of := range accounts {
 		keys, args := batchArguments(r.prefix, of)
-		calls[i] = newScriptCall(ctx, "evalsha", r.batch.Hash(), keys, args)
+		calls[i] = newScriptCall(ctx, command, text, keys, args)
 		_ = pipe.Process(ctx, calls[i]) // it goes with Exec
 	}
 	_, failure := pipe.Exec(ctx)
@@ -75,7 +76,7 @@ func (r *Redis) sendByAccount(ctx context.Context, server redis.UniversalClient,
 		switch err := call.Err(); {
 		case err == nil:
 			answer(of, call.Cmd)
-		case elsewhere(err):
+		case elsewhere(err) || command == "fcall" && r.batch.function.missing(err):
 			apart(ctx, of)
 		default:
 			fail(of, failedAmongOthers(err, call.sent, shared))

@@ -1,6 +1,10 @@
 package store
 
-import "github.com/tiergate/tiergate/internal/quota"
+import (
+	"strconv"
+
+	"github.com/tiergate/tiergate/internal/quota"
+)
 
 // settlementKind stands where the number of an order's plan would.
 const settlementKind = 0
@@ -31,7 +35,7 @@ func batchArguments(prefix string, together []*operation) (keys []string, args [
 		}
 	}
 	names := keyNames{prefix: prefix, ends: make([]int, 0, 2*len(together))}
-	args = plans.appendTo(append(make([]any, 0, 2+16*len(plans.orders)+5*len(together)), kinds))
+	args = plans.appendTo(append(make([]any, 0, 2+len(plans.orders)+5*len(together)), kinds))
 	for _, o := range together {
 		if o.order == nil {
 			args = appendSettlement(args, &names, o.settlement)
@@ -116,25 +120,31 @@ func sameCharges(a, b []quota.Charge) bool {
 
 func samePlanned(a, b *quota.Charge) bool {
 	return a.Limit.Window == b.Limit.Window && a.Limit.Max == b.Limit.Max && a.Limit.Metric == b.Limit.Metric &&
-		(a.Cost == b.Cost || costsItsOwn(a)) && a.Counter == b.Counter
+		(a.Cost == b.Cost || costsItsOwn(a) && costsItsOwn(b)) && a.Counter == b.Counter
 }
 
-// costsItsOwn reports whether the cost of a charge differs from order to order: that in tokens.
-func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests }
+// costsItsOwn reports whether the cost of a charge differs from order to order: that in tokens,
+// if it is not 0, for which nothing is written.
+func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests && c.Cost != 0 }
 
+// appendTo adds how many plans there are, and a text for each.
 func (p *plans) appendTo(args []any) []any {
 	args = append(args, len(p.orders))
 	for _, o := range p.orders {
-		args = append(args, keepMillis(o), len(o.Charges))
+		text := append(strconv.AppendInt(make([]byte, 0, 16+64*len(o.Charges)), keepMillis(o), 10), ';')
 		for i := range o.Charges {
 			c := &o.Charges[i]
-			args = append(args, c.Counter, int64(c.Limit.Window), c.Limit.Max)
+			text = append(append(text, c.Counter...), ',')
+			text = append(strconv.AppendInt(text, int64(c.Limit.Window), 10), ',')
+			text = append(strconv.AppendInt(text, c.Limit.Max, 10), ',')
 			if costsItsOwn(c) {
-				args = append(args, ownCost)
+				text = append(text, ownCost...)
 			} else {
-				args = append(args, c.Cost)
+				text = strconv.AppendInt(text, c.Cost, 10)
 			}
+			text = append(text, ';')
 		}
+		args = append(args, text)
 	}
 	return args
 }

@@ -268,9 +268,9 @@ func TestSlotMovesWithinABatch(t *testing.T) {
 	}
 	count()
 	wantAlone("where they are", 0)
-	do(t, home, "SCRIPT", "FLUSH")
+	do(t, home, "FUNCTION", "FLUSH")
 	count()
-	wantAlone("without the script", len(together))
+	wantAlone("without the function", len(together))
 	moveSlot(t, c, countsKey(r.prefix, "a0"), count)
 	alone = 0
 	count()

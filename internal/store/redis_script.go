@@ -2,7 +2,13 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -12,10 +18,70 @@ import (
 type script struct {
 	*redis.Script
 
-	text string
+	text     string
+	function *function // that does the same for less; nil: there is none
 }
 
-func newScript(text string) script { return script{redis.NewScript(text), text} }
+func newScript(text string) script { return script{Script: redis.NewScript(text), text: text} }
+
+// A function is one of Redis 7's, in a library of its own. Between calls it keeps what it has
+// worked out.
+type function struct {
+	name    string // of the library too
+	library string
+	refused atomic.Bool // whether Redis knows no functions, or the user lacks the rights
+}
+
+// newFunction returns the script of a source that defines run(keys, args), which is a function where
+// Redis has such. Its name is that of its text, so that two versions of TierGate do not get
+// in each other's way.
+func newFunction(source string) script {
+	hash := sha256.Sum256([]byte(source))
+	name := "tiergate_" + hex.EncodeToString(hash[:8])
+	s := newScript(source + "\nreturn run(KEYS, ARGV)\n")
+	// While a library is loaded there are no other functions than those that register some.
+	s.function = &function{name: name, library: "#!lua name=" + name + "\nlocal function make()\n" + source + "\nreturn run\nend\n" +
+		"local run\nredis.register_function('" + name + "', function(keys, args)\n  run = run or make()\n  return run(keys, args)\nend)\n"}
+	return s
+}
+
+// command returns what calls the script: a function, or a script that Redis knows.
+func (s script) command() (name, text string) {
+	if s.function != nil && !s.function.refused.Load() {
+		return "fcall", s.function.name
+	}
+	return "evalsha", s.Hash()
+}
+
+// missing reports whether a server has answered that it does not have the function, and notes
+// where it can have none. It has done nothing then.
+func (f *function) missing(err error) bool {
+	if f == nil || !answeredWith(err, "Function not found", "unknown command", "permissions to run") {
+		return false
+	}
+	if !answeredWith(err, "Function not found") {
+		f.refused.Store(true)
+	}
+	return true
+}
+
+func answeredWith(err error, texts ...string) bool {
+	var answer redis.Error
+	return errors.As(err, &answer) && slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(answer.Error(), text) })
+}
+
+// load gives the server of a key the function, which all instances of the same version share.
+func (r *Redis) load(ctx context.Context, client redis.UniversalClient, f *function, key string) bool {
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		server, err := cluster.MasterForKey(ctx, key)
+		if err != nil {
+			return false
+		}
+		client = server
+	}
+	err := client.FunctionLoad(ctx, f.library).Err()
+	return err == nil || answeredWith(err, "already exists") || f.missing(err)
+}
 
 // A scriptCall is a command that runs a script, and is not sent again when its outcome is
 // unknown: the client of a Cluster would, whatever it is told of retries. It is sent to
@@ -41,7 +107,7 @@ func (m sentMark) MarshalBinary() ([]byte, error) {
 	return []byte(m.text), nil
 }
 
-// newScriptCall returns the command EVAL or EVALSHA.
+// newScriptCall returns the command EVAL, EVALSHA or FCALL.
 func newScriptCall(ctx context.Context, command, text string, keys []string, args []any) *scriptCall {
 	c := &scriptCall{}
 	words := make([]any, 0, 3+len(keys)+len(args))
@@ -58,21 +124,28 @@ func newScriptCall(ctx context.Context, command, text string, keys []string, arg
 // it would be in doubt.
 const tryAgain = 5 * time.Millisecond
 
-// run runs a script once: EVALSHA, and EVAL where Redis does not know it. What it returns
-// has no error then; see failed for the errors.
+// run runs a script once: FCALL, where Redis has no functions EVALSHA, and EVAL where it does not
+// know the script. What it returns has no error then; see failed for the errors.
 func (r *Redis) run(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any) (*redis.Cmd, error) {
 	return r.runPatiently(ctx, client, s, keys, args, r.options.Timeout/2)
 }
 
 // runPatiently is run for a call that may wait so long while the slot of its keys moves.
 func (r *Redis) runPatiently(ctx context.Context, client redis.UniversalClient, s script, keys []string, args []any, patience time.Duration) (*redis.Cmd, error) {
-	command, text := "evalsha", s.Hash()
-	for waited := time.Duration(0); ; {
+	command, text := s.command()
+	for waited, loaded := time.Duration(0), false; ; {
 		c := newScriptCall(ctx, command, text, keys, args)
 		err := client.Process(ctx, c)
 		switch {
 		case err == nil:
 			return c.Cmd, nil
+		case command == "fcall" && s.function.missing(err):
+			if !loaded && !s.function.refused.Load() && r.load(ctx, client, s.function, keys[0]) {
+				loaded = true
+				command, text = s.command()
+			} else {
+				command, text = "evalsha", s.Hash()
+			}
 		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
 			command, text = "eval", s.text
 		case redis.IsTryAgainError(err) && waited < patience && r.waitsToTryAgain(ctx):

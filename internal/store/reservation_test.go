@@ -353,7 +353,7 @@ func TestCredit(t *testing.T) {
 	})
 }
 
-// TestOneCommandForEachStep: a request whose tokens are limited makes one script
+// TestOneCommandForEachStep: a request whose tokens are limited makes one
 // call at its admission and one at its settlement, and nothing else.
 func TestOneCommandForEachStep(t *testing.T) {
 	t.Parallel()
@@ -371,8 +371,8 @@ func TestOneCommandForEachStep(t *testing.T) {
 	}
 	calls := commandCalls(t, r)
 	t.Logf("9 admissions and 9 settlements: %v", calls)
-	if calls["evalsha"] != 18 || calls["eval"] != 0 || calls["script"] != 0 {
-		t.Errorf("want 18 EVALSHA and nothing else on the wire")
+	if calls["fcall"] != 18 || calls["evalsha"] != 0 || calls["eval"] != 0 || calls["function"] != 0 {
+		t.Errorf("want 18 FCALL and nothing else on the wire")
 	}
 	keys := r.client.Keys(t.Context(), "*").Val()
 	for _, key := range keys {

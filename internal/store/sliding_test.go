@@ -1,12 +1,13 @@
 package store
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
+	"github.com/tiergate/tiergate/internal/devstack"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -194,8 +195,12 @@ func TestSettledInTheWindowBefore(t *testing.T) {
 func TestRedisKeepsTheWindowBefore(t *testing.T) {
 	t.Parallel()
 	r := redisStore(t, redisServer(t))
-	kept := func() (time.Duration, map[string]string) {
-		return r.client.PTTL(t.Context(), "test:{a}:counts").Val(), r.client.HGetAll(t.Context(), "test:{a}:counts").Val()
+	kept := func() (time.Duration, map[string]devstack.Counter) {
+		counters, err := devstack.Counters(r.client.Get(t.Context(), "test:{a}:counts").Val())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.client.PTTL(t.Context(), "test:{a}:counts").Val(), counters
 	}
 	const day = quota.Day
 	taken := take(t, r, of("a", charge(day, 10, 1)))
@@ -209,8 +214,9 @@ func TestRedisKeepsTheWindowBefore(t *testing.T) {
 	if ttl > left || ttl < left-time.Minute {
 		t.Errorf("TTL %s: want %s", ttl, left)
 	}
-	before := strconv.FormatInt(start.Add(-24*time.Hour).UnixMilli(), 10)
-	if fields["requests/day"] != strconv.FormatInt(start.UnixMilli(), 10)+" 2" || fields["requests/day!before"] != before+" 0" || len(fields) != 2 {
+	if want := map[string]devstack.Counter{
+		"requests/day": {Start: start, Used: 2}, "requests/day!before": {Start: start.Add(-24 * time.Hour)},
+	}; !maps.Equal(fields, want) {
 		t.Errorf("%v", fields)
 	}
 }
