@@ -71,7 +71,7 @@ func tellEvents(t *testing.T, set *devstack.SentinelSet) {
 // clusterFailOver: one of three primaries is killed, and its replica takes over.
 func clusterFailOver(t *testing.T) row {
 	f, c := newClusterTrial(t)
-	name := "tiergate:{" + keyID(countedKey(0)) + "}:counts"
+	name := "tiergate:{" + keyID(countedKey(0)) + "}:counters"
 	owner, err := c.Owner(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ func minuteCounts(t *testing.T, address string) map[counted]int64 {
 	_, _ = c.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		p.ReadOnly(t.Context()) // what replicas of a Cluster want to hear; others refuse it
 		for i := range values {
-			values[i] = p.Get(t.Context(), "tiergate:{"+keyID(countedKey(i))+"}:counts")
+			values[i] = p.Get(t.Context(), "tiergate:{"+keyID(countedKey(i))+"}:counters")
 		}
 		return nil
 	})
@@ -182,7 +182,7 @@ func minuteCounts(t *testing.T, address string) map[counted]int64 {
 // and again, while it is counted in. Nothing is lost.
 func clusterResharding(t *testing.T) row {
 	f, c := newClusterTrial(t)
-	name := "tiergate:{" + keyID(countedKey(0)) + "}:counts"
+	name := "tiergate:{" + keyID(countedKey(0)) + "}:counters"
 	home, err := c.Owner(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)

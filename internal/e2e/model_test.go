@@ -298,7 +298,7 @@ func (w *world) compare() {
 	client := redis.NewClient(&redis.Options{Addr: w.stack.Options.RedisAddress})
 	defer client.Close()
 	for _, key := range []string{"basic", "pro"} {
-		counters, err := devstack.Counters(client.Get(w.t.Context(), "tiergate:{key_demo_"+key+"}:counts").Val())
+		counters, err := devstack.Counters(client.Get(w.t.Context(), "tiergate:{key_demo_"+key+"}:counters").Val())
 		if err != nil {
 			w.t.Fatal(err)
 		}

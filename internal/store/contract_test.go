@@ -510,14 +510,14 @@ func TestEveryRedisKeyHasATTL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(keys, "test:{a}:counts") || slices.Contains(keys, "test:{c}:counts") {
-		t.Errorf("keys %q: want test:{a}:counts, and none for c, which only looked", keys)
+	if !slices.Contains(keys, "test:{a}:counters") || slices.Contains(keys, "test:{c}:counters") {
+		t.Errorf("keys %q: want test:{a}:counters, and none for c, which only looked", keys)
 	}
-	ttl := r.client.PTTL(t.Context(), "test:{a}:counts").Val()
+	ttl := r.client.PTTL(t.Context(), "test:{a}:counters").Val()
 	if left := end.Sub(taken.Now); ttl > left || ttl < left-time.Minute {
 		t.Errorf("TTL %s: want %s", ttl, left)
 	}
-	if ttl := r.client.PTTL(t.Context(), "test:{b}:counts").Val(); ttl == -1 || ttl > time.Second {
+	if ttl := r.client.PTTL(t.Context(), "test:{b}:counters").Val(); ttl == -1 || ttl > time.Second {
 		t.Errorf("TTL %s: want at most a second", ttl)
 	}
 }

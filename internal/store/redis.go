@@ -103,7 +103,7 @@ func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, 
 // What the keys of an account are, after its name. The braces make the account the part that
 // a Cluster chooses the slot by.
 const (
-	countsKind      = "}:counts"   // its counters
+	countsKind      = "}:counters" // its counters
 	reservationKind = "}:request:" // what is kept of one request, which follows
 )
 

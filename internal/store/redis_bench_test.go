@@ -110,7 +110,7 @@ func (b *scriptBench) bare(first int) {
 	b.Helper()
 	keys := make([]string, b.size)
 	for i := range keys {
-		keys[i] = fmt.Sprintf("least:{key_%d}:counts", (first+i)%1000)
+		keys[i] = fmt.Sprintf("least:{key_%d}:counters", (first+i)%1000)
 	}
 	if err := b.least.EvalSha(b.Context(), b.redis.client, keys, 60_000, 1e9, 3_600_000, 1e9, 86_400_000, 1e9).Err(); err != nil {
 		b.Fatal(err)

@@ -334,7 +334,7 @@ func TestCheck(t *testing.T) {
 	if err := r.Check(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	ttl, err := strconv.Atoi(do(t, server, "TTL", "test:{~check0}:counts"))
+	ttl, err := strconv.Atoi(do(t, server, "TTL", "test:{~check0}:counters"))
 	if err != nil || ttl < 0 || ttl > 60 {
 		t.Errorf("TTL %d: %v", ttl, err)
 	}

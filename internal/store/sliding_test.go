@@ -196,11 +196,11 @@ func TestRedisKeepsTheWindowBefore(t *testing.T) {
 	t.Parallel()
 	r := redisStore(t, redisServer(t))
 	kept := func() (time.Duration, map[string]devstack.Counter) {
-		counters, err := devstack.Counters(r.client.Get(t.Context(), "test:{a}:counts").Val())
+		counters, err := devstack.Counters(r.client.Get(t.Context(), "test:{a}:counters").Val())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return r.client.PTTL(t.Context(), "test:{a}:counts").Val(), counters
+		return r.client.PTTL(t.Context(), "test:{a}:counters").Val(), counters
 	}
 	const day = quota.Day
 	taken := take(t, r, of("a", charge(day, 10, 1)))
