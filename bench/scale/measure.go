@@ -80,7 +80,7 @@ type measurement struct {
 	pipelined counted
 }
 
-// pipelines measures what a Cluster costs, where each key has a script call of its own.
+// pipelines measures what a Cluster costs, where each key has a call of its own.
 func (m *measurement) pipelines(ctx context.Context) error {
 	var err error
 	if m.pipelined, err = m.counting(ctx, shape{1, 64}); err != nil {
@@ -101,7 +101,7 @@ func (m *measurement) single(ctx context.Context) error {
 	}
 	costs := parts(alone.order, m.pipelined.order, together.order)
 	costs.Order, costs.Settle = costs.Order.Round(100), parts(alone.settle, m.pipelined.settle, together.settle).Order.Round(100)
-	fmt.Fprintf(m.out, "so reading and answering costs %s, a script call %s, an order %s, a settlement %s\n", costs.Wire, costs.Script, costs.Order, costs.Settle)
+	fmt.Fprintf(m.out, "so reading and answering costs %s, a call %s, an order %s, a settlement %s\n", costs.Wire, costs.Call, costs.Order, costs.Settle)
 	for _, part := range []func(context.Context) error{func(ctx context.Context) error { return m.run(ctx, costs) }, m.memory, m.usage} {
 		if err := part(ctx); err != nil {
 			return err
@@ -117,14 +117,14 @@ func parts(alone, pipelined, together spent) Costs {
 	var c Costs
 	c.Wire = alone.cpu - pipelined.cpu
 	c.Order = time.Duration((float64(together.cpu) - share*float64(alone.cpu)) / (1 - share))
-	c.Script = pipelined.cpu - c.Order
+	c.Call = pipelined.cpu - c.Order
 	return c
 }
 
 // A spent is what Redis spent on each of some things.
 type spent struct {
 	cpu             time.Duration // of its main thread
-	calls           float64       // of scripts
+	calls           float64       // of the function
 	in, out, memory float64       // bytes
 }
 
@@ -274,7 +274,7 @@ func (m *measurement) run(ctx context.Context, costs Costs) error {
 		return err
 	}
 	sim := Simulate(Server{
-		Rate: rate, Instances: instances, RoundTrip: alone.p50 - costs.Wire - costs.Script - costs.Order, Costs: Costs{Wire: costs.Wire, Script: costs.Script, Order: costs.Order},
+		Rate: rate, Instances: instances, RoundTrip: alone.p50 - costs.Wire - costs.Call - costs.Order, Costs: Costs{Wire: costs.Wire, Call: costs.Call, Order: costs.Order},
 		Batch: mostTogether, Enough: enough, Gather: mostWait, Seed: 1, Warm: n / 10, Requests: n,
 	})
 	fmt.Fprintf(m.out, "one alone takes %s\n", alone.p50.Round(time.Microsecond))

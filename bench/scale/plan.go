@@ -23,7 +23,7 @@ const (
 	usagePipeline   = 200     // keys in one pipeline of usage
 	usageRead       = 30      // of these, how many a server reads at once: 16 kB
 	rankCost        = 5 * time.Microsecond
-	keyBytes        = 280              // counters of a key
+	keyBytes        = 255              // counters of a key
 	usageBytes      = 20_000           // of a key that is used every minute
 	repeatBytes     = 235              // of a request, for ten seconds
 	reservedBytes   = 380              // of one with tokens, until ten seconds after it is settled
@@ -31,12 +31,12 @@ const (
 	repeatWindow    = 10 * time.Second
 )
 
-// costs are for limits on requests alone, or on tokens too, and where each key has script
-// calls of its own, as in a Cluster, or not. Where they change, go test ./scale -update
-// writes the tables anew.
+// costs are for limits on requests alone, or on tokens too, and where each key has calls
+// of its own, as in a Cluster, or not. Where they change, go test ./scale -update writes
+// the tables anew.
 func costs(tokens, byKey bool) Costs {
 	const us = time.Microsecond
-	c := Costs{Wire: 3500 * time.Nanosecond, Script: 2500 * time.Nanosecond, Order: 5500 * time.Nanosecond, Usage: 12 * us}
+	c := Costs{Wire: 3500 * time.Nanosecond, Call: 2500 * time.Nanosecond, Order: 5500 * time.Nanosecond, Usage: 12 * us}
 	if tokens {
 		c.Settle = 6500 * time.Nanosecond
 	}

@@ -132,17 +132,17 @@ func TestSlowNetwork(t *testing.T) {
 	}
 }
 
-// TestScriptOfEachKey: in a Cluster a batch costs a script call for each of its keys.
-func TestScriptOfEachKey(t *testing.T) {
+// TestCallOfEachKey: in a Cluster a batch costs a call for each of its keys.
+func TestCallOfEachKey(t *testing.T) {
 	t.Parallel()
 	s := gathering(100_000)
-	s.Costs.Script, s.ByKey = 2*time.Microsecond, true
+	s.Costs.Call, s.ByKey = 2*time.Microsecond, true
 	s.Keys = Busiest(1, 1, 0, 1)
 	one := Simulate(s)
-	near(t, "busy with one key", one.Busy, one.Calls*(s.Costs.Wire+s.Costs.Script).Seconds()+s.Rate*s.Costs.Order.Seconds(), 0.02)
+	near(t, "busy with one key", one.Busy, one.Calls*(s.Costs.Wire+s.Costs.Call).Seconds()+s.Rate*s.Costs.Order.Seconds(), 0.02)
 	s.Keys = Busiest(1_000_000, 1, 0, 1)
 	many := Simulate(s)
-	near(t, "busy with many keys", many.Busy, many.Calls*s.Costs.Wire.Seconds()+s.Rate*(s.Costs.Script+s.Costs.Order).Seconds(), 0.02)
+	near(t, "busy with many keys", many.Busy, many.Calls*s.Costs.Wire.Seconds()+s.Rate*(s.Costs.Call+s.Costs.Order).Seconds(), 0.02)
 }
 
 // TestOverload: a server that is sent more than it can do is always busy, and requests are

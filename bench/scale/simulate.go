@@ -10,7 +10,7 @@ import (
 // Costs are what one thing costs the one thread of a Redis server.
 type Costs struct {
 	Wire   time.Duration // reading what a connection has sent at once, and answering
-	Script time.Duration // a script call, without what it does
+	Call   time.Duration // a call of the function, without what it does
 	Order  time.Duration // taking the limits of one request
 	Settle time.Duration // settling one request; 0: requests are not settled
 	Usage  time.Duration // adding what an instance says of one key, and ranking it
@@ -26,7 +26,7 @@ type Server struct {
 	Batch     int           // how many gather at the most
 	Enough    int           // how many do not wait for a call that is under way alone
 	Gather    time.Duration // how long the first waits at the most while a round trip is under way
-	// ByKey: each key of a batch needs a script call of its own, as in a Cluster.
+	// ByKey: each key of a batch needs a call of its own, as in a Cluster.
 	ByKey bool
 	Keys  Keys
 	// Writers is how many pipelines of usage come in a second, and Written of how many
@@ -263,14 +263,14 @@ func (s *simulation) serve(cost time.Duration, call bool) time.Duration {
 
 // cost is what a call costs the server.
 func (s *simulation) cost(batch []entry) time.Duration {
-	c, scripts := s.Costs.Wire, 1
+	c, calls := s.Costs.Wire, 1
 	if s.ByKey {
 		keys := make([]int, len(batch))
 		for i := range batch {
 			keys[i] = batch[i].key
 		}
 		slices.Sort(keys)
-		scripts = len(slices.Compact(keys))
+		calls = len(slices.Compact(keys))
 	}
 	for i := range batch {
 		if batch[i].settles {
@@ -279,7 +279,7 @@ func (s *simulation) cost(batch []entry) time.Duration {
 			c += s.Costs.Order
 		}
 	}
-	return c + time.Duration(scripts)*s.Costs.Script
+	return c + time.Duration(calls)*s.Costs.Call
 }
 
 // write has the server add a pipeline of usage, which nobody's request waits for, but all

@@ -57,7 +57,7 @@ func TestIdentity(t *testing.T) {
 		"not on record":               {change: believing, fields: claims("user-7", "pro"), want: "user-7 pro 100"},
 		"not on record, unknown tier": {change: believing, fields: claims("user-7", "gold"), want: "invalid_api_key"},
 		"not on record, no tier":      {change: onlyID, fields: claims("user-7", "pro"), want: "invalid_api_key"},
-		"braces":                      {change: believing, fields: claims("{a}:counters", "pro"), want: "invalid_api_key"},
+		"braces":                      {change: believing, fields: claims("{a}:counts", "pro"), want: "invalid_api_key"},
 		"an address":                  {change: believing, fields: claims("ada@example.com", "pro"), want: "invalid_api_key"},
 		"a line end":                  {change: believing, fields: claims("user-7\n", "pro"), want: "invalid_api_key"},
 		"too long":                    {change: believing, fields: claims(strings.Repeat("u", 65), "pro"), want: "invalid_api_key"},

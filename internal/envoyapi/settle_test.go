@@ -196,7 +196,7 @@ func TestAccessLogSettles(t *testing.T) {
 		"a forged secret":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 3, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") }, "790"},
 		"another account":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "key_free") }, "790"},
 		"another request":             {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 2, "1") }, "790"},
-		"a strange account":           {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "a}:counters") }, "790"},
+		"a strange account":           {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 1, "a}:counts") }, "790"},
 		"a resource that was removed": {func(e *accesslogv3.HTTPAccessLogEntry) { forge(e, 4, "video") }, "970"},
 	} {
 		g := newGate(t, withTokens)
@@ -402,7 +402,7 @@ func TestRepeatedCheck(t *testing.T) {
 	if have := remaining(t, g); have != "370" {
 		t.Errorf("%s tokens remain, want 370: x-request-id identifies nothing", have)
 	}
-	for _, id := range []string{"", "{a}:counters", strings.Repeat("9", 1000), "\xff\n"} {
+	for _, id := range []string{"", "{a}:counts", strings.Repeat("9", 1000), "\xff\n"} {
 		if name := requestID(id); (id != "" && !plainID(name)) || name != requestID(id) {
 			t.Errorf("%.20q becomes %q", id, name)
 		}

@@ -107,7 +107,7 @@ func tooLargeOf(charges []Charge) (least Charge, found bool) {
 }
 
 // Exceeds reports whether the charge does not fit on top of what is used, as Window.Weighed
-// says. The Redis script states the same comparison; the contract suite ties the two.
+// says. The function in Redis states the same comparison; the contract suite ties the two.
 func (c Charge) Exceeds(used int64) bool { return c.Cost > 0 && used+c.Cost > c.Limit.Max }
 
 // A Plan is a tier made ready for charging: which limits apply to each resource

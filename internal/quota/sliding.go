@@ -65,7 +65,7 @@ func (w Window) Slide() Window {
 
 // Weighed returns what counts at a moment: what is used in the current window, and, where it
 // slides, of what was used in the one before it as much as is left of the current one, rounded
-// up. The Redis script does the same operations; the contract suite ties the two.
+// up. The function in Redis does the same operations; the contract suite ties the two.
 func (w Window) Weighed(used, before int64, now time.Time) int64 {
 	if !w.Sliding() || before == 0 {
 		return used

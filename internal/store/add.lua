@@ -19,56 +19,60 @@ if kept then
   return list
 end
 
-local HEAD, EACH = 2, 5
-local n = tonumber(ARGV[2])
-local function given(i)
-  local at = HEAD + EACH * (i - 1)
-  return ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+-- Adds to a counter in the current window, which begins then: the value of its field, and what is
+-- used of it after that.
+local function added(counter, start, amount)
+  local prefix = whole(start) .. ' '
+  local used = clamp((used_in(redis.call('HGET', KEYS[1], counter), prefix) or 0) + amount)
+  return prefix .. whole(used), used
 end
 
-local began = {}
-for name, start in gmatch(get(KEYS[1]) or '', COUNTER) do began[name] = tonumber(start) end
+-- Adds to a counter whose window slides. Returns what is used of it after that.
+local function add_sliding(counter, length, start, amount)
+  local fields, window = {}, {}
+  local sliding = make_sliding(fields)
+  window.start, window.stop = bounds(length, now)
+  sliding.window(window, length)
+  if start == window.last then
+    sliding.add(KEYS[1], counter, window, amount, 0, 0)
+    write(KEYS[1], fields, window.keep)
+    return -2
+  elseif start ~= window.start then
+    return -1
+  end
+  local value, used = added(counter, start, amount)
+  local n = sliding.add(KEYS[1], counter, window, 0, 0, 0)
+  fields[n + 1], fields[n + 2] = counter, value
+  write(KEYS[1], fields, window.keep)
+  return used
+end
+
+local HEAD = 2
+local n = tonumber(ARGV[2])
 for i = 1, n do
-  local start = began[(given(i))]
+  local start = start_of(redis.call('HGET', KEYS[1], ARGV[HEAD + 5 * i - 4]))
   if ahead(start) then now = start end
 end
 step = 0 -- nothing else is ahead: from here on there are writes, after which nothing may begin anew
-
--- Which of the view's counters each is added to, and what is answered then if it is not what is used.
-local view, to, instead = new_view(), {}, {}
-for i = 1, n do
-  local counter, length, start, stop = given(i)
-  if length < -1 then
-    local window = {}
-    window.start, window.stop = bounds(length, now)
-    sliding.window(window, length)
-    if start == window.start then
-      to[i] = show(view, counter, whole(start), window.keep)
-      sliding.show(view, counter, window, window.keep)
-    elseif start == window.last then
-      to[i], instead[i] = sliding.show(view, counter, window, window.keep), -2
-    end
-  elseif start <= now and now < stop then
-    to[i] = show(view, counter, whole(start), stop)
-  end
-end
-
 local reply = {whole(now)}
-local route = view.count > 0 and open(view, KEYS[1])
+local writes, last = {}, 0
 for i = 1, n do
+  local at = HEAD + 5 * (i - 1)
+  local counter, length, start, stop, amount = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   local used = -1
-  if to[i] then
-    local _, _, _, _, amount = given(i)
-    local place = route.places[to[i]]
-    used_at[place] = clamp(used_at[place] + amount)
-    used = instead[i] or used_at[place]
+  if length < -1 then
+    used = add_sliding(counter, length, start, amount)
+  elseif start <= now and now < stop then
+    writes[#writes + 1] = counter
+    writes[#writes + 1], used = added(counter, start, amount)
+    if stop > last then last = stop end
   end
-  reply[i + 1] = whole(used)
+  reply[#reply + 1] = whole(used)
 end
-if route then write(route, KEYS[1]) end
+if last > 0 then write(KEYS[1], writes, last) end
 
 for k = 3, #KEYS do
-  local at = HEAD + EACH * n + 2 * (k - 3)
+  local at = HEAD + 5 * n + 2 * (k - 3)
   redis.call('SET', KEYS[k], ARGV[at + 1], 'PX', ARGV[at + 2], 'NX')
 end
 redis.call('SET', KEYS[2], table.concat(reply, ' '), 'PX', ARGV[1])

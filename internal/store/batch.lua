@@ -1,8 +1,9 @@
 -- Carries out orders and settlements, each in one step and by itself: one that fails
 -- changes nothing of the others. The same as Memory.Take and Memory.Settle.
 --
--- KEYS     of each in turn: the account's counters; then the request's reservation, but for an
---          order of which nothing is to be kept
+-- KEYS     of each in turn: the account's counters, a hash: field = counter, value =
+--          "<window start, ms> <used>"; then the request's reservation, but for an order of
+--          which nothing is to be kept
 -- ARGV     a text with a byte for each in turn: the number of an order's plan, from 1; 0 =
 --          it is a settlement. How many plans; of each plan a text: how long to keep reservations
 --          in ms (0 = for repeats only, -1 = nothing is to be kept), ";", and of each charge:
@@ -26,20 +27,26 @@
 local REPEAT = 10000 -- ms, quota.RepeatWindow
 local SETTLED = '10000' -- ms, settledKept: that a settled reservation is remembered, to know duplicates
 
-local tonumber, byte, match = tonumber, string.byte, string.match
+local call, tonumber, unpack = redis.call, tonumber, unpack
+local byte, find, match, gmatch = string.byte, string.find, string.match, string.gmatch
 
 -- Of a call: its KEYS and ARGV, where in these what comes next begins, its answer and how long
 -- that is, and the time as a reservation has it.
 local keys, args, key_at, arg_at, reply, replied, made
 
+-- Fields and their values in turn, which are to be written of an account's counters.
+local fields = {}
+local sliding = make_sliding(fields)
+
 -- What is worked out of texts that are often the same holds while all windows stay the same:
 -- windows by length, plans and charges by what is said of them. CACHED is how much there may be.
 local CACHED = 10000
-local windows, plan_of, charges_of, from, to = {}, {}, {}, 0, math.huge
+local windows, plan_of, charges_of, cached, latest_start, first_stop = {}, {}, {}, 0, 0, math.huge
 
 local function forget_windows_that_ended()
-  if now < from or now >= to or cached > CACHED then
-    windows, plan_of, charges_of, cached, from, to = {}, {}, {}, 0, 0, math.huge
+  if now < latest_start or now >= first_stop or cached > CACHED then
+    windows, plan_of, charges_of = {}, {}, {}
+    cached, latest_start, first_stop = 0, 0, math.huge -- last: whoever is killed before forgets once more
   end
 end
 
@@ -49,10 +56,11 @@ local function window(length)
   if not w then
     local number = tonumber(length)
     local start, stop = bounds(number, now)
-    w = {start = start, stop = stop, text = whole(start), keep = stop}
+    w = {start = start, stop = stop, prefix = whole(start) .. ' '}
+    w.size = #w.prefix
     if number < -1 then sliding.window(w, number) end
-    windows[length] = w
-    from, to = math.max(from, start), math.min(to, stop)
+    latest_start, first_stop = math.max(latest_start, start), math.min(first_stop, stop)
+    windows[length] = w -- last, lest it outlives its end where the function is killed
   end
   return w
 end
@@ -68,34 +76,31 @@ local HEAD, CHARGE, NUMBER = '^(%S+) (%S+) %d ()', '([^,;]+),([^,]+),([^,]+),([^
 local BLANK, UNSETTLED, DIGEST = byte(' 0#', 1, 3)
 local NO_SECRET = '-'
 
-local REFUNDED = '!refunded' -- after a counter: what was given back of it
-
 -- Where a settlement has what was used of a metric.
 local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
 
 -- Reads what a reservation says of its charges from a place on. Returns that, with how many are
 -- open: what they took is among the numbers. And returns where the numbers begin.
 local NOTHING = {n = 0, open = 0}
-local function read(kept, at)
-  local stop = find(kept, '|', at, true)
-  local text = sub(kept, at, stop)
+local function read(kept, from)
+  local to = find(kept, '|', from, true)
+  local text = sub(kept, from, to)
   local charges = charges_of[text]
   if not charges then
-    charges = {n = 0, open = 0, views = {}}
+    charges = {n = 0, open = 0}
     for counter, length, max, taken in gmatch(text, CHARGE) do
-      local current = window(length)
       charges.n = charges.n + 1
-      charges[charges.n] = {counter = counter, place = PLACES[match(counter, '^[^/]+')], current = current,
+      charges[charges.n] = {counter = counter, place = PLACES[match(counter, '^[^/]+')], current = window(length),
         max = tonumber(max), taken = tonumber(taken)}
       if taken == '?' then charges.open = charges.open + 1 end
-      if current.before then
+      if charges[charges.n].current.before then
         charges.slides = charges.slides or {}
         charges.slides[#charges.slides + 1] = counter
       end
     end
     charges_of[text], cached = charges, cached + 1
   end
-  return charges, stop + 1
+  return charges, to + 1
 end
 
 -- Answers with what is used of a plan's counters.
@@ -103,16 +108,14 @@ local function tell(plan, used)
   local n = plan.n
   for i = 1, n do reply[replied + i] = used[i] end
   replied = replied + n
-  if plan.slides then
-    for k = 1, #plan.slides do reply[replied + k] = before[k] end
-    replied = replied + #plan.slides
-  end
+  if plan.slides then replied = sliding.answer(plan, reply, replied) end
 end
 
 -- Answers an order that repeats another, of another window though it be, with the answer
--- of the first. What that says nothing of is as it is now, and so is all where it has another digest. Returns false where it repeats none.
+-- of the first. What that says nothing of is as it is now, and so is all where it has another
+-- digest. Returns false where it repeats none.
 local function repeats(plan, used, reservation)
-  local kept = get(reservation)
+  local kept = call('GET', reservation)
   if not kept then return false end
   local first, secret, rest = match(kept, HEAD)
   if now - tonumber(first) >= REPEAT then return false end
@@ -123,7 +126,7 @@ local function repeats(plan, used, reservation)
     local number
     number, place = match(kept, NUMBER, place)
     for j = 1, plan.n do
-      if plan.names[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
+      if plan.counters[j] == charges[i].counter then used[j] = number + 0 end -- nil would end the answer
     end
   end
   if plan.slides and charges.slides then sliding.read(plan, {unpack(charges.slides)}, kept, place) end
@@ -143,13 +146,19 @@ end
 -- args[at].
 local used, after, numbers = {}, {}, {}
 local function take(plan, key, reservation, at)
-  local n, own, costs = plan.n, plan.open, plan.costs
-  for i = 1, own do costs[plan.opens[i]] = tonumber(args[at + 1 + i]) end
-  local route = open(plan, key)
-  local places, maxima, slides, refused, takes = route.places, plan.maxima, plan.slides, false, false
-  if slides then maxima = sliding.weigh(plan, places) end
+  local n, counters, costs, prefixes = plan.n, plan.counters, plan.costs, plan.prefixes
+  for i = 1, plan.open do costs[plan.opens[i]] = tonumber(args[at + 1 + i]) end
+  local values = call('HMGET', key, unpack(counters))
+  local maxima, slides, refused, last = plan.maxima, plan.slides, false, 0
+  if slides then maxima = sliding.weigh(plan, values) end
   for i = 1, n do
-    local u, cost = used_at[places[i]], costs[i]
+    local value, cost, size, u = values[i], costs[i], plan.sizes[i], 0
+    if value and sub(value, 1, size) == prefixes[i] then
+      u = sub(value, size + 1) + 0
+    else
+      see(start_of(value))
+      if cost ~= 0 and plan.stops[i] > last then last = plan.stops[i] end
+    end
     if cost > 0 and u + cost > maxima[i] then refused = true end
     used[i] = u
   end
@@ -158,81 +167,49 @@ local function take(plan, key, reservation, at)
     return
   end
 
+  local w, open = 0, plan.open
   for i = 1, n do
     local u, cost = used[i], costs[i]
-    if cost ~= 0 then
-      u = clamp(u + cost)
-      used_at[places[i]], takes = u, true
-    end
+    if cost ~= 0 then u = clamp(u + cost) end
     after[i] = u
+    if cost ~= 0 then
+      fields[w + 1], fields[w + 2] = counters[i], prefixes[i] .. format(WHOLE, u)
+      w = w + 2
+    end
+    if reservation then numbers[open + i] = u end
+  end
+  local all = open + n
+  if slides then
+    w, last = sliding.move(plan, w, last)
+    for k = 1, #slides do numbers[all + k] = sliding.before[k] end
+    all = all + #slides
   end
   if reservation then
-    local all = own + n
-    for i = 1, own do numbers[i] = costs[plan.opens[i]] end
-    for i = 1, n do numbers[own + i] = after[i] end
-    if slides then
-      for k = 1, #slides do numbers[all + k] = before[k] end
-      all = all + #slides
-    end
+    for i = 1, open do numbers[i] = costs[plan.opens[i]] end
     local text = format(plan.kept, made, plan.secret or args[at + 1], unpack(numbers, 1, all))
     if not call('SET', reservation, text, 'PX', plan.keep, 'NX') then
       if repeats(plan, used, reservation) then return end
       call('SET', reservation, text, 'PX', plan.keep)
     end
-    texts[reservation] = text
   end
-  if takes then write(route, key) end
+  if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
+  if last > 0 then keep_until(key, last) end
   answer(1, plan, after)
 end
 
--- A view of how much was refunded of a reservation's charges.
-local function refunds_of(charges)
-  local view = charges.refunds
-  if not view then
-    view = new_view()
-    for i = 1, charges.n do show(view, charges[i].counter .. REFUNDED, charges[i].current.text) end
-    charges.refunds = view
-  end
-  return view
-end
-
--- What a settlement changes, by how much, and how much that is. Of the i-th of n charges i is the
--- counter, n + i what that has of the window before, 2 n + i the refunds.
-local changed, changes, n_changed = {}, {}, 0
-local function change(what, by)
-  n_changed = n_changed + 1
-  changed[n_changed], changes[n_changed] = what, by
-end
-
--- The view of what is changed of a reservation's charges.
-local function changed_of(charges)
-  local what = concat(changed, ' ', 1, n_changed)
-  local view = charges.views[what]
-  if not view then
-    view = new_view()
-    for k = 1, n_changed do
-      local charge = charges[(changed[k] - 1) % charges.n + 1]
-      local current = charge.current
-      if changed[k] <= charges.n then
-        show(view, charge.counter, current.text, current.keep)
-      elseif changed[k] <= 2 * charges.n then
-        sliding.show(view, charge.counter, current, current.keep)
-      else
-        show(view, charge.counter .. REFUNDED, current.text, current.stop)
-      end
-    end
-    for k = 1, n_changed do
-      local charge = charges[changed[k]]
-      if charge and charge.current.before then sliding.show(view, charge.counter, charge.current, charge.current.keep) end
-    end
-    charges.views[what] = view
-  end
-  return view
+-- What a settlement changes: fields to write, and the end of the longest of their windows.
+local w, last
+local function set(counter, current, was, u)
+  fields[w + 1], fields[w + 2] = counter, current.prefix .. whole(clamp((was or 0) + u))
+  w = w + 2
+  local stop = current.keep or current.stop
+  if not was and stop > last then last = stop end
 end
 
 -- Corrects what one order took to what was used, once, or undoes it.
+local counters, changed, changes = {}, {}, {}
 local function settle(key, reservation, at)
-  local kept = get(reservation)
+  local kept = call('GET', reservation)
   if not kept then return 0 end
   local secret, from = args[at + 1], find(kept, ' ', 1, true)
   if secret == NO_SECRET then return 0 end
@@ -241,13 +218,11 @@ local function settle(key, reservation, at)
   if byte(kept, rest - 2) ~= UNSETTLED then return 2 end
   if byte(kept, rest) == DIGEST then return 0 end
 
-  local share, first = tonumber(args[at + 2]), tonumber(sub(kept, 1, from - 1))
+  local share, first, n = tonumber(args[at + 2]), tonumber(sub(kept, 1, from - 1)), 0
   see(first)
   local charges, place = read(kept, rest)
-  local refunds = share > 0 and open(refunds_of(charges), key).places
-  local n = charges.n
-  n_changed = 0
-  for i = 1, n do
+  w, last = 0, 0
+  for i = 1, charges.n do
     local charge = charges[i]
     local current, taken = charge.current, charge.taken
     local still = current.start <= first and first < current.stop -- the window that was charged
@@ -257,39 +232,37 @@ local function settle(key, reservation, at)
     end
     local actual = charge.place and tonumber(args[at + charge.place]) or -1
     if actual == -1 then actual = taken end
-    if refunds then
-      local max = charge.max
-      local back = math.floor(max / 1000) * share + math.floor(max % 1000 * share / 1000) - used_at[refunds[i]]
+    if share > 0 then
+      local max, refunds = charge.max, charge.counter .. '!refunded'
+      local refunded = used_in(call('HGET', key, refunds), current.prefix)
+      local back = math.floor(max / 1000) * share + math.floor(max % 1000 * share / 1000) - (refunded or 0)
       back = math.max(math.min(taken, back), 0)
       actual = taken - back
-      if back > 0 and still then change(2 * n + i, back) end
+      if back > 0 and still then set(refunds, current, refunded, back) end
     elseif share == -1 and actual < taken then
       actual = taken
     elseif share == -2 then
       actual = 0
     end
-    local by = actual - taken
-    if by > 0 or by < 0 and still then
-      change(i, by)
-    elseif by < 0 and current.before and not refunds and current.last <= first and first < current.start then
-      change(n + i, by)
+    local change = actual - taken
+    if change > 0 or change < 0 and still then
+      n = n + 1
+      counters[n], changed[n], changes[n] = charge.counter, current, change
+      if current.before then w, last = sliding.add(key, charge.counter, current, 0, w, last) end
+    elseif change < 0 and current.before and share <= 0 and current.last <= first and first < current.start then
+      w, last = sliding.add(key, charge.counter, current, change, w, last)
     end
   end
-  if n_changed > 0 then
-    local route = open(changed_of(charges), key)
-    for k = 1, n_changed do
-      local to = route.places[k]
-      used_at[to] = clamp(used_at[to] + changes[k])
-    end
-    write(route, key)
+  if n > 0 then
+    local values = call('HMGET', key, unpack(counters, 1, n))
+    for i = 1, n do set(counters[i], changed[i], used_in(values[i], changed[i].prefix), changes[i]) end
   end
+  if w > 0 then call('HSET', key, unpack(fields, 1, w)) end
+  if last > 0 then keep_until(key, last) end
   if share == -2 then
     call('PEXPIRE', reservation, 0) -- at once, and a user who may not DEL has the right to that
-    texts[reservation] = nil
   else
-    local settled = sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1)
-    call('SET', reservation, settled, 'PX', SETTLED)
-    texts[reservation] = settled
+    call('SET', reservation, sub(kept, 1, rest - 3) .. '1' .. sub(kept, rest - 1), 'PX', SETTLED)
   end
   return 1
 end
@@ -297,47 +270,46 @@ end
 -- What read returns of a reservation that has a plan's digest: no more than repeats needs.
 local function digested(plan)
   local charges = {n = plan.n, open = plan.open}
-  for i = 1, plan.n do charges[i] = {counter = plan.names[i]} end
+  for i = 1, plan.n do charges[i] = {counter = plan.counters[i]} end
   if plan.slides then
     charges.slides = {}
-    for k, i in ipairs(plan.slides) do charges.slides[k] = plan.names[i] end
+    for k, i in ipairs(plan.slides) do charges.slides[k] = plan.counters[i] end
   end
   return charges
 end
 
 -- Works out the charges of a plan, in columns, for what is now. Those are open of which each order
--- has its own cost. A plan is a view of its counters, and of those that slide in the window before.
+-- has its own cost.
 local function new_plan(text)
-  local plan, digest = new_view(), ''
   local keep, at = match(text, '^(%-?%d+);()')
-  local said = sub(text, at)
+  local said, digest = sub(text, at), ''
   keep = tonumber(keep)
-  plan.keep = keep >= 0 and whole(math.max(keep, REPEAT))
-  plan.n, plan.open, plan.opens, plan.maxima, plan.costs = 0, 0, {}, {}, {}
+  local plan = {n = 0, keep = keep >= 0 and whole(math.max(keep, REPEAT)), open = 0,
+    counters = {}, prefixes = {}, sizes = {}, stops = {}, maxima = {}, costs = {}, opens = {}}
   for counter, length, max, cost in gmatch(said, CHARGE) do
-    local current = window(length)
-    local i = show(plan, counter, current.text, cost ~= '0' and current.keep or nil)
-    plan.n, plan.maxima[i], plan.costs[i] = i, tonumber(max), tonumber(cost)
+    local i, w = plan.n + 1, window(length)
+    plan.n, plan.counters[i], plan.maxima[i], plan.costs[i] = i, counter, tonumber(max), tonumber(cost)
+    plan.prefixes[i], plan.sizes[i], plan.stops[i] = w.prefix, w.size, w.stop
+    if w.before then
+      plan.slides, plan.windows = plan.slides or {}, plan.windows or {}
+      plan.slides[#plan.slides + 1], plan.windows[i], plan.stops[i] = i, w, w.keep
+    end
     if cost == '?' then
       plan.open = plan.open + 1
       plan.opens[plan.open] = i
     end
-    if current.before then
-      plan.slides, plan.windows = plan.slides or {}, plan.windows or {}
-      plan.slides[#plan.slides + 1], plan.windows[i] = i, current
-    end
     digest = digest .. counter .. ',' .. length .. (cost == '?' and '?;' or ';')
   end
   if plan.slides then
-    for _, i in ipairs(plan.slides) do sliding.show(plan, plan.names[i], plan.windows[i], plan.stops[i]) end
+    for k, i in ipairs(plan.slides) do plan.counters[plan.n + k] = plan.counters[i] .. sliding.BEFORE end
   end
   if keep == 0 then
     said = '#' .. sub(redis.sha1hex(digest), 1, 8)
     plan.secret, plan.digest = NO_SECRET, said
     charges_of[said .. '|'] = digested(plan)
   end
-  local numbers = string.rep(',' .. WHOLE, plan.open + plan.count)
-  plan.kept = '%s%s 0 ' .. string.gsub(said, '%%', '%%%%') .. '|' .. sub(numbers, 2)
+  local wholes = string.rep(',' .. WHOLE, plan.open + #plan.counters)
+  plan.kept = '%s%s 0 ' .. string.gsub(said, '%%', '%%%%') .. '|' .. sub(wholes, 2)
   plan_of[text], cached = plan, cached + 1
   return plan
 end
@@ -355,24 +327,6 @@ end
 
 -- What is to be carried out, and how much of that is.
 local kinds, carried
-
--- Reads what all of them look at with one command. What there is not, or is no text, get asks for
--- once more.
-local function read_all()
-  local names, n, k = {}, 0, 1
-  for i = 1, #kinds do
-    local plan = plans[kinds[i]]
-    n = n + 1
-    names[n] = keys[k]
-    if not plan then
-      n = n + 1
-      names[n] = keys[k + 1]
-    end
-    k = k + ((not plan or plan.keep) and 2 or 1)
-  end
-  local values = call('MGET', unpack(names))
-  for i = 1, n do texts[names[i]] = values[i] end
-end
 
 -- Goes through what is left of keys and args.
 local first_key, first_arg
@@ -400,7 +354,6 @@ local function run(call_keys, call_args)
   keys, args, reply, replied = call_keys, call_args, {now}, 1
   kinds, carried, key_at = {byte(args[1], 1, -1)}, 0, 0
   read_plans()
-  if #kinds > 1 then read_all() end
   while true do
     local done, why = pcall(carry_out)
     if done then return reply end

@@ -1,9 +1,7 @@
 package store
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math"
 	"testing"
 	"time"
 
@@ -45,6 +43,18 @@ func TestClockIsCorrected(t *testing.T) {
 	})
 }
 
+// TestClockThatWasNeverSet: a machine without a battery begins in 1970, where windows begin before the
+// epoch. They are counted like others.
+func TestClockThatWasNeverSet(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		*now = time.Unix(1, 0).UTC()
+		for i := range int64(3) {
+			used := min(i+1, 2)
+			wantTaken(t, take(t, counts, of("a", charge(quota.Week, 2, 1), sliding(quota.Month, 2, 1))), i < 2, used, used)
+		}
+	})
+}
+
 // TestClockIsCorrectedWhileSliding: what the window before has counted stays its own.
 func TestClockIsCorrectedWhileSliding(t *testing.T) {
 	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
@@ -59,6 +69,24 @@ func TestClockIsCorrectedWhileSliding(t *testing.T) {
 		wantBoth(t, take(t, counts, of("a", c)), true, 2, 3)
 		*now = midnight().Add(time.Second)
 		wantBoth(t, take(t, counts, of("a", c)), true, 3, 3)
+	})
+}
+
+// TestSettledLateWhenTheClockIsCorrected: of an order of two windows before the one that has begun
+// nothing counts any more, and its settlement leaves what counts.
+func TestSettledLateWhenTheClockIsCorrected(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, now *time.Time) {
+		order := func(request string, cost int64) quota.Order {
+			return keptOrder("a", request, tokens(quota.Tokens, quota.Minute.Slide(), 1000, cost))
+		}
+		for i, r := range []string{"late", "before", "current"} {
+			*now = midnight().Add(time.Duration(i) * time.Minute)
+			take(t, counts, order(r, 100))
+		}
+		*now = now.Add(-time.Millisecond)
+		wantOutcome(t, settle(t, counts, settlement("late", 30)), quota.Settled)
+		*now = now.Add(time.Millisecond)
+		wantBoth(t, take(t, counts, order("", 0)), true, 100, 100)
 	})
 }
 
@@ -149,15 +177,6 @@ func TestKeptWhenTheClockIsCorrected(t *testing.T) {
 	}
 }
 
-// doubles are numbers as they are kept of counters.
-func doubles(numbers ...float64) []byte {
-	var text []byte
-	for _, n := range numbers {
-		text = binary.LittleEndian.AppendUint64(text, math.Float64bits(n))
-	}
-	return text
-}
-
 // TestGivenBackWhenTheClockIsCorrected: what is given back to a window that has begun before Redis' clock
 // was corrected is added to it.
 func TestGivenBackWhenTheClockIsCorrected(t *testing.T) {
@@ -171,7 +190,7 @@ func TestGivenBackWhenTheClockIsCorrected(t *testing.T) {
 		}
 		_, next := window.Bounds(now)
 		start, end := next.UnixMilli(), next.UnixMilli()+8000
-		if err := client.Set(t.Context(), countsKey("test", account), fmt.Sprintf("requests/8s %d;|%s", start, doubles(3)), 0).Err(); err != nil {
+		if err := client.HSet(t.Context(), countsKey("test", account), "requests/8s", fmt.Sprintf("%d 3", start)).Err(); err != nil {
 			t.Fatal(err)
 		}
 		b := &batch{account: account, id: "one", counts: []given{{"requests/8s", window, start, end, 2}}}
@@ -193,8 +212,8 @@ func TestGivenBackWhenTheClockWasSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	start, end := window.Bounds(now)
-	if err := client.Set(t.Context(), countsKey("test", "a"),
-		fmt.Sprintf("requests/8s %d;requests/8s!before %d;|%s", end.Add(8*time.Second).UnixMilli(), end.UnixMilli(), doubles(3, 2)), 0).Err(); err != nil {
+	if err := client.HSet(t.Context(), countsKey("test", "a"),
+		"requests/8s", fmt.Sprintf("%d 3", end.Add(8*time.Second).UnixMilli()), "requests/8s!before", fmt.Sprintf("%d 2", end.UnixMilli())).Err(); err != nil {
 		t.Fatal(err)
 	}
 	b := &batch{account: "a", id: "one", counts: []given{

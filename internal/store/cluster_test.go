@@ -64,7 +64,7 @@ func memberOf(t *testing.T, c *devstack.RedisCluster) RedisOptions {
 	return o
 }
 
-// TestNoSecondChargeInACluster: a script whose answer is lost is not sent again, neither to
+// TestNoSecondChargeInACluster: a call whose answer is lost is not sent again, neither to
 // the same server nor to another, where the client of a Cluster repeats all else.
 func TestNoSecondChargeInACluster(t *testing.T) {
 	t.Parallel()
@@ -91,7 +91,7 @@ func TestNoSecondChargeInACluster(t *testing.T) {
 	r := openRedis(t, inCluster(addresses))
 	wantTaken(t, take(t, r, one("a")), true, 1)
 	if evals := evalsOf(t, c); evals != 2 { // one in vain, for the function was not there
-		t.Fatalf("%d calls of scripts", evals)
+		t.Fatalf("%d calls", evals)
 	}
 	sent, lost := 0, 0
 	for range 10 {
@@ -107,7 +107,7 @@ func TestNoSecondChargeInACluster(t *testing.T) {
 		}
 		n := evalsOf(t, c) - before
 		if n > 1 || (n == 1 && err != nil && !outcomeUnknown(err)) {
-			t.Errorf("the script was sent %d times: %v", n, err)
+			t.Errorf("the call was sent %d times: %v", n, err)
 		}
 		if n == 1 && err != nil { // else it was the answer to another command that got lost
 			lost++
@@ -115,12 +115,12 @@ func TestNoSecondChargeInACluster(t *testing.T) {
 		sent += n
 	}
 	if lost == 0 {
-		t.Error("no answer of a script was lost: the test proves nothing")
+		t.Error("no answer to a call was lost: the test proves nothing")
 	}
 	wantTaken(t, take(t, r, one("a")), true, int64(sent)+2)
 }
 
-// evalsOf returns how many calls of scripts the servers have had.
+// evalsOf returns how many calls of functions and scripts the servers have had.
 func evalsOf(t *testing.T, c *devstack.RedisCluster) int {
 	t.Helper()
 	total := 0

@@ -264,7 +264,7 @@ type scriptedRedis struct {
 
 func newScriptedRedis(t *testing.T, s *devstack.Stack) *scriptedRedis {
 	t.Helper()
-	common := strings.Replace(commonSource, "call('TIME')", "{call('GET', 'now'), 0}", 1)
+	common := strings.Replace(commonSource, "redis.call('TIME')", "{redis.call('GET', 'now'), 0}", 1)
 	common = strings.Replace(common, "time[1] * 1000", "tonumber(time[1])", 1)
 	if strings.Count(common, "'now'") != 1 || strings.Count(common, "tonumber(time[1])") != 1 {
 		t.Fatal("common.lua does not ask for the time where this test expects it")
@@ -334,16 +334,41 @@ func wander(random *rand.Rand, now time.Time) time.Time {
 }
 
 // TestBatchesAgree: orders of many plans and settlements that go in one call, in any order,
-// do what each would do by itself.
+// do what each would do by itself: where Redis keeps what it has worked out for the calls to come,
+// where it soon forgets that, and where it keeps nothing.
 func TestBatchesAgree(t *testing.T) {
 	t.Parallel()
-	scripted := newScriptedRedis(t, redisServer(t))
+	seed := uint64(time.Now().UnixNano())
+	for _, form := range []string{"function", "forgets", "script"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			scripted := newScriptedRedis(t, redisServer(t))
+			source, _, _ := strings.Cut(scripted.batch.text, "\nreturn run(KEYS")
+			forgets := strings.Replace(source, "CACHED = 10000", "CACHED = 5", 1)
+			switch {
+			case forgets == source:
+				t.Fatal("batch.lua does not say how much it keeps where this test expects it")
+			case form == "forgets":
+				scripted.batch = newFunction(forgets)
+			case form == "script":
+				scripted.batch = newScript(scripted.batch.text)
+			}
+			for i := range uint64(15) {
+				scripted.prefix = form + strconv.FormatUint(i, 10)
+				batchesAgree(t, scripted, seed+i)
+			}
+		})
+	}
+}
+
+func batchesAgree(t *testing.T, scripted *scriptedRedis, seed uint64) {
+	t.Helper()
+	began := time.Now()
 	scripted.now = time.Date(2026, 3, 1, 12, 0, 50, 0, time.UTC)
 	memory := NewMemory(func() time.Time { return scripted.now }, 1000)
-	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	var orders []quota.Order
-	for range 100 {
+	for range 10 {
 		scripted.now = wander(random, scripted.now)
 		together := operations(1+random.IntN(mostTogether), func(int) *operation {
 			if len(orders) > 0 && random.IntN(3) == 0 {
@@ -375,6 +400,25 @@ func TestBatchesAgree(t *testing.T) {
 			if !sameTaken(one, two) {
 				t.Fatalf("seed %d, %d of %d at %s: %+v: Redis %+v, memory %+v", seed, i, len(together), scripted.now, op.order, one, two)
 			}
+			if one.Admitted && !one.Repeated && i > len(together)-10 {
+				wantKept(t, scripted, op.order, one.Now, time.Since(began)+time.Second)
+			}
+		}
+	}
+}
+
+// wantKept holds that what an order has taken is kept as long as it counts, but for the time that has
+// passed since the first may have been counted.
+func wantKept(t *testing.T, scripted *scriptedRedis, o *quota.Order, now time.Time, passed time.Duration) {
+	t.Helper()
+	ttl := scripted.client.PTTL(t.Context(), countsKey(scripted.prefix, o.Account)).Val()
+	for _, c := range o.Charges {
+		_, end := c.Limit.Window.Bounds(now)
+		if c.Limit.Window.Sliding() {
+			_, end = c.Limit.Window.Bounds(end)
+		}
+		if left := end.Sub(now) - passed; c.Cost != 0 && left > 0 && ttl < left {
+			t.Errorf("%s at %s: %s is kept for %s, want %s at the least", o.Account, now, c.Counter, ttl, left)
 		}
 	}
 }
@@ -510,14 +554,14 @@ func TestEveryRedisKeyHasATTL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(keys, "test:{a}:counters") || slices.Contains(keys, "test:{c}:counters") {
-		t.Errorf("keys %q: want test:{a}:counters, and none for c, which only looked", keys)
+	if !slices.Contains(keys, "test:{a}:counts") || slices.Contains(keys, "test:{c}:counts") {
+		t.Errorf("keys %q: want test:{a}:counts, and none for c, which only looked", keys)
 	}
-	ttl := r.client.PTTL(t.Context(), "test:{a}:counters").Val()
+	ttl := r.client.PTTL(t.Context(), "test:{a}:counts").Val()
 	if left := end.Sub(taken.Now); ttl > left || ttl < left-time.Minute {
 		t.Errorf("TTL %s: want %s", ttl, left)
 	}
-	if ttl := r.client.PTTL(t.Context(), "test:{b}:counters").Val(); ttl == -1 || ttl > time.Second {
+	if ttl := r.client.PTTL(t.Context(), "test:{b}:counts").Val(); ttl == -1 || ttl > time.Second {
 		t.Errorf("TTL %s: want at most a second", ttl)
 	}
 }

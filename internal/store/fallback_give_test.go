@@ -125,7 +125,7 @@ func TestWindowEndsDuringAnOutage(t *testing.T) {
 	}
 	// Redis' own clock is what counts: a window that it has left gets nothing.
 	b := &batch{account: "b", id: "late", counts: []given{{"requests/minute", quota.Minute, 60_000, 120_000, 7}}}
-	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || direct.client.Exists(t.Context(), "test:{b}:counters").Val() != 0 {
+	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || direct.client.Exists(t.Context(), "test:{b}:counts").Val() != 0 {
 		t.Errorf("given to a window of 1970: %v %v", used, err)
 	}
 }

@@ -135,7 +135,7 @@ func TestOwedToTheWindowBefore(t *testing.T) {
 	}
 	// One that ends before the one before is dropped.
 	b := &batch{account: "d", id: "late", counts: []given{{"requests/minute", quota.Minute.Slide(), 60_000, 180_000, 7}}}
-	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || f.redis.client.Exists(t.Context(), "test:{d}:counters").Val() != 0 {
+	if _, used, err := addReply(f.send(t.Context(), []*batch{b})[0], 1); err != nil || used[0] != -1 || f.redis.client.Exists(t.Context(), "test:{d}:counts").Val() != 0 {
 		t.Errorf("given to a window of 1970: %v %v", used, err)
 	}
 }

@@ -102,7 +102,7 @@ func allShared(f *Fallback) bool {
 // sent to it, and executes it when it goes on.
 func warm(t *testing.T, r *Redis) {
 	t.Helper()
-	take(t, r, of("warm", charge(quota.Month, quota.NoMax, 1))) // Redis knows the script
+	take(t, r, of("warm", charge(quota.Month, quota.NoMax, 1))) // Redis has the function
 	for part := range r.parts() {
 		r.warm(t.Context(), part)
 	}

@@ -40,9 +40,8 @@ type RedisOptions struct {
 	Sent             func(n int)   // told when n orders and settlements are sent together; nil: nobody is
 }
 
-// Redis counts in one Redis that any number of instances share. Each account
-// has one key, so that a script touches one slot of a Cluster. It is safe for
-// concurrent use.
+// Redis counts in one Redis that any number of instances share. The keys of an account
+// are in one slot of a Cluster, so that a call touches one. It is safe for concurrent use.
 type Redis struct {
 	options   RedisOptions
 	access    atomic.Pointer[RedisAccess]
@@ -80,8 +79,8 @@ func NewRedis(o RedisOptions) *Redis {
 }
 
 // Take implements quota.Counts. Orders and settlements that come while a call is under way
-// go together with the next, in one call of a function or a script. A caller who goes away does not end it. After an error it may be unknown
-// whether the charges were taken.
+// go together with the next. A caller who goes away does not end it. After an error it may
+// be unknown whether the charges were taken.
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	op := r.operations.Get().(*operation) //nolint:forcetypeassert // see New
 	op.own = o
@@ -103,7 +102,7 @@ func (r *Redis) Settle(ctx context.Context, s quota.Settlement) (quota.Outcome, 
 // What the keys of an account are, after its name. The braces make the account the part that
 // a Cluster chooses the slot by.
 const (
-	countsKind      = "}:counters" // its counters
+	countsKind      = "}:counts"   // its counters
 	reservationKind = "}:request:" // what is kept of one request, which follows
 )
 

@@ -9,7 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// sendTogether sends operations with one script call, where that may touch the keys of more
+// sendTogether sends operations with one call, where that may touch the keys of more
 // than one account. In a Cluster they must be of one. They are answered when it returns, or
 // are to be sent alone: an operation alone is always answered.
 func (r *Redis) sendTogether(ctx context.Context, together []*operation) {
@@ -49,7 +49,7 @@ func (r *Redis) sendToServer(ctx context.Context, together []*operation) {
 	r.sendByAccount(ctx, together[len(together)-1].server, together)
 }
 
-// sendByAccount sends operations where a script touches one slot only: with a call for each
+// sendByAccount sends operations where a call touches one slot only: with a call for each
 // account, all in one pipeline. The client is that of one server: that of a Cluster would
 // repeat a pipeline whose outcome is unknown.
 func (r *Redis) sendByAccount(ctx context.Context, server redis.UniversalClient, together []*operation) {

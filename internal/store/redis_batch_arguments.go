@@ -120,12 +120,11 @@ func sameCharges(a, b []quota.Charge) bool {
 
 func samePlanned(a, b *quota.Charge) bool {
 	return a.Limit.Window == b.Limit.Window && a.Limit.Max == b.Limit.Max && a.Limit.Metric == b.Limit.Metric &&
-		(a.Cost == b.Cost || costsItsOwn(a) && costsItsOwn(b)) && a.Counter == b.Counter
+		(a.Cost == b.Cost || costsItsOwn(a)) && a.Counter == b.Counter
 }
 
-// costsItsOwn reports whether the cost of a charge differs from order to order: that in tokens,
-// if it is not 0, for which nothing is written.
-func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests && c.Cost != 0 }
+// costsItsOwn reports whether the cost of a charge differs from order to order: that in tokens.
+func costsItsOwn(c *quota.Charge) bool { return c.Limit.Metric != quota.Requests }
 
 // appendTo adds how many plans there are, and a text for each.
 func (p *plans) appendTo(args []any) []any {

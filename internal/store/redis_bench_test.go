@@ -110,7 +110,7 @@ func (b *scriptBench) bare(first int) {
 	b.Helper()
 	keys := make([]string, b.size)
 	for i := range keys {
-		keys[i] = fmt.Sprintf("least:{key_%d}:counters", (first+i)%1000)
+		keys[i] = fmt.Sprintf("least:{key_%d}:counts", (first+i)%1000)
 	}
 	if err := b.least.EvalSha(b.Context(), b.redis.client, keys, 60_000, 1e9, 3_600_000, 1e9, 86_400_000, 1e9).Err(); err != nil {
 		b.Fatal(err)
@@ -137,7 +137,7 @@ func (b *scriptBench) ours(one func(i int) *operation) func(first int) {
 }
 
 // BenchmarkScript measures what Redis spends on a request, in batches of 32 and of one: the
-// least script and ours take turns, and the ratio is the median of those of all rounds.
+// least script and our function take turns, and the ratio is the median of those of all rounds.
 func BenchmarkScript(b *testing.B) {
 	source, err := os.ReadFile(leastScript)
 	if err != nil {
@@ -169,10 +169,8 @@ func BenchmarkScript(b *testing.B) {
 		for _, n := range []int{32, 1} {
 			b.Run(fmt.Sprintf("%s/%d", kind.name, n), func(b *testing.B) {
 				s := &scriptBench{B: b, redis: benchRedis(b), least: redis.NewScript(string(source)), size: n}
-				for _, script := range []*redis.Script{s.least, s.redis.batch.Script} {
-					if err := script.Load(b.Context(), s.redis.client).Err(); err != nil {
-						b.Fatal(err)
-					}
+				if err := s.least.Load(b.Context(), s.redis.client).Err(); err != nil {
+					b.Fatal(err)
 				}
 				var least, spent, ratios []float64
 				for i := range warmRounds + b.N {
@@ -235,7 +233,7 @@ func BenchmarkTogether(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if err := r.batch.Load(b.Context(), r.client).Err(); err != nil {
+				if err := r.client.FunctionLoad(b.Context(), r.batch.function.library).Err(); err != nil {
 					b.Fatal(err)
 				}
 				r.warm(b.Context(), 0)
@@ -259,7 +257,7 @@ func BenchmarkTogether(b *testing.B) {
 						return o.err
 					default:
 						keys, args := batchArguments(r.prefix, []*operation{o})
-						reply := auto.EvalSha(b.Context(), r.batch.Hash(), keys, args...)
+						reply := auto.FCall(b.Context(), r.batch.function.name, keys, args...)
 						if reply.Err() == nil {
 							answer([]*operation{o}, reply)
 						}

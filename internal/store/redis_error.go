@@ -130,9 +130,10 @@ func advice() [][2]string {
 		{"CROSSSLOT", "the server is one of a Cluster: name it in store.redis.cluster.addresses"},
 		{"CLUSTERDOWN", "servers of the Cluster are away, or slots have no server: see CLUSTER INFO"},
 		{"TRYAGAIN", "the slot is moving to another server: it answers when that is done"},
-		{"BUSY", "a script of somebody else keeps Redis busy: SCRIPT KILL ends it"},
+		{"BUSY", "a script or a function of somebody else keeps Redis busy: SCRIPT KILL or FUNCTION KILL ends it"},
 		{"MOVED", "the server is one of a Cluster: name it in store.redis.cluster.addresses"},
 		{"The user executing the script can't run", "give the user the rights that docs/configuration.md lists"},
+		{"ACL failure in script", "give the user the rights that docs/configuration.md lists"}, // since Redis 7.2
 		{"This instance has cluster support disabled", "it is no Cluster: name it in store.redis.address"},
 		{"max number of clients reached", "raise its maxclients, or lower store.redis.pool_size"},
 	}

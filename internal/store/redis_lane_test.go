@@ -320,7 +320,7 @@ func TestSlowNetwork(t *testing.T) {
 	o := at(proxy.Listen)
 	o.Timeout, o.PoolSize = timeout, 64
 	r := openRedis(t, o)
-	take(t, r, one("a")) // Redis knows the script
+	take(t, r, one("a")) // Redis has the function
 	r.warm(t.Context(), 0)
 	slow(t, proxy, late)
 	var group sync.WaitGroup

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -29,8 +28,18 @@ func newScript(text string) script { return script{Script: redis.NewScript(text)
 type function struct {
 	name    string // of the library too
 	library string
-	refused atomic.Bool // whether Redis knows no functions, or the user lacks the rights
+	without atomic.Int64 // how many calls are yet to be scripts; see refuse
 }
+
+// callsWithout is how many calls are scripts where Redis does not take the function. It is asked
+// again then: it may be another one, or the user may have got the rights.
+const callsWithout = 1000
+
+// refuse notes that Redis does not take the function: it knows none, or the user lacks the rights.
+func (f *function) refuse() { f.without.Store(callsWithout) }
+
+// wanted reports whether the next call is one of the function.
+func (f *function) wanted() bool { return f.without.Load() <= 0 || f.without.Add(-1) < 0 }
 
 // newFunction returns the script of a source that defines run(keys, args), which is a function where
 // Redis has such. Its name is that of its text, so that two versions of TierGate do not get
@@ -39,7 +48,7 @@ func newFunction(source string) script {
 	hash := sha256.Sum256([]byte(source))
 	name := "tiergate_" + hex.EncodeToString(hash[:8])
 	s := newScript(source + "\nreturn run(KEYS, ARGV)\n")
-	// While a library is loaded there are no other functions than those that register some.
+	// While a library is loaded, redis.call is not there yet: the first call runs the source.
 	s.function = &function{name: name, library: "#!lua name=" + name + "\nlocal function make()\n" + source + "\nreturn run\nend\n" +
 		"local run\nredis.register_function('" + name + "', function(keys, args)\n  run = run or make()\n  return run(keys, args)\nend)\n"}
 	return s
@@ -47,30 +56,35 @@ func newFunction(source string) script {
 
 // command returns what calls the script: a function, or a script that Redis knows.
 func (s script) command() (name, text string) {
-	if s.function != nil && !s.function.refused.Load() {
+	if s.function != nil && s.function.wanted() {
 		return "fcall", s.function.name
 	}
 	return "evalsha", s.Hash()
 }
 
+const notFound = "Function not found"
+
 // missing reports whether a server has answered that it does not have the function, and notes
 // where it can have none. It has done nothing then.
 func (f *function) missing(err error) bool {
-	if f == nil || !answeredWith(err, "Function not found", "unknown command", "permissions to run") {
+	switch {
+	case answeredWith(err, notFound):
+		return true
+	case answeredWith(err, "unknown command"), answeredWith(err, "to run the 'fcall' command"):
+		f.refuse()
+		return true
+	default:
 		return false
 	}
-	if !answeredWith(err, "Function not found") {
-		f.refused.Store(true)
-	}
-	return true
 }
 
-func answeredWith(err error, texts ...string) bool {
+func answeredWith(err error, text string) bool {
 	var answer redis.Error
-	return errors.As(err, &answer) && slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(answer.Error(), text) })
+	return errors.As(err, &answer) && strings.Contains(answer.Error(), text)
 }
 
 // load gives the server of a key the function, which all instances of the same version share.
+// It returns false where that fails.
 func (r *Redis) load(ctx context.Context, client redis.UniversalClient, f *function, key string) bool {
 	if cluster, ok := client.(*redis.ClusterClient); ok {
 		server, err := cluster.MasterForKey(ctx, key)
@@ -80,7 +94,13 @@ func (r *Redis) load(ctx context.Context, client redis.UniversalClient, f *funct
 		client = server
 	}
 	err := client.FunctionLoad(ctx, f.library).Err()
-	return err == nil || answeredWith(err, "already exists") || f.missing(err)
+	if err == nil || answeredWith(err, "already exists") {
+		return true
+	}
+	if errors.As(err, new(redis.Error)) {
+		f.refuse()
+	}
+	return false
 }
 
 // A scriptCall is a command that runs a script, and is not sent again when its outcome is
@@ -140,12 +160,10 @@ func (r *Redis) runPatiently(ctx context.Context, client redis.UniversalClient, 
 		case err == nil:
 			return c.Cmd, nil
 		case command == "fcall" && s.function.missing(err):
-			if !loaded && !s.function.refused.Load() && r.load(ctx, client, s.function, keys[0]) {
-				loaded = true
-				command, text = s.command()
-			} else {
+			if loaded || !answeredWith(err, notFound) || !r.load(ctx, client, s.function, keys[0]) {
 				command, text = "evalsha", s.Hash()
 			}
+			loaded = true
 		case redis.HasErrorPrefix(err, "NOSCRIPT") && command == "evalsha":
 			command, text = "eval", s.text
 		case redis.IsTryAgainError(err) && waited < patience && r.waitsToTryAgain(ctx):

@@ -231,28 +231,37 @@ func TestLoading(t *testing.T) {
 	wantTaken(t, take(t, r, one("a")), true, 3)
 }
 
-// TestBusyRedis: a script of somebody else that does not end.
+// TestBusyRedis: a script or a function of somebody else that does not end.
 func TestBusyRedis(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t, "--busy-reply-threshold", "50")
-	r := openRedis(t, at(server.Address))
-	take(t, r, one("a"))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_, _ = server.Do(t.Context(), "EVAL", "while true do end", "0") // killed below
-	}()
-	soon(t, func() error {
-		_, err := server.Do(t.Context(), "PING")
-		if err == nil {
-			return errors.New("not busy yet")
-		}
-		return nil
-	})
-	wantKnown(t, takeError(t, r, "BUSY", "SCRIPT KILL"), answered)
-	do(t, server, "SCRIPT", "KILL")
-	<-ended // that it is to end is said before it has
-	wantTaken(t, take(t, r, one("a")), true, 2)
+	for _, c := range []struct{ kind, call, text string }{
+		{"SCRIPT", "EVAL", "while true do end"},
+		{"FUNCTION", "FCALL", "forever"},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel()
+			server := startRedis(t, "--busy-reply-threshold", "50")
+			r := openRedis(t, at(server.Address))
+			take(t, r, one("a"))
+			do(t, server, "FUNCTION", "LOAD", "#!lua name=others\nredis.register_function('forever', function() while true do end end)")
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_, _ = server.Do(t.Context(), c.call, c.text, "0") // killed below
+			}()
+			soon(t, func() error {
+				_, err := server.Do(t.Context(), "PING")
+				if err == nil {
+					return errors.New("not busy yet")
+				}
+				return nil
+			})
+			wantKnown(t, takeError(t, r, "BUSY", "somebody else", "SCRIPT KILL or FUNCTION KILL ends it"), answered)
+			do(t, server, c.kind, "KILL")
+			<-ended // that it is to end is said before it has
+			wantTaken(t, take(t, r, one("a")), true, 2)
+		})
+	}
 }
 
 // TestCallerGoesAway: it breaks no connection, and what it asked for is done.
@@ -334,7 +343,7 @@ func TestCheck(t *testing.T) {
 	if err := r.Check(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	ttl, err := strconv.Atoi(do(t, server, "TTL", "test:{~check0}:counters"))
+	ttl, err := strconv.Atoi(do(t, server, "TTL", "test:{~check0}:counts"))
 	if err != nil || ttl < 0 || ttl > 60 {
 		t.Errorf("TTL %d: %v", ttl, err)
 	}

@@ -362,7 +362,7 @@ func TestOneCommandForEachStep(t *testing.T) {
 		take(t, r, perMinuteAndDay(request))
 		wantOutcome(t, settle(t, r, settlement(request, 70)), quota.Settled)
 	}
-	once("first") // loads the scripts
+	once("first") // loads the function
 	if err := r.client.ConfigResetStat(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
