@@ -20,9 +20,8 @@ func TestPagesInIstio(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bootstrap := fromIstio(t)
-			applyEnvoyFilter(t, bootstrap, documents(t, "istio/envoy-filter.yaml")[0])
-			s := meshUp(t, withPolicy(bootstrap, c.first), istioClusters)
+			istio := meshGateways["istio"]
+			s := meshUp(t, withPolicy(istio.bootstrap(t), c.first), istio.clusters)
 			for _, method := range []string{http.MethodOptions, http.MethodPost} {
 				r, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.API+"/v1/chat/completions", nil)
 				if err != nil {

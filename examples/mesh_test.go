@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,7 +22,10 @@ import (
 	yamlv3 "go.yaml.in/yaml/v3"
 )
 
-const root = ".."
+const (
+	root = ".."
+	chat = "/v1/chat/completions"
+)
 
 var (
 	binary string         // the built tiergate
@@ -57,50 +61,59 @@ func setUp() error {
 	return err
 }
 
-// TestMeshes runs what a mesh makes of the examples in the real Envoy: the six
-// headers on every answer, the contract's 429, tokens settled, nothing forged, closed
-// when TierGate is away.
-func TestMeshes(t *testing.T) {
+// A meshGateway is what a mesh makes of the examples, in one file, and its names of clusters with those of
+// devstack.
+type meshGateway struct {
+	bootstrap func(*testing.T) object
+	clusters  map[string]string
+}
+
+// meshGateways are the ways that the examples show.
+var meshGateways = map[string]meshGateway{
+	"istio": {
+		func(t *testing.T) object {
+			b := fromIstio(t)
+			applyEnvoyFilter(t, b, documents(t, "istio/envoy-filter.yaml")[0])
+			return b
+		},
+		map[string]string{"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream"},
+	},
+	"envoy-gateway": {
+		func(t *testing.T) object {
+			b := fromEnvoyGateway(t)
+			applyPatchPolicy(t, b, documents(t, "envoy-gateway/edge.yaml")[0])
+			withoutCluster(b, "tiergate") // to the same address as Envoy Gateway's own, which stands for both
+			return b
+		},
+		map[string]string{"securitypolicy/default/tiergate/extauth/0": "tiergate", "httproute/default/ai/rule/0": "upstream"},
+	},
+	"envoy-gateway-ratelimit": {
+		func(t *testing.T) object {
+			b := fromEnvoyGateway(t)
+			withoutExtAuthz(b)
+			applyPatchPolicy(t, b, documents(t, "envoy-gateway/ratelimit.yaml")[0])
+			return b
+		},
+		map[string]string{"httproute/default/ai/rule/0": "upstream"},
+	},
+}
+
+// eachMesh runs a test for each of them.
+func eachMesh(t *testing.T, test func(*testing.T, meshGateway)) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		base     func(*testing.T) object
-		patch    func(*testing.T, object)
-		clusters map[string]string
-	}{
-		"istio": {
-			fromIstio,
-			func(t *testing.T, b object) { applyEnvoyFilter(t, b, documents(t, "istio/envoy-filter.yaml")[0]) },
-			istioClusters,
-		},
-		"envoy-gateway": {
-			fromEnvoyGateway,
-			func(t *testing.T, b object) {
-				withoutCluster(b, "securitypolicy/") // the patches add one to the same address, which stands for both
-				applyPatchPolicy(t, b, documents(t, "envoy-gateway/edge.yaml")[0])
-			},
-			map[string]string{"securitypolicy/default/tiergate/extauth/0": "tiergate", "httproute/default/ai/rule/0": "upstream"},
-		},
-		"envoy-gateway-ratelimit": {
-			fromEnvoyGateway,
-			func(t *testing.T, b object) {
-				withoutExtAuthz(b)
-				applyPatchPolicy(t, b, documents(t, "envoy-gateway/ratelimit.yaml")[0])
-			},
-			map[string]string{"httproute/default/ai/rule/0": "upstream"},
-		},
-	} {
+	for name, m := range meshGateways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bootstrap := c.base(t)
-			c.patch(t, bootstrap)
-			probe(t, meshUp(t, bootstrap, c.clusters))
+			test(t, m)
 		})
 	}
 }
 
-// istioClusters are the mesh's names of clusters, and those of devstack.
-var istioClusters = map[string]string{
-	"outbound|9001||tiergate.tiergate.svc.cluster.local": "tiergate", "outbound|8080||upstream.default.svc.cluster.local": "upstream",
+// TestMeshes runs what a mesh makes of the examples in the real Envoy: the six
+// headers on every answer, the contract's 429, tokens settled, nothing forged, closed
+// when TierGate is away.
+func TestMeshes(t *testing.T) {
+	eachMesh(t, func(t *testing.T, m meshGateway) { probe(t, meshUp(t, m.bootstrap(t), m.clusters)) })
 }
 
 // meshUp starts a stack with a mesh's gateway in it.
@@ -114,7 +127,7 @@ func meshUp(t *testing.T, bootstrap object, clusters map[string]string) *devstac
 	for from, to := range clusters {
 		text = strings.ReplaceAll(text, from, to)
 	}
-	return up(t, func([]byte) []byte { return []byte(text) })
+	return up(t, devstack.Options{EditEnvoy: func([]byte) []byte { return []byte(text) }})
 }
 
 // withoutExtAuthz is the gateway without the SecurityPolicy.
@@ -137,12 +150,10 @@ func without(all []any, prefix string) []any {
 	return slices.DeleteFunc(all, func(one any) bool { return strings.HasPrefix(one.(object)["name"].(string), prefix) })
 }
 
-func up(t *testing.T, edit func([]byte) []byte) *devstack.Stack {
+func up(t *testing.T, o devstack.Options) *devstack.Stack {
 	t.Helper()
-	o := devstack.Options{
-		Root: root, TierGate: binary, Envoy: envoy, Dir: t.TempDir(), EditEnvoy: edit,
-		Sets: []string{"headers.per_metric=true"}, // tells how many tokens remain
-	}
+	o.Root, o.TierGate, o.Envoy, o.Dir = root, binary, envoy, t.TempDir()
+	o.Sets = []string{"headers.per_metric=true"} // tells how many tokens remain
 	s, err := devstack.Up(t.Context(), o)
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(o.Dir, "envoy.log"))
@@ -160,7 +171,6 @@ func up(t *testing.T, edit func([]byte) []byte) *devstack.Stack {
 func probe(t *testing.T, s *devstack.Stack) {
 	t.Helper()
 	freshMinute(t)
-	const chat = "/v1/chat/completions"
 	probeTokens(t, s, chat)
 	for range 10 {
 		ask(t, s, chat, "sk-demo-free", http.StatusOK, "10 chat 1")
@@ -386,6 +396,13 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 	if want := shippedCluster(t, "envoy.yaml", "tiergate"); !reflect.DeepEqual(own, want) {
 		t.Errorf("Envoy Gateway's cluster of TierGate is %v, and shipped is %v", own, want)
 	}
+	settings := shippedCluster(t, "envoy.yaml", "tiergate")
+	for _, istiods := range []string{"name", "type", "circuit_breakers"} {
+		delete(settings, istiods)
+	}
+	if !holds(documents(t, "istio/envoy-filter.yaml")[0], settings) {
+		t.Errorf("Istio's cluster of TierGate is not as shipped, %v", settings)
+	}
 	for example, shipped := range map[string]string{
 		"istio/envoy-filter.yaml": "envoy/envoy.yaml", "envoy-gateway/edge.yaml": "envoy/envoy.yaml", "envoy-gateway/ratelimit.yaml": "envoy/ratelimit.yaml",
 	} {
@@ -418,6 +435,20 @@ func shippedCluster(t *testing.T, file, name string) object {
 	}
 	t.Fatalf("envoy/%s has no cluster %s", file, name)
 	return nil
+}
+
+// holds says whether something is, or has somewhere in it, a part.
+func holds(node, part any) bool {
+	if reflect.DeepEqual(node, part) {
+		return true
+	}
+	switch node := node.(type) {
+	case object:
+		return slices.ContainsFunc(slices.Collect(maps.Values(node)), func(inner any) bool { return holds(inner, part) })
+	case []any:
+		return slices.ContainsFunc(node, func(inner any) bool { return holds(inner, part) })
+	}
+	return false
 }
 
 // gather collects filters and access loggers by their names, and the mappers, in the

@@ -14,7 +14,7 @@ import (
 )
 
 // An envoyPatch is one of an EnvoyFilter, as far as the examples use them: what
-// matches listeners, clusters or virtual hosts matches all of them.
+// matches listeners or virtual hosts matches all of them.
 type envoyPatch struct {
 	ApplyTo string `json:"applyTo"`
 	Match   struct {
@@ -29,6 +29,10 @@ type envoyPatch struct {
 				} `json:"filter"`
 			} `json:"filterChain"`
 		} `json:"listener"`
+		Cluster struct {
+			Service    string `json:"service"`
+			PortNumber int    `json:"portNumber"`
+		} `json:"cluster"`
 	} `json:"match"`
 	Patch struct {
 		Operation string `json:"operation"`
@@ -55,12 +59,20 @@ func applyEnvoyFilter(t *testing.T, bootstrap, filter object) {
 			config["http_filters"] = patchFilters(t, list(config, "http_filters"), p)
 		case targets[p.ApplyTo] != nil && p.Patch.Operation == "MERGE":
 			for _, target := range targets[p.ApplyTo] {
-				merge(target.(object), p.Patch.Value)
+				if target := target.(object); p.matches(target["name"]) {
+					merge(target, p.Patch.Value)
+				}
 			}
 		default:
 			t.Fatalf("the test does not know how %s %s is applied", p.Patch.Operation, p.ApplyTo)
 		}
 	}
+}
+
+// matches says whether a patch is for what has this name: for all, or for one cluster.
+func (p envoyPatch) matches(name any) bool {
+	c := p.Match.Cluster
+	return c.Service == "" || name == fmt.Sprintf("outbound|%d||%s", c.PortNumber, c.Service)
 }
 
 func patchFilters(t *testing.T, filters []any, p envoyPatch) []any {
@@ -153,14 +165,19 @@ func fromEnvoyGateway(t *testing.T) object {
 		l["address"] = address("0.0.0.0", 10000)
 		listener = l
 	}
+	endpoints := map[any]object{}
+	for _, e := range parts["dynamicEndpointConfigs"] {
+		e := e.(object)["endpoint_config"].(object)
+		delete(e, "@type")
+		endpoints[e["cluster_name"]] = e
+	}
 	var clusters []any
 	for _, c := range parts["dynamicActiveClusters"] {
 		c := c.(object)["cluster"].(object)
 		delete(c, "@type")
 		delete(c, "eds_cluster_config")
 		c["type"] = "STRICT_DNS"
-		endpoint := object{"address": address("any", 1)} // the stack has its own
-		c["load_assignment"] = object{"cluster_name": c["name"], "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": endpoint}}}}}
+		c["load_assignment"] = endpoints[c["name"]]
 		clusters = append(clusters, c)
 	}
 	return static(listener, clusters)

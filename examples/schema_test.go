@@ -110,6 +110,7 @@ func TestSchemasBite(t *testing.T) {
 		"filter match":          {"istio/envoy-filter.yaml", "context: GATEWAY", "contxt: GATEWAY"},
 		"security policy":       {"envoy-gateway/security-policy.yaml", "headersToExtAuth", "headersToExtAuthz"},
 		"security policy value": {"envoy-gateway/security-policy.yaml", "statusOnError: 503", "statusOnError: 299"},
+		"health of its service": {"envoy-gateway/security-policy.yaml", "panicThreshold", "panicTreshold"},
 		"patch":                 {"envoy-gateway/edge.yaml", "op: add", "op: append"},
 		"patch type":            {"envoy-gateway/ratelimit.yaml", "envoy.config.cluster.v3.Cluster", "envoy.config.cluster.v2.Cluster"},
 		"gateway":               {"envoy-gateway/gateway.yaml", "protocol: HTTP", "protocoll: HTTP"},
