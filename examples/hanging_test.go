@@ -98,6 +98,26 @@ func TestTheOnlyInstanceIsNotEjected(t *testing.T) {
 	})
 }
 
+// TestCallsOfADeadInstanceAreRepeated at another, where external authorization decides: the rate limit
+// filter never repeats a call.
+func TestCallsOfADeadInstanceAreRepeated(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"istio", "envoy-gateway"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, others := fleet(t, meshGateways[name], nil)
+			if err := others[0].Server.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			<-others[0].Server.Done()
+			// The least busy is the dead one, so that at times no other is found: some two in a thousand.
+			if n := failed(t, s); n > 2 {
+				t.Errorf("%d of 40 requests failed, want two at most", n)
+			}
+		})
+	}
+}
+
 // fleet is a mesh's gateway with three instances, the one of the stack and two others. Some of how
 // their health is checked may be changed.
 func fleet(t *testing.T, m meshGateway, check object) (*devstack.Stack, []*devstack.Stack) {

@@ -400,8 +400,20 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 	for _, istiods := range []string{"name", "type", "circuit_breakers"} {
 		delete(settings, istiods)
 	}
-	if !holds(documents(t, "istio/envoy-filter.yaml")[0], settings) {
-		t.Errorf("Istio's cluster of TierGate is not as shipped, %v", settings)
+	filters := map[string][]any{}
+	gather(documents(t, filepath.Join(root, "envoy/envoy.yaml"))[0], filters)
+	retries := filters["envoy.filters.http.ext_authz"][0].(object)["typed_config"].(object)["grpc_service"].(object)["retry_policy"]
+	for what, c := range map[string]struct {
+		example string
+		part    any
+	}{
+		"Istio's cluster of TierGate":      {"istio/envoy-filter.yaml", settings},
+		"how Istio repeats a call":         {"istio/envoy-filter.yaml", retries},
+		"how Envoy Gateway repeats a call": {"envoy-gateway/edge.yaml", retries},
+	} {
+		if c.part == nil || !holds(documents(t, c.example)[0], c.part) {
+			t.Errorf("%s is not as shipped, %v", what, c.part)
+		}
 	}
 	for example, shipped := range map[string]string{
 		"istio/envoy-filter.yaml": "envoy/envoy.yaml", "envoy-gateway/edge.yaml": "envoy/envoy.yaml", "envoy-gateway/ratelimit.yaml": "envoy/ratelimit.yaml",
