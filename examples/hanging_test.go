@@ -2,7 +2,6 @@ package examples
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -33,7 +32,7 @@ func TestHungInstancesAreNotAsked(t *testing.T) {
 		for i, o := range others {
 			freeze(t, o)
 			awaitStat(t, s, "membership_healthy", 2-i)
-			eventually(t, fmt.Sprintf("no request fails while %d of 3 hang", i+1), func() bool { return failed(t, s) == 0 })
+			await(t, 20*time.Second, fmt.Sprintf("requests that fail while %d of 3 hang", i+1), 0, func() int { return failed(t, s) })
 		}
 		resume(t, others...)
 		awaitStat(t, s, "membership_healthy", 3)
@@ -64,7 +63,7 @@ func TestHungInstanceIsLeft(t *testing.T) {
 		if n := stat(t, s, "outlier_detection.ejections_enforced_total"); n != 1 || lost.Load() > 200 {
 			t.Errorf("ejected %d times after %d failed requests: want once, after few more than 50", n, lost.Load())
 		}
-		eventually(t, "no request fails", func() bool { return failed(t, s) == 0 })
+		await(t, 20*time.Second, "requests that fail", 0, func() int { return failed(t, s) })
 		freeze(t, others[1])
 		freeze(t, s)
 		together(150, func() { status(t, s, "sk-demo-enterprise") })
@@ -90,7 +89,7 @@ func TestTheOnlyInstanceIsNotEjected(t *testing.T) {
 		freeze(t, s)
 		together(120, func() { status(t, s, "sk-demo-enterprise") })
 		resume(t, s)
-		eventually(t, "it is asked", func() bool { return status(t, s, "sk-demo-enterprise") == http.StatusOK })
+		await(t, 20*time.Second, "the status when it goes on", http.StatusOK, func() int { return status(t, s, "sk-demo-enterprise") })
 		found, ejected := stat(t, s, "outlier_detection.ejections_overflow"), stat(t, s, "outlier_detection.ejections_enforced_total")
 		if found == 0 || ejected != 0 {
 			t.Errorf("found out %d times, ejected %d times: want some, and none", found, ejected)
@@ -205,35 +204,13 @@ func stat(t *testing.T, s *devstack.Stack, name string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	response, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, value, _ := strings.Cut(strings.TrimSpace(string(body)), ": ")
+	_, _, body := exchange(t, r)
+	_, value, _ := strings.Cut(strings.TrimSpace(body), ": ")
 	n, _ := strconv.Atoi(value)
 	return n
 }
 
 func awaitStat(t *testing.T, s *devstack.Stack, name string, want int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s is %d", name, want), func() bool { return stat(t, s, name) == want })
-}
-
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	end := time.After(20 * time.Second)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("it never was so: %s", what)
-		}
-	}
+	await(t, 20*time.Second, name, want, func() int { return stat(t, s, name) })
 }

@@ -249,18 +249,24 @@ func probeTokens(t *testing.T, s *devstack.Stack, path string) {
 // awaitTokens waits until so many tokens are used.
 func awaitTokens(t *testing.T, s *devstack.Stack, name string, want int) {
 	t.Helper()
-	end := time.After(5 * time.Second)
-	tick := time.NewTicker(100 * time.Millisecond) // each look is one of 100 requests a minute
+	await(t, 5*time.Second, name+": tokens used", want, func() int { return tokensUsed(t, s) })
+}
+
+// await waits until there are so many of something.
+func await(t *testing.T, within time.Duration, what string, want int, count func() int) {
+	t.Helper()
+	end := time.After(within)
+	tick := time.NewTicker(100 * time.Millisecond) // a look may be one of 100 requests a minute
 	defer tick.Stop()
 	for {
-		have := tokensUsed(t, s)
+		have := count()
 		if have == want {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("%s: %d tokens used in the end, want %d", name, have, want)
+			t.Fatalf("%s: %d in the end, want %d", what, have, want)
 		}
 	}
 }
@@ -326,16 +332,23 @@ func send(t *testing.T, s *devstack.Stack, c call) answer {
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)
 	}
+	status, header, body := exchange(t, r)
+	return answer{c, status, header, body}
+}
+
+// exchange sends a request and reads the whole answer.
+func exchange(t *testing.T, r *http.Request) (status int, header http.Header, body string) {
+	t.Helper()
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	content, err := io.ReadAll(response.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer{c, response.StatusCode, response.Header, string(body)}
+	return response.StatusCode, response.Header, string(content)
 }
 
 // check checks the status and the six headers, each there once; want is Limit,

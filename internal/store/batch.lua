@@ -81,7 +81,6 @@ local PLACES = {tokens = 3, input_tokens = 4, output_tokens = 5}
 
 -- Reads what a reservation says of its charges from a place on. Returns that, with how many are
 -- open: what they took is among the numbers. And returns where the numbers begin.
-local NOTHING = {n = 0, open = 0}
 local function read(kept, from)
   local to = find(kept, '|', from, true)
   local text = sub(kept, from, to)
@@ -110,6 +109,9 @@ local function tell(plan, used)
   replied = replied + n
   if plan.slides then replied = sliding.answer(plan, reply, replied) end
 end
+
+-- What is read of a reservation that has another digest.
+local NOTHING = {n = 0, open = 0}
 
 -- Answers an order that repeats another, of another window though it be, with the answer
 -- of the first. What that says nothing of is as it is now, and so is all where it has another
@@ -170,12 +172,12 @@ local function take(plan, key, reservation, at)
   local w, open = 0, plan.open
   for i = 1, n do
     local u, cost = used[i], costs[i]
-    if cost ~= 0 then u = clamp(u + cost) end
-    after[i] = u
     if cost ~= 0 then
+      u = clamp(u + cost)
       fields[w + 1], fields[w + 2] = counters[i], prefixes[i] .. format(WHOLE, u)
       w = w + 2
     end
+    after[i] = u
     if reservation then numbers[open + i] = u end
   end
   local all = open + n

@@ -103,7 +103,7 @@ func (r *Redis) Check(ctx context.Context, part int) error {
 func (r *Redis) warm(ctx context.Context, part int) {
 	ctx, cancel := within(ctx, dialTimeout)
 	defer cancel()
-	server, err := r.server(ctx, r.checked[part].account)
+	server, err := r.server(ctx, countsKey(r.prefix, r.checked[part].account))
 	if err != nil {
 		return // a request will tell
 	}
@@ -114,13 +114,13 @@ func (r *Redis) warm(ctx context.Context, part int) {
 	calls.Wait()
 }
 
-// server returns a client of the server that has an account.
-func (r *Redis) server(ctx context.Context, account string) (redis.UniversalClient, error) {
+// server returns a client of the server that has a key.
+func (r *Redis) server(ctx context.Context, key string) (redis.UniversalClient, error) {
 	cluster, ok := r.client.(*redis.ClusterClient)
 	if !ok {
 		return r.client, nil
 	}
-	node, err := cluster.MasterForKey(ctx, countsKey(r.prefix, account))
+	node, err := cluster.MasterForKey(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("find the server of a slot: %w", failed(err, false))
 	}
@@ -131,7 +131,7 @@ func (r *Redis) server(ctx context.Context, account string) (redis.UniversalClie
 func (r *Redis) checkVersion(ctx context.Context, account string) error {
 	ctx, cancel := r.soon(ctx)
 	defer cancel()
-	server, err := r.server(ctx, account)
+	server, err := r.server(ctx, countsKey(r.prefix, account))
 	if err != nil {
 		return err
 	}

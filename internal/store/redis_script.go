@@ -85,15 +85,12 @@ func answeredWith(err error, text string) bool {
 
 // load gives the server of a key the function, which all instances of the same version share.
 // It returns false where that fails.
-func (r *Redis) load(ctx context.Context, client redis.UniversalClient, f *function, key string) bool {
-	if cluster, ok := client.(*redis.ClusterClient); ok {
-		server, err := cluster.MasterForKey(ctx, key)
-		if err != nil {
-			return false
-		}
-		client = server
+func (r *Redis) load(ctx context.Context, f *function, key string) bool {
+	server, err := r.server(ctx, key)
+	if err != nil {
+		return false
 	}
-	err := client.FunctionLoad(ctx, f.library).Err()
+	err = server.FunctionLoad(ctx, f.library).Err()
 	if err == nil || answeredWith(err, "already exists") {
 		return true
 	}
@@ -160,7 +157,7 @@ func (r *Redis) runPatiently(ctx context.Context, client redis.UniversalClient, 
 		case err == nil:
 			return c.Cmd, nil
 		case command == "fcall" && s.function.missing(err):
-			if loaded || !answeredWith(err, notFound) || !r.load(ctx, client, s.function, keys[0]) {
+			if loaded || !answeredWith(err, notFound) || !r.load(ctx, s.function, keys[0]) {
 				command, text = "evalsha", s.Hash()
 			}
 			loaded = true

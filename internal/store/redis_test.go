@@ -105,7 +105,7 @@ func TestRefusals(t *testing.T) {
 		{"replica", []string{"--replicaof", "127.0.0.1 1"}, nil, []string{"READONLY", "store.redis.sentinel"}},
 		{"stale replica", []string{"--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no"}, nil, []string{"MASTERDOWN", "name the primary"}},
 		{"full", nil, []string{"CONFIG", "SET", "maxmemory", "1"}, []string{"OOM", "raise its maxmemory"}},
-		{"no password", []string{"--requirepass", "x"}, nil, []string{"Redis wants a password", "store.redis.password_file or password_env"}},
+		{"no password", []string{"--requirepass", "x"}, nil, []string{"NOAUTH", "store.redis.password_file or password_env"}},
 		{"no rights", nil, []string{"ACL", "SETUSER", "default", "-fcall", "-evalsha"}, []string{"NOPERM", "docs/configuration.md"}},
 		{"no key", nil, []string{"ACL", "SETUSER", "default", "resetkeys", "~other:*"}, []string{"NOPERM", "store.redis.key_prefix"}},
 		{"too few replicas", []string{"--min-replicas-to-write", "1"}, nil, []string{"NOREPLICAS", "min-replicas-to-write"}},
@@ -123,6 +123,20 @@ func TestRefusals(t *testing.T) {
 				t.Error("ping finds nothing wrong")
 			}
 		})
+	}
+}
+
+// TestBatchWithoutAPassword: a call of more than ten words is refused in words of its own.
+func TestBatchWithoutAPassword(t *testing.T) {
+	t.Parallel()
+	r := openRedis(t, at(startRedis(t, "--requirepass", "x").Address))
+	together := orders(10)
+	send(t, r, together)
+	for _, op := range together {
+		wantKnown(t, op.err, answered)
+		if text := op.err.Error(); !strings.Contains(text, "unauthenticated") || !strings.Contains(text, "store.redis.password_file or password_env") {
+			t.Error(text)
+		}
 	}
 }
 
