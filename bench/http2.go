@@ -30,10 +30,10 @@ const (
 )
 
 // A connection makes gRPC calls with as little CPU as it can, for the generator shares
-// the machine with what it measures. One goroutine reads, one writes what all callers
-// have to send at once. It has what Envoy does for such calls: the headers compressed to
-// a byte each, a deadline that is sent, windows, and answers to pings. It has no TLS, no
-// compression, and no request of more than one frame.
+// the machine with what it measures. One goroutine reads, and writes at once what is put
+// while it has answers; another writes what is put else. It has what Envoy does for such
+// calls: the headers compressed to a byte each, a deadline that is sent, windows, and answers
+// to pings. It has no TLS, no compression, and no request of more than one frame.
 type connection struct {
 	socket  net.Conn
 	timeout time.Duration // of a call
@@ -44,14 +44,19 @@ type connection struct {
 	changed sync.Cond // there may be room for another stream or for bytes, or the end
 	err     error     // why it has ended
 	streams map[uint32]*stream
-	next    uint32 // ID of the next stream
-	most    uint32 // streams at a time
-	window  int64  // bytes that the server takes now, of all streams
-	initial int64  // bytes that it takes of a new stream
+	over    []*stream // whose then is to be called
+	next    uint32    // ID of the next stream
+	most    uint32    // streams at a time
+	window  int64     // bytes that the server takes now, of all streams
+	initial int64     // bytes that it takes of a new stream
+	reading bool      // who reads has answers, and writes what is put meanwhile
 	out     bytes.Buffer
 	frames  *http2.Framer // writes to out
 	message []byte        // one that is sent
 	headers headers
+
+	writing sync.Mutex
+	spare   bytes.Buffer // to be out next
 }
 
 // connect connects to a server, and waits until it speaks HTTP/2. The context ends the
@@ -82,7 +87,7 @@ func connect(ctx context.Context, address string, timeout time.Duration) (*conne
 	go c.write()
 	go c.read(settled)
 	go c.expire()
-	c.flush()
+	c.writeAll()
 	late := time.NewTimer(timeout)
 	defer late.Stop()
 	select {
@@ -101,29 +106,46 @@ func (c *connection) close() { c.end(net.ErrClosed) }
 // end ends everything, the first time.
 func (c *connection) end(err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.err != nil {
 		return
 	}
 	c.err = err
 	for _, s := range c.streams {
-		c.over(s, err)
+		c.finish(s, err)
 	}
 	c.changed.Broadcast()
 	close(c.ended)
 	_ = c.socket.Close() // what was to be told, err tells
 }
 
-// over ends a stream that is open. An error says that its answer is none.
-func (c *connection) over(s *stream, err error) {
+// finish ends a stream that is open. An error says that its answer is none.
+func (c *connection) finish(s *stream, err error) {
 	delete(c.streams, s.id)
 	s.err = err
-	s.done <- struct{}{}
+	if s.then == nil {
+		s.done <- struct{}{}
+	} else {
+		c.over = append(c.over, s)
+	}
 	c.changed.Broadcast()
 }
 
-// flush has the writer write.
+// unlock unlocks the connection and lets go on who has an answer now.
+func (c *connection) unlock() {
+	over := c.over
+	c.over = nil
+	c.mu.Unlock()
+	for _, s := range over {
+		s.then()
+	}
+}
+
+// flush has what is put written. The caller holds the lock.
 func (c *connection) flush() {
+	if c.reading {
+		return
+	}
 	select {
 	case c.wake <- struct{}{}:
 	default: // it will
@@ -133,21 +155,28 @@ func (c *connection) flush() {
 // call makes a call and returns the answer, in memory that the next call of the stream
 // uses again.
 func (c *connection) call(s *stream, method string, request []byte) ([]byte, error) {
-	if err := c.start(s, method, c.timeout, request); err != nil {
+	if err := c.start(s, method, c.timeout, request, true); err != nil {
 		return nil, err
 	}
 	<-s.done
 	return s.result()
 }
 
+// errBusy says that the server does not take it yet.
+var errBusy = errors.New("the server takes no more yet")
+
 // start begins a call with its request. Its deadline is sent; without a timeout there is
-// none, and no request: those are then sent one by one.
-func (c *connection) start(s *stream, method string, timeout time.Duration, request []byte) error {
+// none, and no request: those are then sent one by one. It waits until the server takes the
+// call, or fails with errBusy.
+func (c *connection) start(s *stream, method string, timeout time.Duration, request []byte, wait bool) error {
 	if err := fits(request); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !wait && c.err == nil && (uint32(len(c.streams)) >= c.most || !c.takes(c.initial, request)) {
+		return errBusy
+	}
 	for c.err == nil && uint32(len(c.streams)) >= c.most {
 		c.changed.Wait()
 	}
@@ -161,7 +190,7 @@ func (c *connection) start(s *stream, method string, timeout time.Duration, requ
 	if err != nil {
 		return err
 	}
-	*s = stream{id: c.next, window: c.initial, answer: s.answer[:0], status: noStatus, done: s.done}
+	*s = stream{id: c.next, window: c.initial, answer: s.answer[:0], status: noStatus, done: s.done, then: s.then}
 	c.next += 2
 	if err := c.frames.WriteHeaders(http2.HeadersFrameParam{StreamID: s.id, BlockFragment: block, EndHeaders: true}); err != nil {
 		return err
@@ -175,13 +204,17 @@ func (c *connection) start(s *stream, method string, timeout time.Duration, requ
 	return c.put(s, request, true)
 }
 
-// send sends a message on a stream that stays open.
-func (c *connection) send(s *stream, message []byte) error {
+// send sends a message on a stream that stays open. It waits until the server takes it, or
+// fails with errBusy.
+func (c *connection) send(s *stream, message []byte, wait bool) error {
 	if err := fits(message); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !wait && c.streams[s.id] == s && !c.takes(s.window, message) {
+		return errBusy
+	}
 	if err := c.put(s, message, false); err != nil || c.streams[s.id] == s {
 		return err
 	}
@@ -196,15 +229,20 @@ func fits(message []byte) error {
 	return nil
 }
 
+// takes says whether the server takes a message now, on a stream with such a window.
+func (c *connection) takes(window int64, message []byte) bool {
+	return min(c.window, window) >= int64(len(message)+prefixBytes)
+}
+
 // put sends a message when the server takes it. The stream may end before that.
 func (c *connection) put(s *stream, message []byte, last bool) error {
-	size := int64(len(message) + prefixBytes)
-	for c.streams[s.id] == s && min(c.window, s.window) < size {
+	for c.streams[s.id] == s && !c.takes(s.window, message) {
 		c.changed.Wait()
 	}
 	if c.streams[s.id] != s {
 		return nil // over: its done says so, and err why
 	}
+	size := int64(len(message) + prefixBytes)
 	c.window -= size
 	s.window -= size
 	c.message = append(c.message[:0], 0, 0, 0, 0, 0)
@@ -217,7 +255,6 @@ func (c *connection) put(s *stream, message []byte, last bool) error {
 
 // write writes what all have put, until the end.
 func (c *connection) write() {
-	var spare bytes.Buffer
 	for {
 		select {
 		case <-c.wake:
@@ -225,15 +262,25 @@ func (c *connection) write() {
 			return
 		}
 		runtime.Gosched() // those who can run put more
-		c.mu.Lock()
-		spare, c.out = c.out, spare
-		c.mu.Unlock()
-		if _, err := c.socket.Write(spare.Bytes()); err != nil {
-			c.end(fmt.Errorf("write: %w", err))
-			return
-		}
-		spare.Reset()
+		c.writeAll()
 	}
+}
+
+// writeAll writes what all have put until now.
+func (c *connection) writeAll() {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	c.reading = false
+	c.spare, c.out = c.out, c.spare
+	c.mu.Unlock()
+	if c.spare.Len() == 0 {
+		return
+	}
+	if _, err := c.socket.Write(c.spare.Bytes()); err != nil {
+		c.end(fmt.Errorf("write: %w", err))
+	}
+	c.spare.Reset()
 }
 
 // expire ends calls whose time is over, though the server has been told.
@@ -249,11 +296,11 @@ func (c *connection) expire() {
 			for _, s := range c.streams {
 				if !s.due.IsZero() && now.After(s.due) {
 					_ = c.frames.WriteRSTStream(s.id, http2.ErrCodeCancel) // a buffer takes all
-					c.over(s, fmt.Errorf("no answer within %s", c.timeout))
+					c.finish(s, fmt.Errorf("no answer within %s", c.timeout))
 					c.flush()
 				}
 			}
-			c.mu.Unlock()
+			c.unlock()
 		}
 	}
 }

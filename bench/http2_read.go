@@ -23,7 +23,8 @@ type reader struct {
 
 // read reads until the end.
 func (c *connection) read(settled chan<- struct{}) {
-	r := &reader{connection: c, frames: http2.NewFramer(nil, bufio.NewReaderSize(c.socket, bufferBytes))}
+	buffer := bufio.NewReaderSize(c.socket, bufferBytes)
+	r := &reader{connection: c, frames: http2.NewFramer(nil, buffer)}
 	r.frames.SetReuseFrames()
 	r.headers = hpack.NewDecoder(tableBytes, r.header)
 	for {
@@ -33,8 +34,12 @@ func (c *connection) read(settled chan<- struct{}) {
 			return
 		}
 		c.mu.Lock()
+		c.reading = true
 		err = r.frame(f)
-		c.mu.Unlock()
+		c.unlock()
+		if buffer.Buffered() == 0 {
+			c.writeAll()
+		}
 		if err != nil {
 			c.end(err)
 			return
@@ -72,7 +77,7 @@ func (r *reader) frame(f http2.Frame) error {
 		return r.connection.frames.WritePing(true, f.Data)
 	case *http2.RSTStreamFrame:
 		if s := r.streams[f.StreamID]; s != nil {
-			r.over(s, fmt.Errorf("the server has reset the call: %s", f.ErrCode))
+			r.finish(s, fmt.Errorf("the server has reset the call: %s", f.ErrCode))
 		}
 	case *http2.GoAwayFrame:
 		return fmt.Errorf("the server goes away: %s %q", f.ErrCode, f.DebugData())
@@ -124,9 +129,9 @@ func (r *reader) data(f *http2.DataFrame) error {
 	s.answer = append(s.answer, f.Data()...)
 	switch {
 	case f.StreamEnded():
-		r.over(s, errors.New("the answer has no status"))
+		r.finish(s, errors.New("the answer has no status"))
 	case len(s.answer) >= answerBytes: // the server would wait for ever
-		r.over(s, fmt.Errorf("the answer has %d bytes or more", answerBytes))
+		r.finish(s, fmt.Errorf("the answer has %d bytes or more", answerBytes))
 	}
 	return nil
 }
@@ -142,7 +147,7 @@ func (r *reader) block(fragment []byte, last bool) error {
 		return fmt.Errorf("read headers: %w", err)
 	}
 	if s := r.streams[r.id]; last && r.last && s != nil {
-		r.over(s, nil)
+		r.finish(s, nil)
 	}
 	return nil
 }

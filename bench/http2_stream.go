@@ -20,6 +20,7 @@ type stream struct {
 	http   string // :status
 	err    error
 	done   chan struct{} // of 1: it is over
+	then   func()        // is called instead, by who reads the connection, which it is not to hold up; nil: it is not
 }
 
 func newStream() *stream { return &stream{done: make(chan struct{}, 1)} }

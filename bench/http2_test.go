@@ -26,6 +26,7 @@ type scripted struct {
 	*canned
 
 	check func(context.Context) (*authv3.CheckResponse, error)
+	hears chan struct{} // settlements are read when it is closed; nil: at once
 
 	mu      sync.Mutex
 	tickets []string
@@ -38,6 +39,9 @@ func (s *scripted) Check(ctx context.Context, _ *authv3.CheckRequest) (*authv3.C
 }
 
 func (s *scripted) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
+	if s.hears != nil {
+		<-s.hears
+	}
 	for {
 		m, err := stream.Recv()
 		if err != nil {
@@ -184,7 +188,7 @@ func TestFailures(t *testing.T) {
 	if err == nil {
 		t.Error("a call succeeded whose server has gone")
 	}
-	if _, again := c.ask(stream, checkRequest("")); again == nil || c.send(stream, nil) == nil {
+	if _, again := c.ask(stream, checkRequest("")); again == nil || c.send(stream, nil, true) == nil {
 		t.Errorf("a call succeeded after %v", err)
 	}
 }

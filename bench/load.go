@@ -124,7 +124,7 @@ func newGenerator(ctx context.Context, address string, l load) (*generator, erro
 			continue
 		}
 		s := newStream()
-		if err := c.start(s, alsv3.AccessLogService_StreamAccessLogs_FullMethodName, 0, nil); err != nil {
+		if err := c.start(s, alsv3.AccessLogService_StreamAccessLogs_FullMethodName, 0, nil, true); err != nil {
 			g.close()
 			return nil, fmt.Errorf("open an access log at %s: %w", address, err)
 		}
@@ -139,9 +139,10 @@ func (g *generator) close() {
 	}
 }
 
-// log sends an access log entry on one of the connections.
-func (g *generator) log(i int, entry []byte) error {
-	if err := g.conns[i].send(g.logs[i], entry); err != nil {
+// log sends an access log entry on one of the connections. It waits until the server takes
+// it, or fails with errBusy.
+func (g *generator) log(i int, entry []byte, wait bool) error {
+	if err := g.conns[i].send(g.logs[i], entry, wait); err != nil {
 		return fmt.Errorf("settle a reservation: %w", err)
 	}
 	return nil
@@ -149,7 +150,11 @@ func (g *generator) log(i int, entry []byte) error {
 
 // run sends the load for so long.
 func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
-	return drive(ctx, g.load.inFlight, schedule(ctx, g.load.rate, duration), func(i int, o *outcome) call { return newWorker(g, i, o).call })
+	next := schedule(ctx, g.load.rate, duration)
+	if g.load.rate == 0 {
+		return g.chains(next)
+	}
+	return drive(ctx, g.load.inFlight, next, func(i int, o *outcome) call { return newWorker(g, i, o).call })
 }
 
 // each makes a call for each key, so many at a time.
@@ -177,7 +182,7 @@ func (g *generator) settle(o *outcome) error {
 		if err != nil {
 			return err
 		}
-		if err := g.log(i%len(g.logs), encoded); err != nil {
+		if err := g.log(i%len(g.logs), encoded, true); err != nil {
 			return err
 		}
 	}
@@ -190,17 +195,27 @@ type call func(ctx context.Context, due time.Time)
 // drive has so many workers make calls, each one after the other, as long as next says when
 // one is due. What a worker counts is its own.
 func drive(ctx context.Context, inFlight int, next func() (time.Time, bool), worker func(i int, o *outcome) call) *outcome {
-	outcomes := make([]*outcome, inFlight)
-	start := time.Now()
-	var group sync.WaitGroup
-	for i := range outcomes {
-		outcomes[i] = newOutcome()
-		do := worker(i, outcomes[i])
-		group.Go(func() {
+	return together(inFlight, func(i int, o *outcome, done func()) {
+		do := worker(i, o)
+		go func() {
+			defer done()
 			for due, ok := next(); ok; due, ok = next() {
 				do(ctx, due)
 			}
-		})
+		}()
+	})
+}
+
+// together begins what so many do, each of which counts what is its own and says when it is
+// done, and returns what all have counted.
+func together(inFlight int, begin func(i int, o *outcome, done func())) *outcome {
+	outcomes := make([]*outcome, inFlight)
+	start := time.Now()
+	var group sync.WaitGroup
+	group.Add(inFlight)
+	for i := range outcomes {
+		outcomes[i] = newOutcome()
+		begin(i, outcomes[i], group.Done)
 	}
 	group.Wait()
 	all := newOutcome()
@@ -236,6 +251,7 @@ type worker struct {
 	entry   *logEntry
 	next    func() int // key
 	request []byte
+	due     time.Time // when it was to be made
 	outcome *outcome
 }
 
@@ -254,18 +270,32 @@ func chooser(chance *rand.Rand, n int, zipf float64) func() int {
 	return func() int { return int(law.Uint64()) }
 }
 
+// call makes a call, and waits for the answer.
 func (w *worker) call(_ context.Context, due time.Time) {
-	o, p := w.outcome, w.g.load.protocol
+	w.prepare(due)
+	answer, err := w.g.conns[w.conn].call(w.stream, w.g.load.protocol.method(), w.request)
+	if entry := w.take(answer, err); entry != nil {
+		w.settled(w.g.log(w.conn, entry, true))
+	}
+}
+
+// prepare makes the next request.
+func (w *worker) prepare(due time.Time) {
 	key := w.g.load.keys[w.next()]
 	w.request = w.g.requests[len(key)].fill(w.request, key, w.g.number.Add(1))
-	answer, err := w.g.conns[w.conn].call(w.stream, p.method(), w.request)
+	w.due = due
+}
+
+// take counts a call that is over, and returns the entry that is to settle it now, if one is.
+func (w *worker) take(answer []byte, err error) (entry []byte) {
+	o := w.outcome
 	o.requests++
 	if err != nil {
 		o.fail(err)
-		return
+		return nil
 	}
-	o.took(time.Since(due))
-	v := p.read(answer, w.g.load.settle != never)
+	o.took(time.Since(w.due))
+	v := w.g.load.protocol.read(answer, w.g.load.settle != never)
 	if v.degraded {
 		o.degraded++
 	}
@@ -273,19 +303,22 @@ func (w *worker) call(_ context.Context, due time.Time) {
 		o.admitted++
 	}
 	if len(v.ticket) == 0 {
-		return
+		return nil
 	}
 	o.settlements++
 	if w.g.load.settle == later {
 		o.tickets = append(o.tickets, string(v.ticket))
-		return
+		return nil
 	}
-	entry, err := w.entry.fill(v.ticket)
-	if err == nil {
-		err = w.g.log(w.conn, entry)
-	}
+	entry, err = w.entry.fill(v.ticket)
+	w.settled(err)
+	return entry
+}
+
+// settled counts a settlement that could not be sent.
+func (w *worker) settled(err error) {
 	if err != nil {
-		o.fail(err)
+		w.outcome.fail(err)
 	}
 }
 
