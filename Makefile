@@ -48,14 +48,14 @@ chaos: setup
 
 lint:
 	@$(TOOL) golangci-lint run ./...
-	@for module in examples bench; do \
-	  (cd $$module && $(GO) tool -modfile=../tools/go.mod golangci-lint run --config ../.golangci.yml ./...) || exit 1; \
+	@for module in examples bench bench/ratelimit; do \
+	  (cd $$module && $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
 	done
 
 fmt:
 	@$(TOOL) golangci-lint fmt ./...
-	@for module in examples bench; do \
-	  (cd $$module && $(GO) tool -modfile=../tools/go.mod golangci-lint fmt --config ../.golangci.yml ./...) || exit 1; \
+	@for module in examples bench bench/ratelimit; do \
+	  (cd $$module && $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint fmt --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
 	done
 
 fuzz:
@@ -69,7 +69,8 @@ fuzz:
 bench: setup build
 	@cd bench && $(GO) build -trimpath -o ../bin/ .
 	@cd bench/ratelimit && $(GO) build -trimpath -o ../../bin/ratelimit github.com/envoyproxy/ratelimit/src/service_cmd
-	@bin/bench table -root . -tiergate bin/tiergate -ratelimit bin/ratelimit $(or $(FLAGS),-out docs/performance.md)
+	@cd bench/ratelimit && $(GO) build -trimpath -o ../../bin/ratelimit-check .
+	@bin/bench table -root . -tiergate bin/tiergate -ratelimit bin/ratelimit -ratelimit-check bin/ratelimit-check $(or $(FLAGS),-out docs/performance.md)
 
 gobench:
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envoyapi ./internal/store ./internal/usage ./cmd/tiergate

@@ -64,19 +64,20 @@ type bed struct {
 	dir     string
 	program string              // this one, which serves the canned answer
 	keys    map[string][]string // by tier
-	targets map[string]target   // canned, ratelimit, redis, memory and usage
+	targets map[string]target   // canned, ratelimit, ratelimit-check, redis, memory and usage
 	stops   []func() error      // in the order of starting
 }
 
 // bedOptions say what to start.
 type bedOptions struct {
-	root      string // of the project
-	tiergate  string // the built program
-	ratelimit string // envoyproxy/ratelimit, built
-	program   string // this one
-	dir       string // for generated files and logs
-	keys      int    // of each tier
-	manyKeys  int    // where many are used
+	root           string // of the project
+	tiergate       string // the built program
+	ratelimit      string // envoyproxy/ratelimit, built
+	ratelimitCheck string // and that which serves Checks
+	program        string // this one
+	dir            string // for generated files and logs
+	keys           int    // of each tier
+	manyKeys       int    // where many are used
 }
 
 // stop stops all that was started.
@@ -107,7 +108,7 @@ func (b *bed) start(ctx context.Context, o bedOptions) error {
 	if err := b.startCanned(ctx); err != nil {
 		return err
 	}
-	return b.startRateLimit(ctx, o.ratelimit)
+	return errors.Join(b.startRateLimit(ctx, "ratelimit", o.ratelimit), b.startRateLimit(ctx, "ratelimit-check", o.ratelimitCheck))
 }
 
 func (b *bed) redisAt(address string) *redis.Client {

@@ -28,6 +28,7 @@ func TestTable(t *testing.T) {
 		{"tiergate", "..", "./cmd/tiergate"},
 		{"bench", ".", "."},
 		{"ratelimit", "ratelimit", "github.com/envoyproxy/ratelimit/src/service_cmd"},
+		{"ratelimit-check", "ratelimit", "."},
 	} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, program.name), program.pkg)
 		cmd.Dir = program.module
@@ -43,7 +44,7 @@ func TestTable(t *testing.T) {
 // all.
 func testWhole(t *testing.T, dir string) {
 	bench := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "table",
-		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"),
+		"-tiergate", filepath.Join(dir, "tiergate"), "-ratelimit", filepath.Join(dir, "ratelimit"), "-ratelimit-check", filepath.Join(dir, "ratelimit-check"),
 		"-dir", filepath.Join(dir, "new", "files"), "-out", filepath.Join(dir, "performance.md"), "-keys", "20", "-many", "2000", "-rounds", "1", "-duration", "100ms", "-in-flight", "8")
 	if out, err := bench.CombinedOutput(); err != nil {
 		t.Fatalf("bench table: %v: %s", err, out)
@@ -99,8 +100,9 @@ func testStops(t *testing.T, dir string) {
 	measure := func(ctx context.Context, w watcher) error {
 		return (&table{
 			bedOptions: bedOptions{
-				root: "..", tiergate: filepath.Join(dir, "tiergate"), ratelimit: filepath.Join(dir, "ratelimit"), program: filepath.Join(dir, "bench"),
-				keys: 5, manyKeys: 5,
+				root: "..", tiergate: filepath.Join(dir, "tiergate"), ratelimit: filepath.Join(dir, "ratelimit"), ratelimitCheck: filepath.Join(dir, "ratelimit-check"),
+				program: filepath.Join(dir, "bench"),
+				keys:    5, manyKeys: 5,
 			},
 			spread: spread{inFlight: 2, connections: 1, duration: 50 * time.Millisecond},
 			rounds: 3, only: regexp.MustCompile("requests, redis, RLS"),
@@ -325,7 +327,7 @@ func TestCommands(t *testing.T) {
 		"table -keys 0":            "want at least one key",
 		"table -many 0":            "want at least one key",
 		"table -zipf 0.8":          "-zipf 0.8: want more than 1",
-		"table -only jump":         `-only "jump": want an expression that one of these matches: ["envoyproxy/ratelimit, RLS" "requests, redis, Check" `,
+		"table -only jump":         `-only "jump": want an expression that one of these matches: ["envoyproxy/ratelimit, Check" "envoyproxy/ratelimit, RLS" "requests, redis, Check" `,
 		"table -tiergate /no/such": "stat /no/such: no such file or directory: make bench builds it",
 		"load":                     "want -keys",
 		"load -protocol ftp":       `unknown protocol "ftp"`,
@@ -349,7 +351,7 @@ func TestDocumented(t *testing.T) {
 	}
 	less := table{envoy: true, only: regexp.MustCompile(only[1])}
 	chosen := slices.DeleteFunc(less.names(), func(name string) bool { return !less.only.MatchString(name) })
-	if want := []string{rateLimitCase().name, "requests, redis, Check", "requests, redis, RLS"}; !slices.Equal(chosen, want) || len(less.chains()) > 0 {
+	if want := []string{rateLimitCase(check).name, rateLimitCase(rls).name, "requests, redis, Check", "requests, redis, RLS"}; !slices.Equal(chosen, want) || len(less.chains()) > 0 {
 		t.Errorf("-only %q: have %q and the chains %q, want %q", less.only, chosen, less.chains(), want)
 	}
 	less.only = regexp.MustCompile("ext_authz")

@@ -20,16 +20,16 @@ const unreached = 1_000_000_000 // as a limit
 // windows are those of a request's limits in envoyproxy/ratelimit.
 func windows() []string { return []string{"minute", "hour", "day"} }
 
-// startRateLimit starts envoyproxy/ratelimit, with three limits and a Redis of its own.
+// startRateLimit starts envoyproxy/ratelimit as a target, with three limits and a Redis of its own.
 // It has no metrics: without a statsd it would log one for each request. All else is as it
 // is by default.
-func (b *bed) startRateLimit(ctx context.Context, program string) error {
+func (b *bed) startRateLimit(ctx context.Context, name, program string) error {
 	server, err := devstack.StartRedisServer(ctx, b.dir)
 	if err != nil {
 		return err
 	}
 	defer func() { b.stops = append(b.stops, server.Stop) }() // after what uses it
-	root := filepath.Join(b.dir, "ratelimit")
+	root := filepath.Join(b.dir, name)
 	limits := strings.Builder{}
 	limits.WriteString("domain: tiergate\ndescriptors:\n  - key: api_key\n    descriptors:\n")
 	for _, w := range windows() {
@@ -54,7 +54,7 @@ func (b *bed) startRateLimit(ctx context.Context, program string) error {
 		}
 		environment = append(environment, name+"HOST="+host, name+"PORT="+port)
 	}
-	return b.startServer(ctx, "ratelimit", []string{program}, environment, target{address: address, redis: b.redisAt(server.Address)})
+	return b.startServer(ctx, name, []string{program}, environment, target{address: address, redis: b.redisAt(server.Address)})
 }
 
 // threeLimits is a request for envoyproxy/ratelimit, of one descriptor for each limit.

@@ -60,7 +60,8 @@ func (r results) goals() []goal {
 		for _, kind := range []string{"requests", "tokens"} {
 			server(bound, kind+of)
 		}
-		against(false, 3, "requests/s, requests"+of+" : "+rateLimitCase().name, "requests"+of, rateLimitCase().name, perSecond)
+		compared := rateLimitCase(p).name
+		against(false, 3, "requests/s, requests"+of+" : "+compared, "requests"+of, compared, perSecond)
 		for _, kind := range []string{"requests", "tokens settled"} {
 			bound := map[string]float64{"requests": 1.3, "tokens settled": 3}[kind]
 			for _, floor := range []figure{floorIn32, floorHere} {

@@ -30,6 +30,7 @@ func tableCommand(ctx context.Context, flags *flag.FlagSet, stdout, stderr io.Wr
 	flags.StringVar(&t.root, "root", "..", "`directory` of the project")
 	flags.StringVar(&t.tiergate, "tiergate", "../bin/tiergate", "the built `program`")
 	flags.StringVar(&t.ratelimit, "ratelimit", "../bin/ratelimit", "envoyproxy/ratelimit, the built `program`")
+	flags.StringVar(&t.ratelimitCheck, "ratelimit-check", "../bin/ratelimit-check", "envoyproxy/ratelimit that serves Checks, the built `program`")
 	flags.StringVar(&t.dir, "dir", "", "`directory` that keeps files and logs, made where it is not; default: one that is removed")
 	flags.StringVar(&t.out, "out", "", "`file` to write, as Markdown; default: none")
 	flags.IntVar(&t.keys, "keys", 1000, "keys that ask")
@@ -61,7 +62,7 @@ func (t *table) check() error {
 	if names := t.names(); !slices.ContainsFunc(names, t.only.MatchString) {
 		return fmt.Errorf("-only %q: want an expression that one of these matches: %q", t.only, names)
 	}
-	for _, program := range []string{t.tiergate, t.ratelimit} {
+	for _, program := range []string{t.tiergate, t.ratelimit, t.ratelimitCheck} {
 		if _, err := os.Stat(program); err != nil {
 			return fmt.Errorf("find what is to be measured: %w: make bench builds it", err)
 		}
@@ -101,7 +102,7 @@ func (t *table) run(ctx context.Context, stdout, progress io.Writer) error {
 		defer os.RemoveAll(dir)
 		t.dir = dir
 	}
-	for _, path := range []*string{&t.dir, &t.tiergate, &t.ratelimit} { // servers run elsewhere
+	for _, path := range []*string{&t.dir, &t.tiergate, &t.ratelimit, &t.ratelimitCheck} { // servers run elsewhere
 		absolute, err := filepath.Abs(*path)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", *path, err)
