@@ -539,3 +539,41 @@ func TestKubernetesConfiguration(t *testing.T) {
 		t.Errorf("%v: want the configuration to assume as many instances as the deployment has", fleet)
 	}
 }
+
+// TestHeadless: the cluster that the patches for Envoy Gateway add finds each instance, by the
+// name of a Service that is no address of its own, and at the port of the pods.
+func TestHeadless(t *testing.T) {
+	t.Parallel()
+	var names, ports []any
+	for _, d := range documents(t, "kubernetes/tiergate.yaml") {
+		spec, _ := d["spec"].(object)
+		if d["kind"] == "Service" && spec["clusterIP"] == "None" {
+			metadata := d["metadata"].(object)
+			names = append(names, fmt.Sprintf("%s.%s.svc.cluster.local", metadata["name"], metadata["namespace"]))
+		}
+		if d["kind"] == "Deployment" {
+			for _, p := range list(list(spec["template"].(object)["spec"], "containers")[0], "ports") {
+				ports = append(ports, p.(object)["containerPort"])
+			}
+		}
+	}
+	for _, file := range []string{"edge", "ratelimit"} {
+		found := false
+		for _, p := range list(documents(t, "envoy-gateway/"+file+".yaml")[0]["spec"], "jsonPatches") {
+			patch := p.(object)
+			if patch["name"] != "tiergate" {
+				continue
+			}
+			found = true
+			cluster := patch["operation"].(object)["value"].(object)
+			endpoint := list(list(cluster["load_assignment"], "endpoints")[0], "lb_endpoints")[0].(object)["endpoint"].(object)
+			at := endpoint["address"].(object)["socket_address"].(object)
+			if cluster["type"] != "STRICT_DNS" || !slices.Contains(names, at["address"]) || !slices.Contains(ports, at["port_value"]) {
+				t.Errorf("%s.yaml: the cluster of type %v has the address %v, port %v: want STRICT_DNS, one of %v, one of %v", file, cluster["type"], at["address"], at["port_value"], names, ports)
+			}
+		}
+		if !found {
+			t.Errorf("%s.yaml adds no cluster tiergate", file)
+		}
+	}
+}
