@@ -111,16 +111,28 @@ const testPassword = "open-sesame"
 
 // documentedUser returns the command that makes the documented user, with more rights.
 func documentedUser(info string, more ...string) ([]string, error) {
-	content, err := os.ReadFile("../../docs/configuration.md")
+	line, err := documentedLine(info)
 	if err != nil {
 		return nil, err
 	}
-	_, block, found := strings.Cut(string(content), "\n```redis "+info+"\n")
-	line, _, _ := strings.Cut(block, "\n")
-	if !found || strings.Count(line, ">PASSWORD ") != 1 {
+	if strings.Count(line, ">PASSWORD ") != 1 {
 		return nil, fmt.Errorf("no user in the block %q: %q", info, line)
 	}
 	return append(strings.Fields(strings.Replace(line, ">PASSWORD", ">"+testPassword, 1)), more...), nil
+}
+
+// documentedLine returns the first line of a block about Redis.
+func documentedLine(info string) (string, error) {
+	content, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		return "", err
+	}
+	_, block, found := strings.Cut(string(content), "\n```redis "+info+"\n")
+	if !found {
+		return "", fmt.Errorf("docs/configuration.md has no block %q", "redis "+info)
+	}
+	line, _, _ := strings.Cut(block, "\n")
+	return line, nil
 }
 
 // asUser lets a store in as the documented user, once it is made on servers.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -343,6 +344,37 @@ func TestRestart(t *testing.T) {
 			t.Errorf("used again after %s", took)
 		}
 		wantTaken(t, take(t, r, one("a")), true, 1)
+	}
+}
+
+// TestRestartWithoutTheDefaultUser: where that user is closed as documented, a Redis that persists
+// has after a restart what it had. It replays what functions wrote with the rights of that user.
+func TestRestartWithoutTheDefaultUser(t *testing.T) {
+	t.Parallel()
+	closed, err := documentedLine("acl default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := documentedUser("acl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := slices.Concat([]string{"--appendonly", "yes", "--appendfsync", "always", "--user"}, strings.Fields(closed)[1:], []string{"--user"}, user[2:])
+	server := startRedis(t, words...)
+	o := at(server.Address)
+	o.KeyPrefix, o.Username, o.Access.Password = "tiergate", user[2], apikey.Redacting(testPassword)
+	r := openRedis(t, o)
+	wantTaken(t, take(t, r, one("a")), true, 1)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, func() error { return r.Check(t.Context(), 0) })
+	wantTaken(t, take(t, r, one("a")), true, 2)
+	if _, err := server.Do(t.Context(), "PING"); err == nil {
+		t.Error("the default user is let in")
 	}
 }
 
