@@ -8,6 +8,7 @@ import (
 	"math"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -87,7 +88,7 @@ func decode(source string, content []byte, into any) *document {
 			d.addYAML(text)
 		}
 	} else if err != nil {
-		d.addYAML(strings.TrimPrefix(err.Error(), "yaml: "))
+		d.addSyntax(err)
 		return d
 	}
 	var second yaml.Node
@@ -143,6 +144,7 @@ var (
 	yamlLine    = regexp.MustCompile(`^line (\d+): (.*)$`)
 	yamlUnknown = regexp.MustCompile(`^field (.+) not found in type .+$`)
 	yamlType    = regexp.MustCompile("^cannot unmarshal (\\S+)(?: `(.*)`)? into (.+)$")
+	yamlQuoted  = regexp.MustCompile("^cannot unmarshal !!str `([-+]?[0-9.]+` into (int|float)64|(?i:true|false)` into bool)$")
 )
 
 // addYAML adds a fault that the YAML library reports, in words that say
@@ -156,9 +158,40 @@ func (d *document) addYAML(text string) {
 	if m := yamlUnknown.FindStringSubmatch(text); m != nil {
 		text = fmt.Sprintf("unknown field %q", m[1])
 	} else if m := yamlType.FindStringSubmatch(text); m != nil {
-		text = "want " + wanted(m[3]) + ", have " + had(m[1], m[2])
+		quoted := yamlQuoted.MatchString(text)
+		if text = "want " + wanted(m[3]) + ", have " + had(m[1], m[2]); quoted {
+			text += ": take the quotes away"
+		}
 	}
 	d.add(line, "", text)
+}
+
+// searched is how many bytes of a source are searched for where it is no YAML. The search reads
+// them some twenty times, which takes half a second.
+const searched = 1 << 20
+
+// addSyntax adds the fault by which a source is no YAML. The library names the line before that in
+// which what it was reading begins, which may be a whole section before the fault, or none. So
+// the line is the first with which the library finds the same fault as in the whole.
+func (d *document) addSyntax(fault error) {
+	text := strings.TrimPrefix(fault.Error(), "yaml: ")
+	if len(d.content) > searched {
+		d.addYAML(text)
+		return
+	}
+	lines := bytes.SplitAfter(d.content, []byte("\n"))
+	at := sort.Search(len(lines)-1, func(n int) bool {
+		err := yaml.Unmarshal(bytes.Join(lines[:n+1], nil), &yaml.Node{})
+		return err != nil && err.Error() == fault.Error()
+	})
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		text = m[2]
+	}
+	if tab := bytes.HasPrefix(bytes.TrimLeft(lines[at], " "), []byte("\t")); tab && text == "found character that cannot start any token" {
+		d.add(at+1, "", "a tab at the beginning of the line: indent by blanks")
+		return
+	}
+	d.add(at+1, "", "no YAML here or just above: "+text+": see to indentation, colons, quotes and brackets")
 }
 
 func wanted(goType string) string {
