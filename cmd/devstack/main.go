@@ -76,7 +76,11 @@ func serve(ctx context.Context, getenv func(string) string, stdout, stderr io.Wr
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	fmt.Fprintf(stdout, welcome, stack.Options.Chain, stack.Options.Store, stack.AdminTokenFile(), stack.Options.Dir)
+	store := stack.Options.Store
+	if stack.Redis != nil {
+		store = fmt.Sprintf("redis at %s, process %d", stack.Options.RedisAddress, stack.Redis.PID())
+	}
+	fmt.Fprintf(stdout, welcome, stack.Options.Chain, store, stack.AdminTokenFile(), stack.Options.Dir)
 	err = stack.Wait(ctx, stdout)
 	fmt.Fprintln(stdout, "Stopping…")
 	if stopErr := stack.Down(); stopErr != nil {

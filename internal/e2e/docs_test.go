@@ -252,12 +252,11 @@ func TestMakeRun(t *testing.T) {
 // does so.
 func withoutRedis(t *testing.T, makeRun *foreground) {
 	t.Helper()
-	log, err := os.ReadFile(filepath.Join(root, ".cache", "run", "redis.log"))
-	if err != nil {
-		t.Fatal(err)
+	said := regexp.MustCompile(`store redis at 127\.0\.0\.1:\d+, process (\d+)`).FindStringSubmatch(makeRun.output(t))
+	if said == nil {
+		t.Fatalf("make run does not say which process Redis is:\n%s", makeRun.output(t))
 	}
-	starts := regexp.MustCompile(`(?m)^(\d+):M .*Ready to accept connections`).FindAllStringSubmatch(string(log), -1)
-	pid, err := strconv.Atoi(starts[len(starts)-1][1])
+	pid, err := strconv.Atoi(said[1])
 	if err != nil {
 		t.Fatal(err)
 	}
