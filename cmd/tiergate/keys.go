@@ -206,7 +206,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	for _, name := range slices.Sorted(maps.Keys(k.Labels)) {
 		line("label", name+"="+k.Labels[name])
 	}
-	line("pepper", k.Pepper)
+	line("pepper", pepperText(k))
 	line("created", timeText(k.Created, ""))
 	line("expires", timeText(k.Expires, "never"))
 	line("former key", timeText(k.Former, ""))
@@ -223,6 +223,14 @@ func tierText(k web.KeyView) string {
 		return k.Tier + " (not configured)"
 	}
 	return k.Tier
+}
+
+// pepperText is the pepper of a key's hash, and that it is not configured where that is so.
+func pepperText(k web.KeyView) string {
+	if k.NoPepper {
+		return k.Pepper + " (not configured)"
+	}
+	return k.Pepper
 }
 
 func priorityName(p int) string {

@@ -83,3 +83,27 @@ func TestKeysWithoutTierAreShown(t *testing.T) {
 		}
 	}
 }
+
+// TestKeyWithoutItsPepperIsShown, and why its requests are refused.
+func TestKeyWithoutItsPepperIsShown(t *testing.T) {
+	t.Parallel()
+	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, "")
+	s.directory.apply([]apikey.Record{{ID: "key_a", Hash: apikey.Redacting("sk-of-key_a").HashWith(pepper), Tier: "pro", Revision: 1}}, true)
+	for command, want := range map[string]string{
+		"keys show": "p1 (not configured)\n",
+		"explain":   `refused with 401 invalid_api_key: pepper "p1" is not configured: add it to keys.peppers` + "\n",
+	} {
+		var out bytes.Buffer
+		env := environment{getenv: func(string) string { return "" }, stdout: &out, stderr: &out}
+		if err := run(t.Context(), append(strings.Fields(command), "key_a", "--server", "http://"+s.start.Operator.Address), env); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s:\n%s", command, out.String())
+		}
+	}
+}

@@ -238,10 +238,14 @@ func (d *Directory) use(h Hash, peppers []Pepper) error {
 	}
 	i := slices.IndexFunc(peppers, byName)
 	if i < 0 {
-		return fmt.Errorf("pepper %q is not configured: add it to keys.peppers", name)
+		return noPepper(name)
 	}
 	d.peppers = append(d.peppers, peppers[i])
 	return nil
+}
+
+func noPepper(name string) error {
+	return fmt.Errorf("pepper %q is not configured: add it to keys.peppers", name)
 }
 
 // find returns the record that a hash finds, or nil.

@@ -30,6 +30,16 @@ func (k Keyring) ByHash(h Hash) *Record {
 	return k.visible(k.Stored.Directory().ByHash(h))
 }
 
+// Pepperless returns an error where no key finds the record, since the pepper of its hash is not
+// configured.
+func (k Keyring) Pepperless(r *Record) error {
+	name := r.Hash.Pepper()
+	if name == "" || k.Twin(r.Hash) != nil {
+		return nil
+	}
+	return noPepper(name)
+}
+
 // Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
 func (k Keyring) Twin(h Hash) *Record {
 	if r := k.File.Twin(h); r != nil || k.Stored == nil {

@@ -21,7 +21,7 @@ type Question struct {
 type Explanation struct {
 	Outcome  string // see Outcome
 	Code     string // of the error that the client is told; empty: none
-	Err      error  // why counting failed
+	Err      error  // why counting failed, or no key finds the record
 	At       time.Time
 	Resource string
 	Rule     string         // the path prefix by which the resource was found, or "named" or "default"
@@ -67,6 +67,9 @@ func (g *Gate) Explain(ctx context.Context, question Question) Explanation {
 		Outcome: string(v.Outcome), Code: v.problem.Code, Err: v.Err, At: v.At, Resource: v.Resource, Rule: why.rule, Priority: v.Priority,
 		Input: why.input, InputFrom: why.inputFrom, Output: why.ticket.output, OutputFrom: why.ticket.source, Weight: why.ticket.weight,
 		Decision: v.Decision, Demands: why.demands, Status: v.status(),
+	}
+	if record := s.Keys.ByID(question.KeyID); record != nil && v.Key == nil {
+		e.Err = s.Keys.Pepperless(record)
 	}
 	if v.counted() {
 		e.At = v.Decision.Now

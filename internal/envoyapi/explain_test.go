@@ -13,6 +13,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
@@ -144,5 +145,40 @@ func TestExplanation(t *testing.T) {
 	want := "allowed : chat by /v1/chat, priority 3 of 3, 100 length + " + strconv.FormatInt(g.history.High("key_pro", "chat"), 10) + " history × 1;"
 	if have := summary(func(*Question) {}); have[:len(want)] != want {
 		t.Errorf("%s\nwant %s", have, want)
+	}
+}
+
+// TestExplainedKeyWithoutItsPepper: no key finds its record, so a request gets 401, unless another
+// filter of Envoy says whose it is.
+func TestExplainedKeyWithoutItsPepper(t *testing.T) {
+	t.Parallel()
+	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := apikey.NewStored([]apikey.Pepper{pepper})
+	stored.Replace([]apikey.Record{{ID: "key_peppered", Hash: apikey.Redacting("sk-peppered").HashWith(pepper), Tier: "pro", Revision: 1}})
+	g := newGate(t, func(s *Settings) { s.Keys.Stored = stored })
+	question := Question{KeyID: "key_peppered", Method: "GET", Path: "/v1/models"}
+	want := func(status int, code, reason string) {
+		t.Helper()
+		e := g.Explain(t.Context(), question)
+		if told := fmt.Sprint(e.Err); e.Status != status || e.Code != code || !strings.Contains(told, reason) {
+			t.Errorf("%d %s, %s: want %d %s, %s", e.Status, e.Code, told, status, code, reason)
+		}
+		if got := ask(t, g, question.of("sk-peppered")); got.status != status || got.body != e.Body {
+			t.Errorf("explained %d %s, and got %d %s", e.Status, e.Body, got.status, got.body)
+		}
+	}
+	want(200, "", "<nil>")
+	stored.UsePeppers(nil)
+	want(401, "invalid_api_key", `pepper "p1" is not configured: add it to keys.peppers`)
+
+	g = newGate(t, func(s *Settings) {
+		s.Keys.Stored = stored
+		s.Identity.KeyID = MetadataPath{Namespace: "jwt", Fields: []string{"sub"}}
+	})
+	if e := g.Explain(t.Context(), question); e.Status != 200 {
+		t.Errorf("%d %s: want 200, where Envoy says whose the request is", e.Status, e.Code)
 	}
 }

@@ -175,6 +175,8 @@ func find(s *Settings, q *inquiry, now time.Time) (*apikey.Record, error) {
 	}
 	record := trusted(s, q.keyID, q.tier)
 	switch {
+	case record != nil && q.reasons != nil && !s.believed() && s.Keys.Pepperless(record) != nil: // its ID stands for the key
+		return nil, apikey.ErrUnknown
 	case record != nil:
 		return record, record.Admissible(s.AllowDemoKeys, now)
 	case !apikey.ValidID(q.keyID): // no key will ever be called so

@@ -19,6 +19,11 @@ type MetadataPath struct {
 	Fields    []string
 }
 
+// believed reports whether an ID that another filter names can stand in for a key.
+func (s *Settings) believed() bool {
+	return s.Identity.KeyID.Namespace != "" || s.RateLimit.Entries.KeyID != ""
+}
+
 // in returns the text that the path leads to. What is no text is "".
 func (p MetadataPath) in(m *corev3.Metadata) string {
 	if p.Namespace == "" || len(p.Fields) == 0 {

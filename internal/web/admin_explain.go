@@ -36,7 +36,7 @@ type Question struct {
 type Explained struct {
 	Outcome  string
 	Code     string // of the error that the client is told; empty: none
-	Err      error  // why counting failed
+	Err      error  // why counting failed, or no key finds the record
 	At       time.Time
 	Resource string
 	Rule     string         // the path prefix by which the resource was found, or "named" or "default"
@@ -62,7 +62,7 @@ type Explanation struct {
 	Now       int64         `json:"now"` // Unix seconds
 	Verdict   string        `json:"verdict"`
 	Code      string        `json:"code,omitempty"`       // of the error that the client is told
-	Reason    string        `json:"reason,omitempty"`     // for operators: why nothing could be counted
+	Reason    string        `json:"reason,omitempty"`     // for operators: why nothing could be counted, or no key finds the record
 	RefusedBy string        `json:"refused_by,omitempty"` // the limit that keeps the request waiting longest
 	Wait      int64         `json:"wait_ms,omitempty"`
 	Degraded  bool          `json:"degraded"`

@@ -239,6 +239,27 @@ func TestKeysWithoutTier(t *testing.T) {
 	}
 }
 
+// TestKeysWithoutPepper: a key whose pepper is not configured is shown as one.
+func TestKeysWithoutPepper(t *testing.T) {
+	t.Parallel()
+	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newAdmin(t)
+	f.stored.UsePeppers([]apikey.Pepper{pepper})
+	hash := apikey.Redacting("sk-peppered").HashWith(pepper)
+	f.stored.Apply([]apikey.Record{{ID: "key_peppered", Hash: hash, Tier: "pro", Revision: 1}})
+	for _, gone := range []bool{false, true} {
+		if gone {
+			f.stored.UsePeppers(nil)
+		}
+		if v := ok[KeyView](f, "GET", "/keys/key_peppered", ""); v.NoPepper != gone || v.Pepper != "p1" {
+			t.Errorf("gone %t: %+v", gone, v)
+		}
+	}
+}
+
 // TestListOfKeys is filtered and in parts; walking the parts shows every key once,
 // whatever their size.
 func TestListOfKeys(t *testing.T) {

@@ -38,6 +38,7 @@ type KeyView struct {
 	Overrides []OverrideView    `json:"overrides,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Pepper    string            `json:"pepper,omitempty"`      // of its hash
+	NoPepper  bool              `json:"no_pepper,omitempty"`   // that pepper is not configured: requests get 401
 	Former    time.Time         `json:"former_until,omitzero"` // what it was before a rotation works until then
 	Created   time.Time         `json:"created,omitzero"`      // without: not known
 	Expires   time.Time         `json:"expires,omitzero"`      // without: never
@@ -71,7 +72,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	v := KeyView{
 		ID: r.ID, Name: r.Name, Owner: r.Owner, Source: "store", State: a.state(r, now), Tier: r.Tier, Priority: int(r.Priority),
 		Resources: r.Resources, Labels: r.Labels, Pepper: r.Hash.Pepper(), Created: r.Created, Expires: r.Expires, Demo: r.Demo, Revision: r.Revision,
-		NoTier: a.Plans[r.Tier] == nil,
+		NoTier: a.Plans[r.Tier] == nil, NoPepper: a.Keys.Pepperless(r) != nil,
 	}
 	if fromFile {
 		v.Source = "file"
