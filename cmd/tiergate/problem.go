@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/web"
 )
@@ -17,13 +20,18 @@ const (
 	problemFailed      = "urn:tiergate:problem:failed"
 )
 
+// aKey is a key that was given in the place of something else, which an error would repeat.
+var aKey = regexp.MustCompile(apikey.Prefix + "[0-9A-Za-z]+")
+
 // tell writes what went wrong: for people, or for programs in the shape of the admin API.
 func tell(w io.Writer, err error, asJSON bool) {
+	var text bytes.Buffer
 	if asJSON {
-		_ = printJSON(w, problemOf(err)) // nobody to tell of its error
-		return
+		_ = printJSON(&text, problemOf(err)) // nobody to tell of its error
+	} else {
+		fmt.Fprintln(&text, "tiergate: "+err.Error())
 	}
-	fmt.Fprintln(w, "tiergate: "+err.Error())
+	_, _ = w.Write(aKey.ReplaceAll(text.Bytes(), []byte(apikey.Prefix+"…"))) // as above
 }
 
 // problemOf is an error for programs: the one that a server answered with, or one of ours. Where
