@@ -405,14 +405,16 @@ func TestHealthOverTLS(t *testing.T) {
 		args []string
 		want string // of the error; "": none
 	}{
-		"as it should":       {[]string{"--ca", ca, "--cert", cert, "--key", key}, ""},
-		"another name":       {[]string{"--ca", ca, "--cert", cert, "--key", key, "--server-name", "other"}, "see to the server's certificate, --ca and --server-name"},
-		"no certificate":     {[]string{"--ca", ca}, "want no certificate? (--address, --cert)"}, // after the alert, or that the connection is closed
-		"in clear":           {nil, "in clear? (--address, --ca)"},
-		"no CA":              {[]string{"--cert", cert}, "set --ca too"},
-		"CA is no such file": {[]string{"--ca", "nowhere.pem"}, "read --ca"},
-		"CA is a key":        {[]string{"--ca", key}, "has no certificate: want PEM"},
-		"a key alone":        {[]string{"--ca", ca, "--key", key}, "read --cert and --key"},
+		"as it should":        {[]string{"--ca", ca, "--cert", cert, "--key", key}, ""},
+		"another name":        {[]string{"--ca", ca, "--cert", cert, "--key", key, "--server-name", "other"}, "see to the server's certificate, --ca and --server-name"},
+		"no certificate":      {[]string{"--ca", ca}, "want no certificate? (--address, --cert)"}, // after the alert, or that the connection is closed
+		"in clear":            {nil, "in clear? (--address, --ca)"},
+		"no CA":               {[]string{"--cert", cert}, "set --ca too"},
+		"CA is no such file":  {[]string{"--ca", "nowhere.pem"}, "read --ca"},
+		"CA is a key":         {[]string{"--ca", key}, "has no certificate: want PEM"},
+		"a key alone":         {[]string{"--ca", ca, "--key", key}, "set --cert and --key, or neither"},
+		"a certificate alone": {[]string{"--ca", ca, "--cert", cert}, "set --cert and --key, or neither"},
+		"no such key":         {[]string{"--ca", ca, "--cert", cert, "--key", "nowhere.pem"}, "read --cert and --key: open nowhere.pem"},
 	} {
 		var out bytes.Buffer
 		err := health(t.Context(), append([]string{"--address", s.start.GRPC.Address}, c.args...), environment{stdout: &out, stderr: &out})

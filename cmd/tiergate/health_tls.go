@@ -40,7 +40,10 @@ func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 	if !t.RootCAs.AppendCertsFromPEM(roots) {
 		return nil, fmt.Errorf("read --ca: file %s has no certificate: want PEM", c.ca)
 	}
-	if c.cert != "" || c.key != "" {
+	if (c.cert == "") != (c.key == "") {
+		return nil, errors.New("a certificate is shown with its private key: set --cert and --key, or neither")
+	}
+	if c.cert != "" {
 		own, err := tls.LoadX509KeyPair(c.cert, c.key)
 		if err != nil {
 			return nil, fmt.Errorf("read --cert and --key: %w: want PEM files of a certificate and of its private key", err)
