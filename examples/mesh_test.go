@@ -116,6 +116,44 @@ func TestMeshes(t *testing.T) {
 	eachMesh(t, func(t *testing.T, m meshGateway) { probe(t, meshUp(t, m.bootstrap(t), m.clusters)) })
 }
 
+// TestMeshesWaitForSlowReaders, before they close a connection, for as long as the shipped file does:
+// the buffers are as large.
+func TestMeshesWaitForSlowReaders(t *testing.T) {
+	eachMesh(t, func(t *testing.T, m meshGateway) {
+		shipped := managers(documents(t, filepath.Join(root, "envoy/envoy.yaml"))[0])
+		if len(shipped) != 1 || shipped[0]["delayed_close_timeout"] == nil {
+			t.Fatalf("the shipped file has no delayed_close_timeout in %d connection managers", len(shipped))
+		}
+		ours := managers(m.bootstrap(t))
+		if len(ours) == 0 {
+			t.Error("there is no connection manager")
+		}
+		for _, manager := range ours {
+			if have, want := manager["delayed_close_timeout"], shipped[0]["delayed_close_timeout"]; have != want {
+				t.Errorf("%v: delayed_close_timeout is %v, and shipped is %v", manager["stat_prefix"], have, want)
+			}
+		}
+	})
+}
+
+// managers are the connection managers of an Envoy file.
+func managers(node any) (found []object) {
+	switch node := node.(type) {
+	case object:
+		if node["http_filters"] != nil && node["stat_prefix"] != nil {
+			return []object{node}
+		}
+		for _, inner := range node {
+			found = append(found, managers(inner)...)
+		}
+	case []any:
+		for _, inner := range node {
+			found = append(found, managers(inner)...)
+		}
+	}
+	return found
+}
+
 // meshUp starts a stack with a mesh's gateway in it.
 func meshUp(t *testing.T, bootstrap object, clusters map[string]string) *devstack.Stack {
 	t.Helper()

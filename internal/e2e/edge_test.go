@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -158,6 +161,35 @@ func TestSixHeadersOnBrokenAnswers(t *testing.T) {
 			if next := time.Now().Truncate(time.Minute).Add(time.Minute).Unix(); reset(t, r) != next {
 				t.Errorf("%s: Reset %d, want the end of the minute %d", c.name, reset(t, r), next)
 			}
+		}
+	})
+}
+
+// TestSlowReaders: who wants the connection closed behind the answer, and reads nothing of it for
+// longer than the second that Envoy waits by default, gets all of it.
+func TestSlowReaders(t *testing.T) {
+	eachChain(t, func(t *testing.T, chain string) {
+		s := up(t, devstack.Options{Chain: chain})
+		conn, err := net.Dial("tcp", s.API)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		const size = 20_000_000 // more than sockets hold
+		if _, err := fmt.Fprintf(conn, "%s%sConnection: close\r\nX-Mock-Bytes: %d\r\n%s", chatHead, auth, size, noBody); err != nil {
+			t.Fatal(err)
+		}
+		do(t, s, call{key: "sk-demo-pro", header: http.Header{"X-Mock-Delay": {"3s"}}}) // nothing is read meanwhile
+		if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if n, err := io.Copy(io.Discard, response.Body); err != nil || n < size {
+			t.Errorf("%s: %d bytes of more than %d: %v", response.Status, n, size, err)
 		}
 	})
 }
