@@ -1,6 +1,8 @@
 package envoyapi
 
 import (
+	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -8,8 +10,12 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // TestDescriptorsAreBounded: a call with as many as may be is decided, one with more is
@@ -47,6 +53,77 @@ func TestDescriptorsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestFieldsAreBounded: a message that is left to the protobuf types takes fifty times its bytes there
+// where its fields are empty. One with more fields than Envoy ever sends is refused before.
+func TestFieldsAreBounded(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) { s.Identity.KeyID = MetadataPath{"jwt", []string{"sub"}} })
+	asks := func(ask func(context.Context, *message) (any, error)) func(string) error {
+		return func(text string) error {
+			_, err := ask(t.Context(), &message{text})
+			return err
+		}
+	}
+	for name, c := range map[string]struct {
+		ask     func(text string) error
+		before  string // the message, as far as it is not repeated
+		numbers []protowire.Number
+		empty   string
+	}{
+		"descriptors":           {ask: asks(NewRateLimit(g).answer), before: "\x0a\x08tiergate", empty: "\x12\x00"},
+		"entries of descriptor": {ask: asks(NewRateLimit(g).answer), before: "\x0a\x08tiergate", numbers: []protowire.Number{2}, empty: "\x0a\x00"},
+		"settling":              {ask: asks(NewRateLimit(g).answer), before: "\x0a\x0ftiergate-settle", empty: "\x12\x00"},
+		"behind a group":        {ask: asks(NewRateLimit(g).answer), before: "\x0a\x08tiergate\x7b\x7c", empty: "\x12\x00"},
+		"raw headers":           {ask: asks(NewAuthz(g).answer), numbers: []protowire.Number{1, 4, 2, 13}, empty: "\x0a\x00"},
+		"list in metadata":      {ask: asks(NewAuthz(g).answer), numbers: []protowire.Number{1, 11, 1, 2, 1, 2, 6}, empty: "\x0a\x00"},
+		"log entries": {ask: func(text string) error {
+			_, err := receiveLog(sent{text: text})
+			return err
+		}, before: "\x1a\x00", numbers: []protowire.Number{2}, empty: "\x0a\x00"},
+	} {
+		of := func(n int) string {
+			text := []byte(strings.Repeat(c.empty, n))
+			for _, number := range slices.Backward(c.numbers) {
+				text = protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), text)
+			}
+			return c.before + string(text)
+		}
+		if err := c.ask(of(maxFields - 10)); status.Code(err) == codes.ResourceExhausted {
+			t.Errorf("%s: as many as may be: %v", name, err)
+		}
+		if err := c.ask(of(maxFields + 1)); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%s: more than may be: %v", name, err)
+		}
+	}
+}
+
+// TestFieldsOfDescriptors: where a call may have more descriptors, it may have their fields.
+func TestFieldsOfDescriptors(t *testing.T) {
+	t.Parallel()
+	const most = 10_000
+	g := newGate(t, func(s *Settings) { s.RateLimit.MaxDescriptors = most })
+	r := &rlsv3.RateLimitRequest{Domain: "tiergate"}
+	for range most {
+		r.Descriptors = append(r.Descriptors, &ratelimitv3.RateLimitDescriptor{
+			Entries: entriesOf("api_key", "sk-pro", "a", "b", "c", "d", "e", "f"), HitsAddend: wrapperspb.UInt64(1), IsNegativeHits: true,
+			Limit: &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 1, Unit: typev3.RateLimitUnit_DAY},
+		})
+	}
+	_, err := NewRateLimit(g).answer(t.Context(), &message{string(wire(t, r))})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "is_negative_hits is not accepted") {
+		t.Errorf("a call with as many descriptors as may be: %v", err)
+	}
+}
+
+// A sent is the stream on which a message comes.
+type sent struct {
+	grpc.ServerStream
+
+	text string
+}
+
+func (s sent) RecvMsg(m any) error { return Codec{}.Unmarshal([]byte(s.text), m) }
 
 // TestLongInput: megabytes in any place are answered as what they are, and no work
 // grows faster than they do: else this would take hours.

@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // Codec reads and writes the messages of calls that decide as they are on the wire: they are
@@ -100,12 +102,52 @@ func register(r grpc.ServiceRegistrar, d grpc.ServiceDesc, method string, servic
 	r.RegisterService(&d, service)
 }
 
-// unmarshal reads a message by the protobuf types. Its error is what gRPC would answer.
-func (m *message) unmarshal(to proto.Message) error {
+// maxFields is how many fields a message may have that is left to the protobuf types, with those of the
+// messages in it: Envoy's have hundreds, and an empty message takes fifty times its two bytes there.
+// Of a call of the rate limit service it is fieldsOfDescriptor for each descriptor that there may be, if
+// that is more.
+const (
+	maxFields          = 20_000
+	fieldsOfDescriptor = 20 // itself, its entries with key and value, seven others
+)
+
+// unmarshal reads a message of so many fields at the most by the protobuf types. Its error is what gRPC
+// would answer.
+func (m *message) unmarshal(to proto.Message, most int) error {
+	if !fewFields(m.text, to, most) {
+		return status.Errorf(codes.ResourceExhausted, "the message has more than %d fields", most)
+	}
 	if err := proto.Unmarshal([]byte(m.text), to); err != nil {
 		return status.Error(codes.Internal, fmt.Sprintf("grpc: failed to unmarshal the received message: %v", err))
 	}
 	return nil
+}
+
+// fewFields reports whether an encoded message of a type has so many fields at the most.
+func fewFields(text string, of proto.Message, most int) bool {
+	return len(text) <= minField*most || spareFields([]byte(text), of.ProtoReflect().Descriptor(), most) >= 0
+}
+
+// minField is how many bytes a field has at the least.
+const minField = 2
+
+// spareFields returns how many fields there may be yet after those of an encoded message, below 0
+// where there may not be as many. What follows a fault is not looked at: nor do the protobuf types.
+func spareFields(text []byte, of protoreflect.MessageDescriptor, spare int) int {
+	for len(text) > 0 && spare >= 0 {
+		number, kind, size := protowire.ConsumeField(text)
+		if size < 0 {
+			break
+		}
+		spare--
+		if f := of.Fields().ByNumber(number); kind == protowire.BytesType && f != nil && f.Message() != nil {
+			_, _, tag := protowire.ConsumeTag(text)
+			inner, _ := protowire.ConsumeBytes(text[tag:])
+			spare = spareFields(inner, f.Message(), spare)
+		}
+		text = text[size:]
+	}
+	return spare
 }
 
 // answer does what Check does.
@@ -114,7 +156,7 @@ func (a *Authz) answer(ctx context.Context, m *message) (any, error) {
 	q, usual := readCheck(m.text, s)
 	if !usual {
 		r := &authv3.CheckRequest{}
-		if err := m.unmarshal(r); err != nil {
+		if err := m.unmarshal(r, maxFields); err != nil {
 			return nil, err
 		}
 		return a.Check(ctx, r)
@@ -143,7 +185,7 @@ func (l *RateLimit) answer(ctx context.Context, m *message) (any, error) {
 	var c limitCall
 	if !c.read(m.text, &s.RateLimit) || (!c.described.known && s.RateLimit.AllowUnknown) {
 		r := &rlsv3.RateLimitRequest{}
-		if err := m.unmarshal(r); err != nil {
+		if err := m.unmarshal(r, max(maxFields, fieldsOfDescriptor*s.RateLimit.MaxDescriptors)); err != nil {
 			return nil, err
 		}
 		return l.ShouldRateLimit(ctx, r)
@@ -166,7 +208,7 @@ func receiveLog(stream grpc.ServerStream) ([]answered, error) {
 		return all, nil
 	}
 	var log alsv3.StreamAccessLogsMessage
-	if err := m.unmarshal(&log); err != nil {
+	if err := m.unmarshal(&log, maxFields); err != nil {
 		return nil, err
 	}
 	return reports(&log), nil

@@ -197,7 +197,7 @@ func (c *checkCall) inquiry(s *Settings) (inquiry, bool) {
 		return inquiry{}, false
 	}
 	metadata := &corev3.Metadata{}
-	if s.Identity.KeyID.Namespace != "" && proto.Unmarshal([]byte(c.metadata), metadata) != nil {
+	if s.Identity.KeyID.Namespace != "" && (!fewFields(c.metadata, metadata, maxFields) || proto.Unmarshal([]byte(c.metadata), metadata) != nil) {
 		return inquiry{}, false
 	}
 	// The ID outlives the call, and is not to keep all of the message.
