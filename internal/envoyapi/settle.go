@@ -80,8 +80,8 @@ type SettlementReport struct {
 	Err      error
 }
 
-// A Use is what an answer is counted to have used. An Observer is told of it once, however
-// often and in however many ways the answer is reported.
+// A Use is what an answer is counted to have used. Where anything is reserved, an Observer is told
+// of it once, however often and in however many ways the answer is reported; else each time.
 type Use struct {
 	Account        string         // the key ID
 	Tier, Resource string         // empty tier: it is not known any more
