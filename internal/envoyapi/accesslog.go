@@ -183,7 +183,7 @@ func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 		bytes: int64(min(response.GetResponseBodyBytes(), math.MaxInt64)), //nolint:gosec // not above MaxInt64
 		media: response.GetResponseHeaders()["content-type"],
 	}
-	if r.ticket == "" {
+	if r.ticket == "" || intermediate(common.GetAccessLogType()) {
 		return r, false
 	}
 	flags := common.GetResponseFlags()
@@ -195,4 +195,15 @@ func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 		r.usage = unpackUsage(typed)
 	}
 	return r, true
+}
+
+// intermediate reports whether an entry is written before the end of its answer, as Envoy does where
+// access_log_options say so: the one at the end is to come.
+func intermediate(t accesslogv3.AccessLogType) bool {
+	switch t { //nolint:exhaustive // the others are written at the end, or of no HTTP request
+	case accesslogv3.AccessLogType_DownstreamStart, accesslogv3.AccessLogType_DownstreamPeriodic, accesslogv3.AccessLogType_DownstreamTunnelSuccessfullyEstablished,
+		accesslogv3.AccessLogType_UpstreamPoolReady, accesslogv3.AccessLogType_UpstreamPeriodic:
+		return true
+	}
+	return false
 }

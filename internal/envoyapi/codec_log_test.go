@@ -31,7 +31,7 @@ func fullEntry() *accesslogv3.HTTPAccessLogEntry {
 	common := e.GetCommonProperties()
 	common.ResponseFlags, common.TimeToLastDownstreamTxByte = &accesslogv3.ResponseFlags{}, durationpb.New(7)
 	common.Metadata.FilterMetadata["envoy.lb"] = ticketMetadata("x")
-	common.CustomTags = map[string]string{"a": "b"}
+	common.CustomTags, common.AccessLogType = map[string]string{"a": "b"}, accesslogv3.AccessLogType_DownstreamEnd
 	return e
 }
 
@@ -109,6 +109,10 @@ func logs(tb testing.TB) map[string]struct {
 		"endless":          {with(func(e *accesslogv3.HTTPAccessLogEntry) { e.Response.ResponseBodyBytes = 1 << 63 }), 1, true},
 		"another usage":    {entryWith(append([]byte{0x8a, 1, byte(len(UsageNamespace) + 4), 0x0a, byte(len(UsageNamespace) + 2), 0x0a, byte(len(UsageNamespace))}, UsageNamespace...)...), 1, true},
 		"another ticket":   {entryWith(append([]byte{0x8a, 1, byte(len(authzFilter) + 4), 0x0a, byte(len(authzFilter) + 2), 0x0a, byte(len(authzFilter))}, authzFilter...)...), 0, true},
+		"before its end":   {entryWith(0x88, 2, 5), 0, true},
+		"its end":          {entryWith(0x88, 2, 5, 0x88, 2, 6), 1, true},
+		"upstream's end":   {entryWith(0x88, 2, 9), 1, true},
+		"a type as text":   {entryWith(0x8a, 2, 0), 1, false},
 		"of TCP":           {append(bytes.Clone(full), 0x1a, 0), 0, false},
 		"of TCP before":    {append([]byte{0x1a, 0}, full...), 1, false},
 		"metadata as text": {entryWith(0x88, 1, 1), 1, false},

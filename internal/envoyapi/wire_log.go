@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -49,6 +50,7 @@ type logEntry struct {
 	authz, rateLimit string // tickets, of the filters that decide
 	counted          counts
 	typed            string // an Any that holds a TokenUsage, encoded
+	kind             accesslogv3.AccessLogType
 }
 
 // read reads an entry, or reports that it is unusual.
@@ -80,6 +82,8 @@ func (e *logEntry) readCommon(common fields) bool {
 			if !e.readMetadata(common.message()) {
 				return false
 			}
+		case 33: // access_log_type
+			e.kind = accesslogv3.AccessLogType(int32(common.uint64())) //nolint:gosec // as the types cut it
 		}
 	}
 	return !common.odd
@@ -176,7 +180,7 @@ func (e *logEntry) readResponse(response fields) bool {
 // reported returns what the entry says of a request that has a reservation.
 func (e *logEntry) reported() (answered, bool) {
 	// It may wait for Redis, and is not to keep all of the message.
-	if e.ticket = strings.Clone(cmp.Or(e.rateLimit, e.authz)); e.ticket == "" {
+	if e.ticket = strings.Clone(cmp.Or(e.rateLimit, e.authz)); e.ticket == "" || intermediate(e.kind) {
 		return answered{}, false
 	}
 	e.by, e.usage = byAccessLog, e.counted.usage()
