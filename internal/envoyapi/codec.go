@@ -105,10 +105,12 @@ func register(r grpc.ServiceRegistrar, d grpc.ServiceDesc, method string, servic
 // maxFields is how many fields a message may have that is left to the protobuf types, with those of the
 // messages in it: Envoy's have hundreds, and an empty message takes fifty times its two bytes there.
 // Of a call of the rate limit service it is fieldsOfDescriptor for each descriptor that there may be, if
-// that is more.
+// that is more. Of the access log it is maxLogFields, for an entry has a hundred, and Envoy sends as many
+// at once as buffer_size_bytes says.
 const (
 	maxFields          = 20_000
 	fieldsOfDescriptor = 20 // itself, its entries with key and value, seven others
+	maxLogFields       = 100_000
 )
 
 // unmarshal reads a message of so many fields at the most by the protobuf types. Its error is what gRPC
@@ -208,7 +210,7 @@ func receiveLog(stream grpc.ServerStream) ([]answered, error) {
 		return all, nil
 	}
 	var log alsv3.StreamAccessLogsMessage
-	if err := m.unmarshal(&log, maxFields); err != nil {
+	if err := m.unmarshal(&log, maxLogFields); err != nil {
 		return nil, err
 	}
 	return reports(&log), nil
