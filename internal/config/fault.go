@@ -172,18 +172,20 @@ const searched = 1 << 20
 
 // addSyntax adds the fault by which a source is no YAML. The library names the line before that in
 // which what it was reading begins, which may be a whole section before the fault, or none. So
-// the line is the first with which the library finds the same fault as in the whole.
+// the line is the first with which the library finds the same fault as in the whole. A fault that it
+// does not find without the values, such as an anchor within itself, is one of YAML that has no line.
 func (d *document) addSyntax(fault error) {
 	text := strings.TrimPrefix(fault.Error(), "yaml: ")
-	if len(d.content) > searched {
+	faulty := func(part []byte) bool {
+		err := yaml.Unmarshal(part, &yaml.Node{})
+		return err != nil && err.Error() == fault.Error()
+	}
+	if len(d.content) > searched || !faulty(d.content) {
 		d.addYAML(text)
 		return
 	}
 	lines := bytes.SplitAfter(d.content, []byte("\n"))
-	at := sort.Search(len(lines)-1, func(n int) bool {
-		err := yaml.Unmarshal(bytes.Join(lines[:n+1], nil), &yaml.Node{})
-		return err != nil && err.Error() == fault.Error()
-	})
+	at := sort.Search(len(lines)-1, func(n int) bool { return faulty(bytes.Join(lines[:n+1], nil)) })
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		text = m[2]
 	}
