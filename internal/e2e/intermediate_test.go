@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"net/http"
 	"testing"
 	"time"
@@ -15,7 +14,7 @@ func TestIntermediateEntries(t *testing.T) {
 	t.Parallel()
 	const log = "          access_log:\n"
 	s := upTokens(t, devstack.Options{EditEnvoy: func(file []byte) []byte {
-		return bytes.Replace(file, []byte(log), []byte("          access_log_options: {access_log_flush_interval: 0.1s, flush_access_log_on_new_request: true}\n"+log), 1)
+		return []byte(replaced(t, string(file), log, "          access_log_options: {access_log_flush_interval: 0.1s, flush_access_log_on_new_request: true}\n"+log))
 	}})
 	freshMinute(t, 15*time.Second)
 	r := do(t, s, call{key: "sk-demo-pro", body: `{"max_tokens": 1000, "stream": true}`, header: http.Header{"X-Mock-Usage": {"3,4"}, "X-Mock-Delay": {"500ms"}}})
