@@ -21,7 +21,7 @@ const (
 )
 
 // aKey is a key that was given in the place of something else, which an error would repeat.
-var aKey = regexp.MustCompile(apikey.Prefix + "[0-9A-Za-z]+")
+var aKey = regexp.MustCompile(apikey.Prefix + `\w+`)
 
 // tell writes what went wrong: for people, or for programs in the shape of the admin API.
 func tell(w io.Writer, err error, asJSON bool) {
