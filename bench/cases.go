@@ -20,6 +20,7 @@ type benchCase struct {
 	settle   settling
 	refused  bool                                     // every request but the first of a key
 	request  func(authorization string) proto.Message // nil: as Envoy sends it with the shipped files
+	counted  bool                                     // by commands of Redis: see countedEach
 }
 
 // cannedAnswer is what the server of a case is compared with.
@@ -30,7 +31,7 @@ func cannedAnswer(p protocol) benchCase {
 // rateLimitCase is what the throughput of those with Redis is compared with. A Check is as
 // TierGate gets it; a call of the rate limit service has a descriptor for each limit.
 func rateLimitCase(p protocol) benchCase {
-	c := benchCase{name: "envoyproxy/ratelimit, " + string(p), protocol: p, target: "ratelimit", tier: "requests", request: threeLimits}
+	c := benchCase{name: "envoyproxy/ratelimit, " + string(p), protocol: p, target: "ratelimit", tier: "requests", request: threeLimits, counted: true}
 	if p == check {
 		c.target, c.request = "ratelimit-check", nil
 	}
@@ -212,7 +213,7 @@ func (m *meter) stop(ctx context.Context, requests int64) (figures, error) {
 		return nil, err
 	}
 	u = u.since(m.redis)
-	if m.of.request != nil {
+	if m.of.counted {
 		if err := countedEach(u, requests); err != nil {
 			return nil, err
 		}
