@@ -30,7 +30,7 @@ func (k Keyring) ByHash(h Hash) *Record {
 	return k.visible(k.Stored.Directory().ByHash(h))
 }
 
-// Pepperless returns an error where no key finds the record, since the pepper of its hash is not
+// Pepperless returns an error where the key of a record does not find it, since the pepper of its hash is not
 // configured.
 func (k Keyring) Pepperless(r *Record) error {
 	name := r.Hash.Pepper()
