@@ -167,7 +167,7 @@ func (d *document) addYAML(text string) {
 }
 
 // searched is how many bytes of a source are searched for where it is no YAML. The search reads
-// them some twenty times, which takes half a second.
+// them some twenty times, which takes a second.
 const searched = 1 << 20
 
 // addSyntax adds the fault by which a source is no YAML. The library names the line before that in
