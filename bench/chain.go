@@ -39,7 +39,8 @@ func (c *chain) begin(wait bool) {
 // start starts the call that is prepared, or has another goroutine do so that can wait. It
 // reports whether somebody goes on from there.
 func (c *chain) start(wait bool) bool {
-	err := c.g.conns[c.conn].start(c.stream, c.g.load.protocol.method(), c.g.conns[c.conn].timeout, c.request, wait)
+	conn := c.g.conns[c.conn]
+	err := conn.start(c.stream, c.g.load.protocol.method(), conn.timeout, c.request, wait)
 	if errors.Is(err, errBusy) {
 		go func() {
 			if !c.start(true) {

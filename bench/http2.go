@@ -123,11 +123,7 @@ func (c *connection) end(err error) {
 func (c *connection) finish(s *stream, err error) {
 	delete(c.streams, s.id)
 	s.err = err
-	if s.then == nil {
-		s.done <- struct{}{}
-	} else {
-		c.over = append(c.over, s)
-	}
+	c.over = append(c.over, s)
 	c.changed.Broadcast()
 }
 

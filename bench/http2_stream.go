@@ -20,10 +20,13 @@ type stream struct {
 	http   string // :status
 	err    error
 	done   chan struct{} // of 1: it is over
-	then   func()        // is called instead, by who reads the connection, which it is not to hold up; nil: it is not
+	then   func()        // says so; called as a rule by who reads the connection, which it is not to hold up
 }
 
-func newStream() *stream { return &stream{done: make(chan struct{}, 1)} }
+func newStream() *stream {
+	done := make(chan struct{}, 1)
+	return &stream{done: done, then: func() { done <- struct{}{} }}
+}
 
 // result is the answer of a call that is over.
 func (s *stream) result() ([]byte, error) {

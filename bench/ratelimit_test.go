@@ -4,26 +4,15 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"github.com/tiergate/tiergate/internal/devstack"
 )
 
 // TestUncounted: envoyproxy/ratelimit is compared with where it has counted every limit of every
 // request, in whichever service it was asked.
 func TestUncounted(t *testing.T) {
 	t.Parallel()
-	server, err := devstack.StartRedisServer(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bed{stops: []func() error{server.Stop}}
-	t.Cleanup(func() {
-		if err := b.stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	client := startRedis(t)
 	for _, p := range []protocol{check, rls} {
-		m := meter{of: rateLimitCase(p), target: target{pid: os.Getpid(), redis: b.redisAt(server.Address)}}
+		m := meter{of: rateLimitCase(p), target: target{pid: os.Getpid(), redis: client}}
 		if err := m.start(t.Context()); err != nil {
 			t.Fatal(err)
 		}

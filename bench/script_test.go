@@ -13,10 +13,9 @@ import (
 	"github.com/tiergate/tiergate/internal/devstack"
 )
 
-// TestScriptFloor: Redis gets as many requests a second as of TierGate, in batches as large
-// and in those of 32, while the canned answer takes a load.
-func TestScriptFloor(t *testing.T) {
-	t.Parallel()
+// startRedis starts a Redis for the test.
+func startRedis(t *testing.T) *redis.Client {
+	t.Helper()
 	server, err := devstack.StartRedisServer(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -27,6 +26,14 @@ func TestScriptFloor(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return client
+}
+
+// TestScriptFloor: Redis gets as many requests a second as of TierGate, in batches as large
+// and in those of 32, while the canned answer takes a load.
+func TestScriptFloor(t *testing.T) {
+	t.Parallel()
+	client := startRedis(t)
 	var answered atomic.Int64
 	var s scripted
 	s.check = func(context.Context) (*authv3.CheckResponse, error) { answered.Add(1); return s.allowed, nil }

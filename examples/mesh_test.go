@@ -137,19 +137,12 @@ func TestMeshesWaitForSlowReaders(t *testing.T) {
 }
 
 // managers are the connection managers of an Envoy file.
-func managers(node any) (found []object) {
-	switch node := node.(type) {
-	case object:
-		if node["http_filters"] != nil && node["stat_prefix"] != nil {
-			return []object{node}
-		}
-		for _, inner := range node {
-			found = append(found, managers(inner)...)
-		}
-	case []any:
-		for _, inner := range node {
-			found = append(found, managers(inner)...)
-		}
+func managers(file object) []object {
+	filters := map[string][]any{}
+	gather(file, filters)
+	var found []object
+	for _, f := range filters["envoy.filters.network.http_connection_manager"] {
+		found = append(found, f.(object)["typed_config"].(object))
 	}
 	return found
 }
@@ -427,12 +420,8 @@ func freshMinute(t *testing.T) {
 // Envoy files is the same to the letter, so that mending one mends all.
 func TestPartsAreTheShippedOnes(t *testing.T) {
 	t.Parallel()
-	added := func(file string) any {
-		patches := list(documents(t, file)[0]["spec"], "jsonPatches")
-		return patches[len(patches)-1]
-	}
-	edge, ratelimit := added("envoy-gateway/edge.yaml"), added("envoy-gateway/ratelimit.yaml")
-	if edge.(object)["name"] != "tiergate" || !reflect.DeepEqual(edge, ratelimit) {
+	edge, ratelimit := lastPatch(t, "envoy-gateway/edge.yaml"), lastPatch(t, "envoy-gateway/ratelimit.yaml")
+	if edge["name"] != "tiergate" || !reflect.DeepEqual(edge, ratelimit) {
 		t.Errorf("the two ways in Envoy Gateway add another cluster of TierGate: %v and %v", edge, ratelimit)
 	}
 	for _, file := range []string{"envoy.yaml", "ratelimit.yaml", "ai-protocol.yaml"} {
@@ -442,7 +431,7 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 			}
 		}
 	}
-	own := edge.(object)["operation"].(object)["value"].(object)
+	own := edge["operation"].(object)["value"].(object)
 	delete(own, "load_assignment")
 	if want := shippedCluster(t, "envoy.yaml", "tiergate"); !reflect.DeepEqual(own, want) {
 		t.Errorf("Envoy Gateway's cluster of TierGate is %v, and shipped is %v", own, want)
@@ -485,6 +474,13 @@ func TestPartsAreTheShippedOnes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// lastPatch is the last patch of a policy, which adds the cluster of TierGate.
+func lastPatch(t *testing.T, file string) object {
+	t.Helper()
+	patches := list(documents(t, file)[0]["spec"], "jsonPatches")
+	return patches[len(patches)-1].(object)
 }
 
 // shippedCluster is one of a shipped Envoy file, but for its address.
@@ -595,23 +591,14 @@ func TestHeadless(t *testing.T) {
 			}
 		}
 	}
-	for _, file := range []string{"edge", "ratelimit"} {
-		found := false
-		for _, p := range list(documents(t, "envoy-gateway/"+file+".yaml")[0]["spec"], "jsonPatches") {
-			patch := p.(object)
-			if patch["name"] != "tiergate" {
-				continue
-			}
-			found = true
-			cluster := patch["operation"].(object)["value"].(object)
-			endpoint := list(list(cluster["load_assignment"], "endpoints")[0], "lb_endpoints")[0].(object)["endpoint"].(object)
-			at := endpoint["address"].(object)["socket_address"].(object)
-			if cluster["type"] != "STRICT_DNS" || !slices.Contains(names, at["address"]) || !slices.Contains(ports, at["port_value"]) {
-				t.Errorf("%s.yaml: the cluster of type %v has the address %v, port %v: want STRICT_DNS, one of %v, one of %v", file, cluster["type"], at["address"], at["port_value"], names, ports)
-			}
-		}
-		if !found {
-			t.Errorf("%s.yaml adds no cluster tiergate", file)
+	for _, file := range []string{"envoy-gateway/edge.yaml", "envoy-gateway/ratelimit.yaml"} {
+		patch := lastPatch(t, file)
+		cluster := patch["operation"].(object)["value"].(object)
+		endpoint := list(list(cluster["load_assignment"], "endpoints")[0], "lb_endpoints")[0].(object)["endpoint"].(object)
+		at := endpoint["address"].(object)["socket_address"].(object)
+		if patch["name"] != "tiergate" || cluster["type"] != "STRICT_DNS" || !slices.Contains(names, at["address"]) || !slices.Contains(ports, at["port_value"]) {
+			t.Errorf("%s: the cluster %v of type %v has the address %v, port %v: want tiergate, STRICT_DNS, one of %v, one of %v",
+				file, patch["name"], cluster["type"], at["address"], at["port_value"], names, ports)
 		}
 	}
 }

@@ -158,10 +158,11 @@ func (d *document) addYAML(text string) {
 	if m := yamlUnknown.FindStringSubmatch(text); m != nil {
 		text = fmt.Sprintf("unknown field %q", m[1])
 	} else if m := yamlType.FindStringSubmatch(text); m != nil {
-		quoted := yamlQuoted.MatchString(text)
-		if text = "want " + wanted(m[3]) + ", have " + had(m[1], m[2]); quoted {
-			text += ": take the quotes away"
+		told := "want " + wanted(m[3]) + ", have " + had(m[1], m[2])
+		if yamlQuoted.MatchString(text) {
+			told += ": take the quotes away"
 		}
+		text = told
 	}
 	d.add(line, "", text)
 }

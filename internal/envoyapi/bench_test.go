@@ -65,7 +65,7 @@ func BenchmarkMessage(b *testing.B) {
 	checkByTypes := func(g *Gate) answerer {
 		return func(ctx context.Context, m *message) (any, error) {
 			r := &authv3.CheckRequest{}
-			if err := m.unmarshal(r, maxFields); err != nil {
+			if err := unmarshal(m.text, r, maxFields); err != nil {
 				return nil, err
 			}
 			answer, err := NewAuthz(g).Check(ctx, r)
@@ -78,7 +78,7 @@ func BenchmarkMessage(b *testing.B) {
 	limitByTypes := func(g *Gate) answerer {
 		return func(ctx context.Context, m *message) (any, error) {
 			r := &rlsv3.RateLimitRequest{}
-			if err := m.unmarshal(r, maxFields); err != nil {
+			if err := unmarshal(m.text, r, maxFields); err != nil {
 				return nil, err
 			}
 			answer, err := NewRateLimit(g).ShouldRateLimit(ctx, r)
@@ -119,7 +119,7 @@ func BenchmarkLog(b *testing.B) {
 	for name, read := range map[string]func() []answered{
 		"codec=types": func() []answered {
 			var log alsv3.StreamAccessLogsMessage
-			if err := m.unmarshal(&log, maxFields); err != nil {
+			if err := unmarshal(m.text, &log, maxFields); err != nil {
 				b.Fatal(err)
 			}
 			return reports(&log)

@@ -115,19 +115,15 @@ const (
 
 // unmarshal reads a message of so many fields at the most by the protobuf types. Its error is what gRPC
 // would answer.
-func (m *message) unmarshal(to proto.Message, most int) error {
-	if !fewFields(m.text, to, most) {
+func unmarshal(text string, to proto.Message, most int) error {
+	encoded := []byte(text)
+	if len(encoded) > minField*most && spareFields(encoded, to.ProtoReflect().Descriptor(), most) < 0 {
 		return status.Errorf(codes.ResourceExhausted, "the message has more than %d fields", most)
 	}
-	if err := proto.Unmarshal([]byte(m.text), to); err != nil {
+	if err := proto.Unmarshal(encoded, to); err != nil {
 		return status.Error(codes.Internal, fmt.Sprintf("grpc: failed to unmarshal the received message: %v", err))
 	}
 	return nil
-}
-
-// fewFields reports whether an encoded message of a type has so many fields at the most.
-func fewFields(text string, of proto.Message, most int) bool {
-	return len(text) <= minField*most || spareFields([]byte(text), of.ProtoReflect().Descriptor(), most) >= 0
 }
 
 // minField is how many bytes a field has at the least.
@@ -158,7 +154,7 @@ func (a *Authz) answer(ctx context.Context, m *message) (any, error) {
 	q, usual := readCheck(m.text, s)
 	if !usual {
 		r := &authv3.CheckRequest{}
-		if err := m.unmarshal(r, maxFields); err != nil {
+		if err := unmarshal(m.text, r, maxFields); err != nil {
 			return nil, err
 		}
 		return a.Check(ctx, r)
@@ -187,7 +183,7 @@ func (l *RateLimit) answer(ctx context.Context, m *message) (any, error) {
 	var c limitCall
 	if !c.read(m.text, &s.RateLimit) || (!c.described.known && s.RateLimit.AllowUnknown) {
 		r := &rlsv3.RateLimitRequest{}
-		if err := m.unmarshal(r, max(maxFields, fieldsOfDescriptor*s.RateLimit.MaxDescriptors)); err != nil {
+		if err := unmarshal(m.text, r, max(maxFields, fieldsOfDescriptor*s.RateLimit.MaxDescriptors)); err != nil {
 			return nil, err
 		}
 		return l.ShouldRateLimit(ctx, r)
@@ -210,7 +206,7 @@ func receiveLog(stream grpc.ServerStream) ([]answered, error) {
 		return all, nil
 	}
 	var log alsv3.StreamAccessLogsMessage
-	if err := m.unmarshal(&log, maxLogFields); err != nil {
+	if err := unmarshal(m.text, &log, maxLogFields); err != nil {
 		return nil, err
 	}
 	return reports(&log), nil

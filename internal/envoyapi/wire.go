@@ -8,7 +8,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 )
 
 // What is read of messages here is read as the protobuf types do it: the last value of a
@@ -197,7 +196,7 @@ func (c *checkCall) inquiry(s *Settings) (inquiry, bool) {
 		return inquiry{}, false
 	}
 	metadata := &corev3.Metadata{}
-	if s.Identity.KeyID.Namespace != "" && (!fewFields(c.metadata, metadata, maxFields) || proto.Unmarshal([]byte(c.metadata), metadata) != nil) {
+	if s.Identity.KeyID.Namespace != "" && unmarshal(c.metadata, metadata, maxFields) != nil {
 		return inquiry{}, false
 	}
 	// The ID outlives the call, and is not to keep all of the message.
