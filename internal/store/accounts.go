@@ -108,8 +108,9 @@ func (a *accounts) all(yield func(account string, counters []counter) bool) {
 	}
 }
 
-// sweep removes the counters that have ended, in Unix ms, and the accounts that have no
-// others. It returns when the first of the rest ends.
+// sweep removes the accounts all of whose counters have ended, in Unix ms. It returns when the
+// first ends of the counters that have not: those beside them that have are void, and wait for
+// their next window.
 func (a *accounts) sweep(now int64) (soonest int64) {
 	soonest = math.MaxInt64
 	sweepLocations(a, a.locations, now, &soonest)
@@ -122,14 +123,9 @@ func (a *accounts) sweep(now int64) (soonest int64) {
 
 func sweepLocations[K comparable](a *accounts, locations map[K]location, now int64, soonest *int64) {
 	for key, p := range locations {
-		switch n := a.trim(p, now, soonest); n {
-		case p.n:
-		case 0:
+		if !a.open(p, now, soonest) {
 			delete(locations, key)
 			a.leave(p)
-		default:
-			p.n = n
-			locations[key] = p
 		}
 	}
 }
@@ -141,18 +137,16 @@ func (a *accounts) leave(p location) {
 	a.unusedTexts += to - int(p.text)
 }
 
-// trim removes the counters that have ended from an account, and returns how many it has
-// left. It notes when the first of these ends.
-func (a *accounts) trim(p location, now int64, soonest *int64) uint32 {
-	counters := a.at(p)
-	open := counters[:0]
-	for _, c := range counters {
+// open reports whether a counter of an account has not ended. It notes when the first of these ends.
+func (a *accounts) open(p location, now int64, soonest *int64) bool {
+	open := false
+	for _, c := range a.at(p) {
 		if c.end > now {
-			open = append(open, c)
+			open = true
 			*soonest = min(*soonest, c.end)
 		}
 	}
-	return uint32(len(open)) //nolint:gosec // not more than before
+	return open
 }
 
 // pack moves everything to memory in which nothing is unused.

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -47,21 +49,19 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-// sweepBoth removes what has ended, and compares.
+// sweepBoth removes the accounts that have ended, and compares.
 func sweepBoth(t *testing.T, a *accounts, want map[string][]counter, now int64) {
 	t.Helper()
-	soonest := a.sweep(now)
+	soonest, first := a.sweep(now), int64(math.MaxInt64)
 	for account, counters := range want {
-		if want[account] = slices.DeleteFunc(counters, func(c counter) bool { return c.end <= now }); len(want[account]) == 0 {
+		if open := slices.DeleteFunc(slices.Clone(counters), func(c counter) bool { return c.end <= now }); len(open) == 0 {
 			delete(want, account)
+		} else {
+			first = min(first, slices.MinFunc(open, func(c, d counter) int { return cmp.Compare(c.end, d.end) }).end)
 		}
 	}
-	for _, counters := range want {
-		for _, c := range counters {
-			if c.end < soonest {
-				t.Fatalf("a counter ends at %d: %d is called the soonest", c.end, soonest)
-			}
-		}
+	if soonest != first {
+		t.Fatalf("the first open counter ends at %d: %d is called the soonest", first, soonest)
 	}
 	have := maps.Collect(a.all)
 	if !maps.EqualFunc(have, want, slices.Equal) || a.len() != len(want) {

@@ -19,7 +19,7 @@ var ErrFull = errors.New("the memory store is full: raise store.memory.max_keys"
 // least for a Memory.
 const shardCount = 64
 
-// sweepInterval is how often ended windows and reservations are removed. It
+// sweepInterval is how often accounts that have ended and reservations are removed. It
 // bounds memory only: a count is void from the moment its window ends.
 const sweepInterval = 5 * time.Second
 
@@ -234,7 +234,7 @@ func (m *Memory) set(s *shard, counters []counter, name string, t target, used i
 	return append(counters, counter{t.start, t.end, used, m.names.number(name)})
 }
 
-// Run removes ended windows until ctx is done.
+// Run sweeps until ctx is done.
 func (m *Memory) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
@@ -248,7 +248,7 @@ func (m *Memory) Run(ctx context.Context) error {
 	}
 }
 
-// Sweep removes the counters whose windows have ended and the reservations that
+// Sweep removes the accounts whose windows have all ended and the reservations that
 // have expired.
 func (m *Memory) Sweep() {
 	m.sweeping.Lock()

@@ -58,6 +58,28 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
+// BenchmarkMemoryMinute charges each of 100,000 keys once in each minute, at whose beginning all
+// are swept, and says what CPU that took, without the garbage collector's.
+func BenchmarkMemoryMinute(b *testing.B) {
+	now := time.Unix(1_800_000_000, 0)
+	accounts, m := accountsOf(100_000), NewMemory(func() time.Time { return now }, 100_000)
+	fill(b, m, accounts, false)
+	o := tierOrder()
+	runtime.GC()
+	cpu := cpuTime(b)
+	for i := 0; b.Loop(); i++ {
+		if i%len(accounts) == 0 {
+			now = now.Add(time.Minute)
+			m.Sweep()
+		}
+		o.Account = accounts[i%len(accounts)]
+		if taken, err := m.Take(b.Context(), o); err != nil || !taken.Admitted {
+			b.Fatal(taken, err)
+		}
+	}
+	b.ReportMetric(float64((cpuTime(b)-cpu).Nanoseconds())/float64(b.N), "cpu-ns/op")
+}
+
 // BenchmarkMemorySweep looks at all windows of 1,000,000 keys, none of which has ended, and
 // says how long a shard was locked, in half of the cases at the longest.
 func BenchmarkMemorySweep(b *testing.B) {
