@@ -47,6 +47,8 @@ type connection struct {
 	over    []*stream // whose then is to be called
 	next    uint32    // ID of the next stream
 	most    uint32    // streams at a time
+	arrived int       // calls, which are begun in turn
+	begun   int       // those whose turn is over
 	window  int64     // bytes that the server takes now, of all streams
 	initial int64     // bytes that it takes of a new stream
 	reading bool      // who reads has answers, and writes what is put meanwhile
@@ -170,12 +172,16 @@ func (c *connection) start(s *stream, method string, timeout time.Duration, requ
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !wait && c.err == nil && (uint32(len(c.streams)) >= c.most || !c.takes(c.initial, request)) {
+	if !wait && c.err == nil && (c.begun < c.arrived || uint32(len(c.streams)) >= c.most || !c.takes(c.initial, request)) {
 		return errBusy
 	}
-	for c.err == nil && uint32(len(c.streams)) >= c.most {
+	turn := c.arrived
+	c.arrived++
+	for c.err == nil && (c.begun < turn || uint32(len(c.streams)) >= c.most) {
 		c.changed.Wait()
 	}
+	c.begun++
+	c.changed.Broadcast() // it is the next one's turn
 	if c.err != nil {
 		return c.err
 	}
