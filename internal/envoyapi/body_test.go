@@ -21,14 +21,26 @@ func TestReadBody(t *testing.T) {
 		"no length, GET":      {"GET", "", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
 		"a length of nothing": {"POST", "0", nil, quota.Body{Bytes: 0, Read: true, Declared: quota.Unknown, Choices: 1}},
 		"two lengths":         {"POST", "40,40", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
-		"a negative length":   {"POST", "-1", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
+		"a negative length":   {"POST", "-7", map[string]string{"read": "yes"}, quota.Body{Bytes: quota.Unknown, Read: true, Declared: quota.Unknown, Choices: 1}},
 		"the largest":         {"POST", "1", map[string]string{"max_tokens": "1", "max_completion_tokens": "2e3", "max_output_tokens": "5.5"}, quota.Body{Bytes: 1, Read: true, Declared: 2000, Choices: 1}},
+		"0 is none":           {"POST", "1", map[string]string{"max_tokens": "0"}, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 1}},
 		"choices":             {"POST", "1", map[string]string{"n": "3", "best_of": "2"}, quota.Body{Bytes: 1, Read: true, Declared: quota.Unknown, Choices: 3}},
 		"nonsense":            {"POST", "1", map[string]string{"n": "NaN", "max_tokens": "-3", "max_output_tokens": "Inf"}, quota.Body{Bytes: 1, Read: true, Declared: quota.MaxCost, Choices: 1}},
 	} {
 		if have, _ := readBody(c.method, "", c.contentLength, func(name string) string { return c.facts[name] }); have != c.want {
 			t.Errorf("%s: %+v, want %+v", name, have, c.want)
 		}
+	}
+}
+
+// TestMethodByDescriptors: the rate limit service hears of a method too, and that a request has
+// no body.
+func TestMethodByDescriptors(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	for _, c := range []struct{ method, remaining string }{{"GET", "1000"}, {"POST", "899"}} {
+		a := limit(t, g, entry("api_key", "sk-pro"), entry("path", "/v1/chat"), entry("request.method", c.method))
+		wantHeaders(t, a, map[string]string{"x-ratelimit-remaining-tokens": c.remaining})
 	}
 }
 

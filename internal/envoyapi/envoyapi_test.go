@@ -430,7 +430,9 @@ func wantStanding(t *testing.T, name string, a answerText, limit, remaining, use
 func TestClassify(t *testing.T) {
 	t.Parallel()
 	c := NewClassifier([]quota.Resource{
-		{Name: "chat", PathPrefixes: []string{"/v1/chat"}}, {Name: "images", PathPrefixes: []string{"/v1/images", "/v1/chat/images"}},
+		{Name: "chat", PathPrefixes: []string{"/v1/chat"}},
+		{Name: "images", PathPrefixes: []string{"/v1/images", "/v1/chat/images"}},
+		{Name: "embeddings", PathPrefixes: []string{"/v1/embeddings", "/e"}},
 	})
 	for path, want := range map[string]string{
 		"/v1/chat": "chat", "/v1/chat/": "chat", "/v1/chat/completions": "chat", "/v1/chat?x=/v1/images": "chat",
@@ -438,10 +440,11 @@ func TestClassify(t *testing.T) {
 		"/v1/chat/images": "images", "/v1/chat/images/a": "images", "/v1/chat/imagesque": "chat",
 		"//v1//images//": "images", "/v1/./images": "images", "/v1/chat/../images": "images", "/../v1/images": "images",
 		"/v1/%69mages": "images", "/v1/images%2fa": "images", "/v1%2Fimages": "images", "/v1/%2e%2e/v1/images": "images",
-		"/v1/images;a=b/c": "images", "/v1;x/images": "images", "/V1/Images": "images", `\v1\images`: "default", `/v1\images`: "images",
+		"/v1/images;a=b/c": "images", "/v1;x/images": "images", "/;/v1/;x/images": "images", "/V1/Images": "images", `\v1\images`: "default", `/v1\images`: "images",
 		"/v1/%zz": "default", "/v1/images#f": "images", "/v1/images/\xff": "images", "/v1/%00images": "default",
 		"/v1/chat/%3fx": "chat", "http://host/v1/chat": "default",
 		"/v1/%2569mages": "images", "/v1/%25%32%35%36%39mages": "images", "/v1/images/%zz": "images", "/v1/images%3fx": "images", "/v1/images%": "default",
+		"/v1/%65mbeddings": "embeddings", "/v1/embeddings/a": "embeddings", "/e/a": "embeddings",
 	} {
 		if have := c.Classify("", path); have != want {
 			t.Errorf("%q: %s, want %s", path, have, want)
