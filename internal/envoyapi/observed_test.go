@@ -4,11 +4,16 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -64,6 +69,12 @@ func TestWhatIsCounted(t *testing.T) {
 	expect("nothing reported", "key_pro 1 × chat allowed", "settled", "key_pro chat 10 + 100")
 	log(t, client, entryOf(admit(t, g, declaring("100")), 200, "downstream_remote_disconnect", usageOf(3, 4)))
 	expect("cut off", "key_pro 1 × chat allowed", "settled", "key_pro chat 10 + 100")
+	log(t, client, entryOf(admit(t, g, declaring("100")), 200, "downstream_remote_disconnect", usageOf(30, 140)))
+	expect("cut off, and more", "key_pro 1 × chat allowed", "settled", "key_pro chat 30 + 140")
+	for total, want := range map[float64]string{150: "key_pro chat 50 + 100", 90: "key_pro chat 0 + 100"} {
+		log(t, client, entryOf(admit(t, g, declaring("100")), 200, viaUpstream, map[string]*structpb.Value{"total": structpb.NewNumberValue(total)}))
+		expect("the total alone", "key_pro 1 × chat allowed", "settled", want)
+	}
 
 	ticket = admit(t, g, withoutLimits())
 	clean = entryOf(ticket, 200, viaUpstream, usageOf(7, 30))
@@ -117,6 +128,82 @@ func TestTwoWaysCountOnce(t *testing.T) {
 	}
 }
 
+// TestUseOfWhatIsGivenBack: none, and none either of a request without a body, whose answer tells of
+// another one.
+func TestUseOfWhatIsGivenBack(t *testing.T) {
+	t.Parallel()
+	get := checkRequest("/v1/chat", map[string]string{"api-key": "sk-pro"})
+	get.Attributes.Request.Http.Method = "GET"
+	for name, c := range map[string]struct {
+		request *authv3.CheckRequest
+		status  uint32
+		want    string
+	}{
+		"paid":           {declaring("100"), 200, "key_pro chat 7 + 30"},
+		"given back":     {declaring("100"), 503, "key_pro chat 0 + 0"},
+		"without a body": {get, 200, "key_pro chat 0 + 0"},
+	} {
+		g := newGate(t, func(s *Settings) { withTokens(s); s.Tokens.RefundStatuses, s.Tokens.RefundShare = []int{503}, 1000 })
+		ticket := admit(t, g, c.request)
+		notes := &notebook{}
+		g.observer = notes
+		_, client := accessLog(t, g)
+		log(t, client, entryOf(ticket, c.status, viaUpstream, usageOf(7, 30)))
+		if want := []string{"settled", c.want}; !slices.Equal(notes.lines, want) {
+			t.Errorf("%s: %q, want %q", name, notes.lines, want)
+		}
+	}
+}
+
+// TestCallsThatTakeNothing: a look and hits that are given back are no requests, and have no answer
+// to settle.
+func TestCallsThatTakeNothing(t *testing.T) {
+	t.Parallel()
+	for name, d := range map[string]*ratelimitv3.RateLimitDescriptor{
+		"a look":     {HitsAddend: wrapperspb.UInt64(0)},
+		"given back": {HitsAddend: wrapperspb.UInt64(1), IsNegativeHits: true},
+	} {
+		for _, key := range []string{"sk-pro", "sk-enterprise"} {
+			g := newGate(t, func(s *Settings) { withTokens(s); s.RateLimit.NegativeHits = true })
+			notes := &notebook{}
+			g.observer = notes
+			d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", key), entry("path", "/v1/chat"), entry("request.max_tokens", "7")}
+			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{d}})
+			if err != nil || response.GetDynamicMetadata() != nil {
+				t.Errorf("%s: %v, %v: want no ticket", name, response, err)
+			}
+			if want := strings.Replace(key, "sk-", "key_", 1) + " 0 × chat allowed"; !slices.Equal(notes.lines, []string{want}) {
+				t.Errorf("%s: %q, want %s", name, notes.lines, want)
+			}
+		}
+	}
+}
+
+// TestTicketOfAnotherInstance: who shares the TicketKey knows the seal, and nobody else.
+func TestTicketOfAnotherInstance(t *testing.T) {
+	t.Parallel()
+	shared := func(s *Settings) {
+		s.Tokens.SettleByRateLimit, s.TicketKey = false, NewTicketKey([]byte("of the fleet"))
+	}
+	ticket := admit(t, newGate(t, shared), withoutLimits())
+	for name, c := range map[string]struct {
+		change func(*Settings)
+		want   []string
+	}{
+		"the same": {shared, []string{"unreserved", "key_enterprise chat 7 + 30"}},
+		"another":  {nil, []string{"invalid"}},
+	} {
+		g := newGate(t, c.change)
+		notes := &notebook{}
+		g.observer = notes
+		_, client := accessLog(t, g)
+		log(t, client, entryOf(ticket, 200, viaUpstream, usageOf(7, 30)))
+		if !slices.Equal(notes.lines, c.want) {
+			t.Errorf("%s: %q, want %q", name, notes.lines, c.want)
+		}
+	}
+}
+
 // TestTierThatIsGone: a key of the store may name a tier that the configuration has
 // no more. Nothing panics, nobody passes.
 func TestTierThatIsGone(t *testing.T) {
@@ -132,5 +219,16 @@ func TestTierThatIsGone(t *testing.T) {
 	check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro"})
 	if want := []string{"key_pro 1 × chat failed"}; !slices.Equal(notes.lines, want) {
 		t.Errorf("%q, want %q", notes.lines, want)
+	}
+	g = newGate(t, withTokens)
+	ticket := admit(t, g, declaring("100"))
+	g.Use(func() *Settings { s := *g.settings.Load(); s.Plans = nil; return &s }())
+	notes.lines, g.observer = nil, notes
+	ended := answered{ticket: ticket, by: byRateLimit, status: 200, details: viaUpstream, usage: quota.Usage{Input: 7, Output: 30, Total: 37}}
+	if err := g.settle(t.Context(), g.settings.Load(), &ended); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"settled", "key_pro chat 7 + 30"}; !slices.Equal(notes.lines, want) {
+		t.Errorf("gone before the end of an answer: %q, want %q", notes.lines, want)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
@@ -274,6 +276,18 @@ func TestRefunds(t *testing.T) {
 	cached.CommonProperties.ResponseFlags = &accesslogv3.ResponseFlags{ResponseFromCacheFilter: true}
 	log(t, client, cached)
 	settle(500, viaUpstream, "500") // three refunds of 100 are the share
+}
+
+// TestRefundsOfRequests: a tier without a limit on tokens has its requests given back, though nothing
+// else is to be settled of it.
+func TestRefundsOfRequests(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		s.Tokens.SettleByRateLimit, s.Tokens.RefundStatuses, s.Tokens.RefundShare = false, []int{503}, 1000
+	})
+	_, client := accessLog(t, g)
+	log(t, client, entryOf(admit(t, g, declaring("90")), 503, viaUpstream, nil))
+	wantHeaders(t, check(t, g, "/v1/chat", map[string]string{"api-key": "sk-pro"}), map[string]string{"X-RateLimit-Used": "1"})
 }
 
 // TestAccessLogDrains: a stream that Envoy keeps open ends when the service drains,
@@ -547,16 +561,60 @@ func TestForgedSettlementsTeachNothing(t *testing.T) {
 func TestSettlementsForNobody(t *testing.T) {
 	t.Parallel()
 	g, counts := withoutRedis(t, nil)
+	var outcome error
 	for _, c := range []struct {
 		ticket string
 		want   int
 	}{{"1:key_nobody%d:r:s:chat:default:1:1:210:200", 16}, {"1:key_pro:r%d:s:chat:default:1:1:210:200", 24}} {
 		for n := range 32 {
 			a := answered{ticket: fmt.Sprintf(c.ticket, n), by: byRateLimit, usage: quota.NoUsage()}
-			_ = g.settle(t.Context(), g.settings.Load(), &a) // what finds no room is an error
+			outcome = g.settle(t.Context(), g.settings.Load(), &a) // what finds no room is an error
 		}
 		if n := counts.State().Waiting; n != c.want {
 			t.Errorf("%d settlements wait after those of %s: want %d", n, c.ticket, c.want)
+		}
+	}
+	if outcome == nil {
+		t.Fatal("every settlement found room")
+	}
+	notes := &notebook{}
+	g.observer = notes
+	ticket := "1:key_pro:r99:s:chat:default:1:1:210:200"
+	_, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate-settle", Descriptors: []*ratelimitv3.RateLimitDescriptor{
+		{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{entry(reservationField, ticket)}},
+	}})
+	if status.Code(err) != codes.Unavailable { // so Envoy tries again
+		t.Errorf("a call that finds no room: %v", err)
+	}
+	_, client := accessLog(t, g)
+	log(t, client, entryOf(ticket, 200, viaUpstream, nil))
+	if want := []string{StoreFailed, Lost}; !slices.Equal(notes.lines, want) {
+		t.Errorf("%q, want %q", notes.lines, want)
+	}
+}
+
+// TestUseOfWhatWaits: the tokens of a settlement that waits for Redis are counted at once, and where
+// there are two of each answer, of the one that Redis settles.
+func TestUseOfWhatWaits(t *testing.T) {
+	t.Parallel()
+	const used = "key_pro chat 7 + 30"
+	for twice, want := range map[bool][]string{false: {"queued", used}, true: {"queued"}} {
+		g, _ := withoutRedis(t, func(s *Settings) { s.Tokens.SettleByRateLimit = twice })
+		notes := &notebook{}
+		g.observer = notes
+		a := answered{ticket: "1:key_pro:r:s:chat:default:1:1:210:200", by: byAccessLog, status: 200, details: viaUpstream, usage: quota.Usage{Input: 7, Output: 30, Total: 37}}
+		if err := g.settle(t.Context(), g.settings.Load(), &a); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(notes.lines, want) {
+			t.Errorf("settled twice %t: %q, want %q", twice, notes.lines, want)
+		}
+		notes.lines = nil
+		for _, outcome := range []quota.Outcome{quota.Duplicate, quota.NotFound, quota.Settled} {
+			g.once(Use{Account: "key_pro", Resource: "chat", Input: 7, Output: 30})(outcome)
+		}
+		if !slices.Equal(notes.lines, []string{used}) {
+			t.Errorf("one of three is settled: %q", notes.lines)
 		}
 	}
 }
