@@ -507,10 +507,13 @@ func TestOddRequests(t *testing.T) {
 // TestStatuses describe the limit that refuses, else the one in the headers.
 func TestStatuses(t *testing.T) {
 	t.Parallel()
-	g := newGate(t, nil)
+	g := newGate(t, func(s *Settings) {
+		s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 9}, {Metric: quota.Requests, Window: quota.Day, Max: 5}}}, quota.ByKey, nil)
+	})
+	hits := uint32(0)
 	ask := func(key string) *rlsv3.RateLimitResponse_DescriptorStatus {
 		response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{
-			Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", key)}}},
+			HitsAddend: hits, Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", key)}}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -530,8 +533,55 @@ func TestStatuses(t *testing.T) {
 	if refused.GetCurrentLimit().GetUnit() != rlsv3.RateLimitResponse_RateLimit_MINUTE || refused.GetDurationUntilReset().AsDuration() != 30*time.Second {
 		t.Errorf("%v", refused)
 	}
+	hits = 3
+	want(ask("sk-pro"), ok, "requests_per_minute", 9, 6)
+	want(ask("sk-pro"), over, "requests_per_day", 5, 2)
+	g.Use(func() *Settings {
+		s := *g.settings.Load()
+		s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Limits: []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 2}}}, quota.ByKey, nil)
+		return &s
+	}())
+	hits = 1
+	want(ask("sk-pro"), over, "requests_per_minute", 2, 0) // of which 3 are used
 	want(ask("sk-enterprise"), ok, "", 0, 0)
 	want(ask("sk-nobody"), over, "", 0, 0)
+}
+
+// TestStatusesOfPools tell the key's limit: how much all have together is not for clients.
+func TestStatusesOfPools(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		s.Pools = map[string]*quota.Pool{"chat": quota.NewPool("chat", []quota.Limit{{Metric: quota.Requests, Window: quota.Minute, Max: 1, Pooled: true}}, quota.UsualShares())}
+	})
+	response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{
+		{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", "sk-free"), entry("path", "/v1/chat")}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := response.GetStatuses()[0]
+	if s.GetCode() != rlsv3.RateLimitResponse_OVER_LIMIT || s.GetCurrentLimit().GetName() != "requests_per_minute" || s.GetCurrentLimit().GetRequestsPerUnit() != 2 || s.GetLimitRemaining() != 2 {
+		t.Errorf("%v", response)
+	}
+}
+
+// TestTheFirstEntryHolds where one stands twice, and the whole of what Authorization says may be
+// the key's.
+func TestTheFirstEntryHolds(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		withTokens(s)
+		s.RateLimit.Entries.KeyID, s.RateLimit.Entries.Tier = "key_id", "tier"
+	})
+	a := limit(t, g, entry("resource", "images"), entry("resource", "chat"), entry("priority", "1"), entry("priority", "3"), entry("api_key", "Bearer sk-pro"),
+		entry("max_tokens", "3"), entry("request.max_tokens", "200"), entry("request.max_tokens", "1"), entry("request.content_length", "40"))
+	wantHeaders(t, a, map[string]string{"X-RateLimit-Resource": "images", "X-Request-Priority": "1", "x-ratelimit-remaining-tokens": "800"})
+	a = limit(t, g, entry("key_id", "key_free"), entry("key_id", "key_pro"), entry("tier", "free"), entry("tier", "pro"))
+	wantHeaders(t, a, map[string]string{"X-RateLimit-Limit": "2"})
+	for _, none := range []string{"bearer", "Basic dXNlcjpwdw=="} {
+		checkRefusal(t, none, limit(t, g, entry("api_key", none)), "missing_api_key")
+	}
+	checkRefusal(t, "another form", limit(t, g, entry("api_key.cooked", "sk-pro")), "missing_api_key")
 }
 
 // TestTrustedEntries: key ID and tier are believed only where the configuration

@@ -77,7 +77,7 @@ func TestSlidingLimit(t *testing.T) {
 	if st := status(0); st.GetDurationUntilReset().AsDuration() != 8072*time.Millisecond || st.GetCurrentLimit().GetUnit() != rlsv3.RateLimitResponse_RateLimit_MINUTE {
 		t.Errorf("%v", st)
 	}
-	if st := status(8); st.GetCode() != rlsv3.RateLimitResponse_OK || st.GetLimitRemaining() != 0 { // 7 of before, and 1
+	if st := status(8); st.GetCode() != rlsv3.RateLimitResponse_OK || st.GetLimitRemaining() != 0 || st.GetDurationUntilReset().AsDuration() != 59500*time.Millisecond { // 7 of before, and 1
 		t.Errorf("a limit of the descriptor's own: %v", st)
 	}
 	now = now.Add(9 * time.Second)

@@ -148,14 +148,16 @@ func TestUnknownDescriptors(t *testing.T) {
 	for allow, want := range map[bool]rlsv3.RateLimitResponse_Code{false: rlsv3.RateLimitResponse_OVER_LIMIT, true: rlsv3.RateLimitResponse_OK} {
 		g := newGate(t, func(s *Settings) { s.RateLimit.AllowUnknown = allow })
 		for name, c := range map[string]struct {
-			entry *ratelimitv3.RateLimitDescriptor_Entry
-			want  rlsv3.RateLimitResponse_Code
+			entries []*ratelimitv3.RateLimitDescriptor_Entry
+			want    rlsv3.RateLimitResponse_Code
 		}{
-			"unknown":      {entry("generic_key", "x"), want},
-			"a path alone": {entry("path", "/v1/chat"), rlsv3.RateLimitResponse_OVER_LIMIT},
+			"unknown":                {[]*ratelimitv3.RateLimitDescriptor_Entry{entry("generic_key", "x")}, want},
+			"no name":                {[]*ratelimitv3.RateLimitDescriptor_Entry{entry("", "x")}, want},
+			"a path alone":           {[]*ratelimitv3.RateLimitDescriptor_Entry{entry("path", "/v1/chat")}, rlsv3.RateLimitResponse_OVER_LIMIT},
+			"a path, and an unknown": {[]*ratelimitv3.RateLimitDescriptor_Entry{entry("path", "/v1/chat"), entry("generic_key", "x")}, rlsv3.RateLimitResponse_OVER_LIMIT},
 		} {
 			response, err := NewRateLimit(g).ShouldRateLimit(t.Context(), &rlsv3.RateLimitRequest{
-				Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: []*ratelimitv3.RateLimitDescriptor_Entry{c.entry}}},
+				Domain: "tiergate", Descriptors: []*ratelimitv3.RateLimitDescriptor{{Entries: c.entries}},
 			})
 			if err != nil || response.GetOverallCode() != c.want || len(response.GetStatuses()) != 1 {
 				t.Errorf("allow %t, %s: %v, %v", allow, name, response, err)

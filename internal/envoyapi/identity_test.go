@@ -68,8 +68,10 @@ func TestIdentity(t *testing.T) {
 		"another namespace":           {change: believing, namespace: "envoy.lua", fields: claims("key_pro", "pro"), want: "missing_api_key"},
 		"nothing":                     {change: believing, want: "missing_api_key"},
 		"revoked":                     {change: believing, fields: claims("key_revoked", "pro"), want: "revoked_api_key"},
+		"revoked, another tier":       {change: believing, fields: claims("key_revoked", "free"), want: "revoked_api_key"},
 		"expired":                     {change: believing, fields: claims("key_expired", "pro"), want: "expired_api_key"},
 		"a demo key":                  {change: believing, fields: claims("key_demo", "pro"), want: "invalid_api_key"},
+		"a demo key, another tier":    {change: believing, fields: claims("key_demo", "free"), want: "invalid_api_key"},
 	} {
 		namespace := jwtNamespace
 		if c.namespace != "" {
