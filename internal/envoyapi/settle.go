@@ -196,7 +196,7 @@ func (t ticket) use(s *Settings, of *quota.Settlement, now time.Time) Use {
 
 // counted returns the tokens that a settlement leaves charged.
 func (t ticket) counted(s *quota.Settlement) (input, output int64) {
-	if t.source == quota.ByNothing || s.RefundShare > 0 {
+	if s.RefundShare > 0 {
 		return 0, 0
 	}
 	input, output = s.Used.InputTokens, s.Used.OutputTokens
