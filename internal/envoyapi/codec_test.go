@@ -131,7 +131,26 @@ func checks(tb testing.TB) map[string]struct {
 			delete(m.GetAttributes().GetMetadataContext().GetFilterMetadata()[RequestNamespace].GetFields(), "model")
 		}))...), false},
 		"faulty metadata": {append(bytes.Clone(full), 0x0a, 3, 0x5a, 1, 0xff), false},
+		"a number that is a text": {append(bytes.Clone(part("\x0a", part("\x5a", part("\x0a", append(part("\x0a", []byte(RequestNamespace)),
+			part("\x12", part("\x0a", []byte("\x0a\x01n\x12\x03\x12\x01x")))...))))), wire(tb, changed(fullCheck("sk-pro"), func(m *authv3.CheckRequest) {
+			m.Attributes.MetadataContext = nil
+		}))...), false},
+		"a number for attributes":   {[]byte{0x08, 1}, false},
+		"attributes that end early": {append(bytes.Clone(full), 0x0a, 2, 0x22, 5), false},
+		"a message that ends early": {append(bytes.Clone(full), 0x0a, 5), false},
+		"a number beyond 64 bits":   {append(append(append(bytes.Clone(full), 0x78), bytes.Repeat([]byte{0xff}, 9)...), 2), false},
+		"a field beyond all":        {append(bytes.Clone(full), 0x80, 0x80, 0x80, 0x80, 0x10, 1), false},
+		"a GET": {wire(tb, changed(fullCheck("sk-pro"), func(m *authv3.CheckRequest) {
+			http(m).Method = "GET"
+			delete(http(m).GetHeaders(), "content-length")
+			m.Attributes.MetadataContext, m.Attributes.ContextExtensions = nil, nil
+		})), true},
 	}
+}
+
+// part is a field of a message that has another in it, shorter than 128 bytes.
+func part(tag string, inner []byte) []byte {
+	return append(append([]byte(tag), byte(len(inner))), inner...)
 }
 
 // limits are RateLimitRequests on the wire, and whether they are usual.
@@ -175,9 +194,14 @@ func limits(tb testing.TB) map[string]struct {
 				m.Descriptors[0].Entries = append(m.Descriptors[0].Entries, entriesOf("a", "b")...)
 			}
 		}), false},
-		"cut off":        {full[:len(full)-3], false},
-		"no UTF-8":       {bytes.Replace(full, []byte("Bearer sk-pro"), []byte("Bearer \xff\xfe\xff\xfe\xff\xfe"), 1), false},
-		"unknown fields": {append(bytes.Clone(full), 0x78, 1), true},
+		"cut off":             {full[:len(full)-3], false},
+		"no UTF-8":            {bytes.Replace(full, []byte("Bearer sk-pro"), []byte("Bearer \xff\xfe\xff\xfe\xff\xfe"), 1), false},
+		"unknown fields":      {append(bytes.Clone(full), 0x78, 1), true},
+		"ends early":          {append(bytes.Clone(full), 0x12, 5), false},
+		"hits beyond 32 bits": {append(bytes.Clone(full), 0x18, 0x81, 0x80, 0x80, 0x80, 0x10), false},
+		"nothing known": {with(func(m *rlsv3.RateLimitRequest) {
+			m.Descriptors[0].Entries = entriesOf("generic_key", "x")
+		}), true},
 	}
 }
 
@@ -221,7 +245,20 @@ func served(t *testing.T, server *grpc.Server) *grpc.ClientConn {
 // errors too.
 func TestCodec(t *testing.T) {
 	t.Parallel()
-	settings := func(s *Settings) { s.Tokens.SettleByAccessLog, s.Tokens.SettleByRateLimit = false, false } // tickets differ
+	for _, allow := range []bool{false, true} {
+		codecAnswers(t, func(s *Settings) {
+			withTokens(s)
+			s.Plans["pro"] = quota.NewPlan(quota.Tier{Name: "pro", Priority: quota.High, Limits: []quota.Limit{
+				{Metric: quota.Requests, Window: quota.Minute, Max: 1000}, {Metric: quota.Tokens, Window: quota.Minute, Max: 1_000_000},
+			}}, quota.ByKey, nil)
+			s.Tokens.SettleByAccessLog, s.Tokens.SettleByRateLimit = false, false // tickets differ
+			s.RateLimit.AllowUnknown = allow
+		})
+	}
+}
+
+func codecAnswers(t *testing.T, settings func(*Settings)) {
+	t.Helper()
 	theirs, ours := grpc.NewServer(), grpc.NewServer(grpc.ForceServerCodec(named{}))
 	g := newGate(t, settings)
 	authv3.RegisterAuthorizationServer(theirs, NewAuthz(g))
@@ -240,8 +277,10 @@ func TestCodec(t *testing.T) {
 			t.Errorf("%s, %s:\n%q, want\n%q", method, name, have, want)
 		}
 	}
+	id := 0
 	for name, c := range checks(t) {
-		same(name, authv3.Authorization_Check_FullMethodName, c.message)
+		id++ // or all would be repeats of the first
+		same(name, authv3.Authorization_Check_FullMethodName, bytes.ReplaceAll(c.message, []byte("1234567890"), fmt.Appendf(nil, "%010d", id)))
 	}
 	for name, c := range limits(t) {
 		same(name, rlsv3.RateLimitService_ShouldRateLimit_FullMethodName, c.message)

@@ -32,6 +32,7 @@ func TestHits(t *testing.T) {
 	}
 	over := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 3, Unit: typev3.RateLimitUnit_MINUTE}
 	more := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 50, Unit: typev3.RateLimitUnit_MINUTE}
+	daily := &ratelimitv3.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 50, Unit: typev3.RateLimitUnit_DAY}
 	byResource := func(s *Settings) {
 		all(s)
 		tier := s.Plans["pro"].Tier
@@ -66,11 +67,14 @@ func TestHits(t *testing.T) {
 		"more given back than used":  {settings: all, before: 2, ds: []*d{key(&d{IsNegativeHits: true, HitsAddend: hits(math.MaxUint64)})}, used: "0"},
 		"a limit of its own":         {settings: all, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
 		"the least of several":       {settings: all, before: 3, ds: []*d{key(&d{Limit: over}), {Limit: more}}, used: "3", status: 429},
+		"the least is the last":      {settings: all, before: 3, ds: []*d{key(&d{Limit: more}), {Limit: over}}, used: "3", status: 429},
+		"of two windows":             {settings: all, before: 3, ds: []*d{key(&d{Limit: daily}), {Limit: over}}, used: "3", status: 429},
 		"its limit of each resource": {settings: byResource, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
 		"where the key has its own":  {settings: ofKey, before: 3, ds: []*d{key(&d{Limit: over})}, used: "3", status: 429},
 		"its limit is not believed":  {before: 3, ds: []*d{key(&d{Limit: over})}, used: "4"},
 		"tokens":                     {settings: inTokens, request: 300, ds: []*d{key(&d{})}, used: "1", tokens: "700"},
 		"tokens given back":          {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "0", tokens: "1000"},
+		"tokens, of what was used":   {settings: inTokens, before: 2, ds: []*d{key(&d{HitsAddend: hits(50), IsNegativeHits: true})}, used: "2", tokens: "848"},
 		"a look at tokens":           {settings: inTokens, ds: []*d{key(&d{HitsAddend: hits(0)})}, used: "0", tokens: "1000"},
 		"tokens, but none said":      {settings: inTokens, ds: []*d{key(&d{})}, used: "1", tokens: "899"},
 		"too many tokens":            {settings: inTokens, request: 1001, ds: []*d{key(&d{})}, used: "0", status: 413},

@@ -165,6 +165,7 @@ func TestCallsThatTakeNothing(t *testing.T) {
 	} {
 		for _, key := range []string{"sk-pro", "sk-enterprise"} {
 			g := newGate(t, func(s *Settings) { withTokens(s); s.RateLimit.NegativeHits = true })
+			admit(t, g, declaring("100"))
 			notes := &notebook{}
 			g.observer = notes
 			d.Entries = []*ratelimitv3.RateLimitDescriptor_Entry{entry("api_key", key), entry("path", "/v1/chat"), entry("request.max_tokens", "7")}
@@ -174,6 +175,9 @@ func TestCallsThatTakeNothing(t *testing.T) {
 			}
 			if want := strings.Replace(key, "sk-", "key_", 1) + " 0 × chat allowed"; !slices.Equal(notes.lines, []string{want}) {
 				t.Errorf("%s: %q, want %s", name, notes.lines, want)
+			}
+			if have := remaining(t, g); have != "890" { // whatever the request declares
+				t.Errorf("%s: %s tokens remain, want 890", name, have)
 			}
 		}
 	}
