@@ -324,6 +324,6 @@ func (c *limitCall) read(text string, s *RateLimitSettings) bool {
 // inquiry asks what the call asks.
 func (c *limitCall) inquiry(s *RateLimitSettings) inquiry {
 	q := c.described.inquiry()
-	q.take(max(c.hits, 1), c.hits > 0, s.HitsMetric)
+	q.take(c.hits, c.hits > 0, s.HitsMetric)
 	return q
 }
