@@ -79,7 +79,7 @@ type AdminOptions struct {
 type Admin struct {
 	guesses     *visits     // wrong tokens, of addresses
 	loopback    bool        // whether only this machine reaches it
-	closed      atomic.Bool // there were tokens, and there are none any more
+	closed      atomic.Bool // there were tokens once: where there are none, that is no invitation
 	sessions    operatorSessions
 	crossOrigin *http.CrossOriginProtection
 	accounts    atomic.Pointer[AdminAccounts]
@@ -108,13 +108,10 @@ func NewAdmin(o AdminOptions) *Admin {
 // away all tokens, nobody is answered until there are some again: a token that has leaked
 // is no reason to let everybody in.
 func (a *Admin) Use(accounts *AdminAccounts) {
-	before := a.accounts.Swap(accounts)
-	switch {
-	case len(accounts.Tokens) > 0:
-		a.closed.Store(false)
-	case before != nil && len(before.Tokens) > 0:
-		a.closed.Store(true)
+	if before := a.accounts.Load(); before != nil && len(before.Tokens) > 0 {
+		a.closed.Store(true) // before anybody can find none
 	}
+	a.accounts.Store(accounts)
 }
 
 // An endpoint is one operation of the API. What it returns is the body of an answer.
