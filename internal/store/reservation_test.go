@@ -303,6 +303,21 @@ func TestRefunds(t *testing.T) {
 	})
 }
 
+// TestShareOfRefundsIsLowered: what was given back beyond a share that is less now is not charged
+// to the next that is given back.
+func TestShareOfRefundsIsLowered(t *testing.T) {
+	eachTimedStore(t, func(t *testing.T, counts quota.Counts, _ *time.Time) {
+		for i, share := range []int64{500, 10} { // of 1,000 tokens 500 and 10
+			request := strconv.Itoa(i)
+			take(t, counts, perMinuteAndDay(request))
+			s := settlement(request, 100)
+			s.RefundShare = share
+			wantOutcome(t, settle(t, counts, s), quota.Settled)
+		}
+		used(t, counts, 1, 100, 100)
+	})
+}
+
 // TestSettledOnceUnderConcurrency: of many settlements of one reservation at once
 // a single one counts.
 func TestSettledOnceUnderConcurrency(t *testing.T) {
@@ -435,6 +450,83 @@ func TestMemoryReservationsAreBounded(t *testing.T) {
 	}
 	if left := m.reservations.rest.left.Load(); left != int64(most-m.reservations.own) {
 		t.Errorf("room for %d again: want %d", left, most-m.reservations.own)
+	}
+}
+
+// TestReservationsThatAreReplaced: where all are old, a settled one makes room, else the oldest.
+func TestReservationsThatAreReplaced(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	m := NewMemory(func() time.Time { return now }, 2)
+	m.reservations.own = 1
+	m.reservations.rest.left.Store(2)
+	reserve := func(request string) {
+		t.Helper()
+		if taken := take(t, m, quota.Order{Account: "a", Request: request, Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Day, 100, 1)}}); taken.Secret != "s" {
+			t.Errorf("%s is not kept", request)
+		}
+	}
+	want := func(request string, outcome quota.Outcome) {
+		t.Helper()
+		if have := settle(t, m, quota.Settlement{Account: "a", Request: request, Secret: "s"}); have != outcome {
+			t.Errorf("%s: %s, want %s", request, have, outcome)
+		}
+	}
+	for _, request := range []string{"1", "2", "3"} {
+		reserve(request)
+		now = now.Add(time.Second)
+	}
+	now = now.Add(quota.RepeatWindow)
+	want("2", quota.Settled)
+	reserve("4")
+	want("2", quota.NotFound)
+	reserve("5")
+	want("1", quota.NotFound)
+	want("3", quota.Settled)
+	want("4", quota.Settled)
+	now = now.Add(quota.RepeatWindow)
+	reserve("5") // another request by the same ID needs no more room
+	if n := len(m.shard(m.hash("a")).reservations); n != 3 {
+		t.Errorf("%d are kept, want 3", n)
+	}
+}
+
+// TestReservationsEnd when they are to, though nobody has swept since.
+func TestReservationsEnd(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	m := NewMemory(func() time.Time { return now }, 2)
+	for _, c := range []struct {
+		after time.Duration
+		want  quota.Outcome
+	}{{time.Minute - time.Millisecond, quota.Settled}, {time.Minute, quota.NotFound}} {
+		take(t, m, quota.Order{Account: "a", Request: c.after.String(), Secret: "s", Keep: time.Minute, Charges: []quota.Charge{charge(quota.Day, 100, 1)}})
+		now = now.Add(c.after)
+		if have := settle(t, m, quota.Settlement{Account: "a", Request: c.after.String(), Secret: "s"}); have != c.want {
+			t.Errorf("after %s: %s, want %s", c.after, have, c.want)
+		}
+	}
+}
+
+// TestRequestsThatCollide: who has the number of another's reservation neither repeats nor settles
+// that.
+func TestRequestsThatCollide(t *testing.T) {
+	t.Parallel()
+	m := NewMemory(time.Now, 10)
+	order := func(account, request string) quota.Order {
+		return quota.Order{Account: account, Request: request, Secret: "s", Keep: time.Hour, Charges: []quota.Charge{charge(quota.Month, 100, 1)}}
+	}
+	take(t, m, order("a", "1"))
+	hash := m.hash("a")
+	kept := m.shard(hash).reservations[m.reservationID(hash, "1")]
+	for _, other := range []quota.Order{order("a", "2"), order("b", "1")} {
+		m.putReservation(other.Account, other.Request, kept)
+		if outcome := settle(t, m, quota.Settlement{Account: other.Account, Request: other.Request, Secret: "s"}); outcome != quota.NotFound {
+			t.Errorf("%s of %s is settled for another: %s", other.Request, other.Account, outcome)
+		}
+		if taken := take(t, m, other); taken.Repeated {
+			t.Errorf("%s of %s is answered as another: %+v", other.Request, other.Account, taken)
+		}
 	}
 }
 
