@@ -1,10 +1,12 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -26,6 +28,48 @@ func TestMemoryForgetsEndedWindows(t *testing.T) {
 		t.Errorf("%d accounts after the minute: want 1", n)
 	}
 	wantTaken(t, take(t, m, of("long", charge(quota.Minute, 10, 1), charge(quota.Day, 10, 1))), true, 1, 2)
+}
+
+// TestMemoryIsSwept by itself.
+func TestMemoryIsSwept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(time.Now, 10)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- m.Run(ctx) }()
+		take(t, m, of("a", charge(quota.Second, 10, 1)))
+		time.Sleep(2 * sweepInterval)
+		if n := m.Len(); n != 0 {
+			t.Errorf("%d accounts are left, want none", n)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRefusedLately is who was, for a while.
+func TestRefusedLately(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	m := NewMemory(func() time.Time { return now }, 1)
+	want := func(what string, lately bool) {
+		t.Helper()
+		if m.RefusedLately("a") != lately {
+			t.Errorf("%s: refused lately %t", what, !lately)
+		}
+	}
+	o := of("a", charge(quota.Day, 1, 1))
+	take(t, m, o)
+	want("admitted", false)
+	take(t, m, o)
+	want("refused", true)
+	now = now.Add(refusedKept - 1)
+	want("not long ago", true)
+	now = now.Add(1)
+	want("long ago", false)
 }
 
 // TestMemoryIsBounded: a full store refuses new accounts, keeps counting those
