@@ -143,7 +143,7 @@ func TestFaultsOfAKey(t *testing.T) {
 	f.faults("POST", "/keys", `{"id":"key_file","pepper":"p9","tier":"gold","name":7,"owner":"a\nb","priority":5,"resources":["chat","chatt","chat"],`+
 		`"labels":{"":"x","long":"`+strings.Repeat("x", 257)+`"},"expires":"2026-03-01T12:00:00Z","overrides":[{"metric":"wishes","per":"fortnight","max":1.5,"colour":1},`+
 		`{"metric":"requests","per":"minute","max":1},{"metric":"requests","per":"minute","max":2,"resource":"video","priority":0},`+
-		`{"metric":"requests","per":"minute","max":9223372036854775807,"algorithm":"sliding"}],"secret":"sk-secret"}`,
+		`{"metric":"requests","per":"minute","max":9223372036854775807,"algorithm":"sliding"},{"metric":"requests","per":"hour","max":1,"until":"2026-03-01T12:00:00Z"}],"secret":"sk-secret"}`,
 		`id: the file of keys has a key key_file: choose another`,
 		`pepper: the configuration has no pepper of this name under keys.peppers`,
 		`tier: unknown tier "gold": want one of enterprise, free, pro`,
@@ -163,6 +163,7 @@ func TestFaultsOfAKey(t *testing.T) {
 		`overrides[2].priority: want 1 (low), 2 (normal), 3 (high) or 4 (critical)`,
 		`overrides[3].max: is out of range: want 0 to 1000000000000000`,
 		`overrides[3].metric: a second override of requests_per_minute: remove one of them`,
+		`overrides[4].until: has passed: want a time to come; an override that is over changes nothing`,
 		`secret: unknown field`)
 	for _, id := range []string{"a b", "-x", "export", "tg_live_AAAAAAAA", strings.Repeat("x", 65)} {
 		if w := f.do("POST", "/keys", fmt.Sprintf(`{"tier":"free","id":%q}`, id)); w.Code != 400 || !strings.Contains(w.Body.String(), `"field":"id"`) {
@@ -177,6 +178,10 @@ func TestFaultsOfAKey(t *testing.T) {
 		"id: unknown field", "overrides: unknown field")
 	f.faults("POST", "/keys/key_ada/rotate", `{"grace":"1500ms","pepper":"p9"}`,
 		"grace: want a duration such as 24h, from 0s to 8784h, in whole seconds", "pepper: the configuration has no pepper of this name under keys.peppers")
+	f.faults("POST", "/keys/key_ada/rotate", `{"grace":"8784h1s"}`, "grace: want a duration such as 24h, from 0s to 8784h, in whole seconds")
+	f.faults("POST", "/keys/key_ada/rotate", `{"graze":"24h"}`, "graze: unknown field")
+	f.faults("POST", "/keys/key_ada/revoke", `{"because":"x"}`, "because: unknown field")
+	f.faults("POST", "/keys/key_ada/overrides", `{"metric":"requests","per":"hour","max":1,"till":"2026-04-01T00:00:00Z"}`, "till: unknown field")
 	f.faults("POST", "/keys/key_ada/revoke", `{"reason":"a\u0000b"}`, "reason: has control characters: want a line of text")
 	many := map[string]string{}
 	for i := range maxLabels + 1 {
@@ -322,6 +327,7 @@ func TestOverrides(t *testing.T) {
 	images := `{"metric":"requests","per":"minute","max":0,"resource":"images","priority":1,"until":"2026-04-01T00:00:00Z"}`
 	for i, step := range []struct{ have, want string }{
 		{set(`{"metric":"requests","per":"60s","max":10}`), `[{"metric":"requests","per":"minute","max":10}]`},
+		{set(minute), "[" + minute + "]"},
 		{set(minute), "[" + minute + "]"},
 		{set(slides), "[" + slides + "]"},
 		{set(fixed), "[" + fixed + "]"},

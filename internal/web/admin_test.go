@@ -242,6 +242,8 @@ func TestAdminIsLocalWithoutTokens(t *testing.T) {
 		"no address":           {func(r *http.Request) { r.RemoteAddr = "@" }, 403},
 		"through a proxy":      {func(r *http.Request) { r.Header.Set("X-Forwarded-For", "192.0.2.1") }, 403},
 		"a name that leads us": {func(r *http.Request) { r.Host = "rebound.example:9002" }, 403},
+		"another address":      {func(r *http.Request) { r.Host = "192.0.2.1:9002" }, 403},
+		"another of IPv6":      {func(r *http.Request) { r.Host = "[2001:db8::1]" }, 403},
 		"no host":              {func(r *http.Request) { r.Host = "" }, 403},
 		"another site's page":  {func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
 		"another origin":       {func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
