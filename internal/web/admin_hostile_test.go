@@ -199,5 +199,14 @@ func TestLabelNamesAreShown(t *testing.T) {
 	t.Parallel()
 	f := newAdmin(t)
 	f.faults("POST", "/keys", `{"tier":"free","labels":{"a\u202eb":"x"}}`, `labels: the name "a\u202eb": want 1 to 64 bytes without control characters`)
+	long := strings.Repeat("x", maxLabelName)
+	f.faults("POST", "/keys", `{"tier":"free","labels":{"`+long+`y":"x"}}`, fmt.Sprintf("labels: the name %q: want 1 to 64 bytes without control characters", short(long+"y")))
+	ok[NewKey](f, "POST", "/keys", `{"tier":"free","id":"key_ada","labels":{"`+long+`":"x"}}`)
+	for _, none := range []string{`null`, `{"` + long + `":null}`} {
+		f.do("PATCH", "/keys/key_ada", `{"labels":{"`+long+`":"y"}}`)
+		if v := ok[KeyView](f, "PATCH", "/keys/key_ada", `{"labels":`+none+`}`); v.Labels != nil {
+			t.Errorf("%s: %v", none, v.Labels)
+		}
+	}
 	f.faults("POST", "/keys", `{"tier":"free","labels":{"of tg_live_ABC":"x"}}`, "labels: a name has what looks like a key: this is shown to all who may ask")
 }

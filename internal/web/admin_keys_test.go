@@ -165,7 +165,7 @@ func TestFaultsOfAKey(t *testing.T) {
 		`overrides[3].metric: a second override of requests_per_minute: remove one of them`,
 		`overrides[4].until: has passed: want a time to come; an override that is over changes nothing`,
 		`secret: unknown field`)
-	for _, id := range []string{"a b", "-x", "export", "tg_live_AAAAAAAA", strings.Repeat("x", 65)} {
+	for _, id := range []string{"a b", "-x", "export", "import", "tg_live_AAAAAAAA", strings.Repeat("x", 65)} {
 		if w := f.do("POST", "/keys", fmt.Sprintf(`{"tier":"free","id":%q}`, id)); w.Code != 400 || !strings.Contains(w.Body.String(), `"field":"id"`) {
 			t.Errorf("ID %q: %d %s", id, w.Code, w.Body)
 		}
@@ -208,6 +208,7 @@ func TestKeysOfTheFile(t *testing.T) {
 			method = "PATCH"
 		}
 		f.refused(method, "/keys/key_file"+path, body, kindInFile, "change key_file there")
+		f.refused(method, "/keys/key_nobody"+path, body, kindNoKey, "no key has this ID")
 	}
 	var told []string
 	for _, k := range ok[KeyList](f, "GET", "/keys", "").Keys {
