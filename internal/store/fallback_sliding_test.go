@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -282,5 +283,34 @@ func TestItFitsThenWithoutRedis(t *testing.T) {
 	}
 	if refused < 3000 {
 		t.Errorf("%d refused", refused)
+	}
+}
+
+// TestRepeatOfWhatSlid: Redis answers a repeat of what was admitted without it as the first was
+// answered, with what was used in the windows before, which has been settled since.
+func TestRepeatOfWhatSlid(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	f := fallbackOn(r, nil)
+	p, now := f.part("a"), f.now()
+	order := func(request string) quota.Order {
+		return quota.Order{Account: "a", Request: request, Secret: "secret-" + request, Keep: 24 * time.Hour, Charges: []quota.Charge{
+			tokens(quota.Tokens, quota.Hour.Slide(), 100, 5), charge(quota.Month, 100, 3), charge(quota.Day.Slide(), 100, 2),
+		}}
+	}
+	var first quota.Taken
+	for request, at := range []time.Time{now.Add(-24 * time.Hour), now.Add(-time.Hour), now} {
+		var err error
+		if first, err = p.ledger.take(order(strconv.Itoa(request)), manner{quota.Local, 1, false}, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !f.giveBack(t.Context(), p) {
+		t.Fatal("it is not given back")
+	}
+	wantOutcome(t, settle(t, r, settlement("1", 1)), quota.Settled)
+	again := take(t, r, order("2"))
+	if !again.Repeated || !slices.Equal(again.Used, first.Used) || !slices.Equal(again.Before, first.Before) || first.UsedBefore(0) != 5 {
+		t.Errorf("%+v, want the first answer, %+v", again, first)
 	}
 }
