@@ -397,3 +397,43 @@ func TestOrdersKnowNothingOfOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestAnswersThatAreNone: what Redis should never answer fails all operations of a call, of which it is
+// not known what was done.
+func TestAnswersThatAreNone(t *testing.T) {
+	t.Parallel()
+	const now = int64(1772366430000)
+	for name, c := range map[string]struct {
+		values   any
+		admitted bool // and settled
+	}{
+		"as it should be":            {[]any{now, int64(1), int64(5), int64(1)}, true},
+		"no list":                    {"OK", false},
+		"nothing":                    {[]any{}, false},
+		"no answer to the last":      {[]any{now, int64(1), int64(5)}, false},
+		"no number of what is used":  {[]any{now, int64(1), nil, int64(1)}, false},
+		"a text where a number is":   {[]any{now, int64(1), "5", int64(1)}, false},
+		"one answer more":            {[]any{now, int64(1), int64(5), int64(1), int64(1)}, false},
+		"neither admitted nor not":   {[]any{now, int64(3), int64(5), int64(1)}, false},
+		"a repeat without a secret":  {[]any{now, int64(2), now, int64(5), int64(1)}, false},
+		"neither settled nor not":    {[]any{now, int64(1), int64(5), int64(3)}, false},
+		"less than that":             {[]any{now, int64(1), int64(5), int64(-1)}, false},
+		"no time":                    {[]any{nil, int64(1), int64(5), int64(1)}, false},
+		"of a settlement not a word": {[]any{now, int64(1), int64(5), nil}, false},
+	} {
+		o := one("a")
+		together := []*operation{{order: &o}, {settlement: &quota.Settlement{Account: "a"}}}
+		reply := redis.NewCmd(t.Context())
+		reply.SetVal(c.values)
+		answer(together, reply)
+		for _, o := range together {
+			var e *callError
+			if c.admitted != (o.err == nil) || (o.err != nil && (!errors.As(o.err, &e) || e.outcome != inDoubt)) {
+				t.Errorf("%s: %v", name, o.err)
+			}
+		}
+		if c.admitted && (!together[0].taken.Admitted || together[0].taken.Used[0] != 5 || together[1].outcome != quota.Settled) {
+			t.Errorf("%s: %+v, %s", name, together[0].taken, together[1].outcome)
+		}
+	}
+}
