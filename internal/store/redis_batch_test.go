@@ -398,6 +398,27 @@ func TestOrdersKnowNothingOfOthers(t *testing.T) {
 	}
 }
 
+// TestPlansOfABatch: orders that differ in one respect alone are carried out each by its own plan.
+func TestPlansOfABatch(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	plain, lower, slides, elsewhere := charge(quota.Month, 10, 5), charge(quota.Month, 4, 5), charge(quota.Month.Slide(), 10, 5), charge(quota.Month, 10, 5)
+	slides.Counter, elsewhere.Counter = plain.Counter, "requests/month@images"
+	charges := []quota.Charge{plain, lower, slides, elsewhere, plain}
+	together := make([]*operation, len(charges))
+	for i, c := range charges {
+		o := of("a"+strconv.Itoa(i), c)
+		together[i] = &operation{order: &o}
+	}
+	send(t, r, together)
+	for i, o := range together {
+		if admitted := charges[i] != lower; o.err != nil || o.taken.Admitted != admitted || (len(o.taken.Before) > 0) != (charges[i] == slides) {
+			t.Errorf("order %d: %+v, %v", i, o.taken, o.err)
+		}
+	}
+	wantTaken(t, take(t, r, of("a3", charge(quota.Month, 10, 0))), true, 0)
+}
+
 // TestAnswersThatAreNone: what Redis should never answer fails all operations of a call, of which it is
 // not known what was done.
 func TestAnswersThatAreNone(t *testing.T) {
