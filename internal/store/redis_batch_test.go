@@ -101,10 +101,11 @@ func TestKeptInABatch(t *testing.T) {
 	t.Parallel()
 	server := startRedis(t)
 	r := openRedis(t, at(server.Address))
-	together := orders(2)
-	together[1].order.Keep = time.Hour
+	together := orders(4)
+	together[1].order.Keep, together[2].order.Keep = time.Hour, time.Hour
+	together[2].order.Undoable, together[3].order.Undoable = true, true
 	send(t, r, together)
-	for i, want := range []time.Duration{quota.RepeatWindow, time.Hour} {
+	for i, want := range []time.Duration{quota.RepeatWindow, time.Hour, time.Hour, quota.RepeatWindow} {
 		ttl := r.client.PTTL(t.Context(), reservationKey("test", "a"+strconv.Itoa(i), "r")).Val()
 		if ttl > want || ttl < want-5*time.Second {
 			t.Errorf("TTL %s: want %s", ttl, want)
