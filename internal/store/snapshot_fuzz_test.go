@@ -68,6 +68,14 @@ func spoilt() map[string]frame {
 	add("a window without length", func(_ *accountColumns, r *reservationColumns) { r.Lengths[0] = 0 })
 	add("a window that is too long", func(_ *accountColumns, r *reservationColumns) { r.Lengths[0] = 1 << 62 })
 	add("no such metric", func(_ *accountColumns, r *reservationColumns) { r.Metrics[0] = 258 })
+	add("a metric that there is not", func(_ *accountColumns, r *reservationColumns) { r.Metrics[0] = 200 })
+	add("no maximum", func(_ *accountColumns, r *reservationColumns) { r.Max = nil })
+	add("no cost", func(_ *accountColumns, r *reservationColumns) { r.Costs = nil })
+	add("more charges than there are", func(_ *accountColumns, r *reservationColumns) { r.Charges[0] = 2 })
+	add("a window before too many", func(_ *accountColumns, r *reservationColumns) { r.Before = []int64{0, 0} })
+	add("less than nothing used", func(_ *accountColumns, r *reservationColumns) { r.Used[0] = -1 })
+	add("less than nothing before", func(_ *accountColumns, r *reservationColumns) { r.Before = []int64{-1} })
+	add("a cost above all", func(_ *accountColumns, r *reservationColumns) { r.Costs[0] = quota.MaxUsed + 1 })
 	add("less than no maximum", func(_ *accountColumns, r *reservationColumns) { r.Max[0] = -1 })
 	add("a cost beyond all", func(_ *accountColumns, r *reservationColumns) { r.Costs[0] = -1 << 63 })
 	return frames
@@ -89,6 +97,11 @@ func TestSpoiltFrames(t *testing.T) {
 		m, err := load(goodFrame(), f)
 		if left := m.accounts.left.Load(); err == nil || m.Len() != 0 || left != 100 {
 			t.Errorf("%s: %v, %d accounts, room for %d", name, err, m.Len(), left)
+		}
+		for i := range m.shards {
+			if n := len(m.shards[i].reservations); n > 0 {
+				t.Errorf("%s: %d reservations", name, n)
+			}
 		}
 	}
 }
