@@ -175,14 +175,15 @@ func TestPoolFindsRoom(t *testing.T) {
 	})
 }
 
-// TestVoidMakesRoom: a refusal that is remembered does not outlive what an undone order gives back.
+// TestVoidMakesRoom: a refusal that is remembered does not outlive what an undone order gives back,
+// though nothing else ever would.
 func TestVoidMakesRoom(t *testing.T) {
 	t.Parallel()
 	f := fallbackOn(redisStore(t, redisServer(t)), nil)
-	o := of("a", charge(quota.Month, 10, 10))
-	o.Request, o.Secret, o.Undoable = "r", "s", true
+	o := firm("r", charge(quota.Month, 10, 10))
+	o.Secret, o.Undoable = "s", true
 	wantTaken(t, take(t, f, o), true, 10)
-	next := of("a", charge(quota.Month, 10, 1))
+	next := firm("", charge(quota.Month, 10, 1))
 	for range 5 {
 		wantTaken(t, take(t, f, next), false, 10)
 	}
