@@ -74,9 +74,12 @@ func (v *Verdict) appendPerMetric(hs []header) []header {
 	return hs
 }
 
+// maxInteger is the largest Integer of RFC 9651, in which those headers are written.
+const maxInteger int64 = 999_999_999_999_999
+
 // appendIETF adds the headers of draft-ietf-httpapi-ratelimit-headers-10: every
 // limit that applies, by name, with quota q, window w in seconds, remaining r, and
-// seconds t until it resets.
+// seconds t until it resets. What is above maxInteger is shown as that.
 func (v *Verdict) appendIETF(hs []header) []header {
 	var policies, states []string
 	for s := range v.Decision.Limits {
@@ -85,8 +88,8 @@ func (v *Verdict) appendIETF(hs []header) []header {
 			continue
 		}
 		start, end := l.Window.Bounds(v.Decision.Now)
-		policies = append(policies, fmt.Sprintf("%q;q=%d;w=%d", l.Name(), l.Max, int64(end.Sub(start)/time.Second)))
-		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), s.Remaining(), apierror.Up(s.Reset.Sub(v.Decision.Now), time.Second)))
+		policies = append(policies, fmt.Sprintf("%q;q=%d;w=%d", l.Name(), min(l.Max, maxInteger), int64(end.Sub(start)/time.Second)))
+		states = append(states, fmt.Sprintf("%q;r=%d;t=%d", l.Name(), min(s.Remaining(), maxInteger), apierror.Up(s.Reset.Sub(v.Decision.Now), time.Second)))
 	}
 	if len(policies) == 0 {
 		return hs

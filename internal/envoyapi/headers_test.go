@@ -33,6 +33,23 @@ func TestHeaderSets(t *testing.T) {
 	}
 }
 
+// TestHeadersOfTheLargestLimit: what structured fields of RFC 9651 can hold of it is shown.
+func TestHeadersOfTheLargestLimit(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, func(s *Settings) {
+		s.IETF = true
+		s.Plans["free"] = quota.NewPlan(quota.Tier{Name: "free", Priority: quota.Low, Limits: []quota.Limit{
+			{Metric: quota.Requests, Window: quota.Minute, Max: quota.MaxMax}, {Metric: quota.Tokens, Window: quota.Minute, Max: quota.MaxMax},
+		}}, quota.ByKey, nil)
+	})
+	a := check(t, g, "/v1/models", map[string]string{"api-key": "sk-free"})
+	wantHeaders(t, a, map[string]string{
+		"X-RateLimit-Limit": "1000000000000000", "X-RateLimit-Remaining": "999999999999999",
+		"RateLimit-Policy": `"requests_per_minute";q=999999999999999;w=60, "tokens_per_minute";q=999999999999999;w=60`,
+		"RateLimit":        `"requests_per_minute";r=999999999999999;t=30, "tokens_per_minute";r=999999999999999;t=30`,
+	})
+}
+
 // TestSlidingLimit: what counts is shown, and a refusal says when the request fits, between two
 // seconds though it be: in whole seconds rounded up.
 func TestSlidingLimit(t *testing.T) {
