@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,7 +44,7 @@ func NewAccessLog(g *Gate) *AccessLog {
 func (a *AccessLog) Drain() { a.once.Do(func() { close(a.draining) }) }
 
 const (
-	// atOnce is how many entries of a stream are settled at the same time, and
+	// atOnce is how many tickets of a stream are settled at the same time, and
 	// atOnceInAll how many of all streams. Further ones wait in Envoy: nothing more is read
 	// of a stream that is behind.
 	atOnce      = 32
@@ -66,11 +69,13 @@ func (a *AccessLog) stream(stream grpc.ServerStream) error {
 		_ = group.Wait()                                         // nothing returns an error
 		return stream.SendMsg(&alsv3.StreamAccessLogsResponse{}) //nolint:wrapcheck // a status
 	}
-	err := a.receive(stream, answer, func(report answered) {
+	err := a.receive(stream, answer, func(reports []answered) {
 		a.slots <- struct{}{} // it gets free: no settlement takes longer than a call of the store
 		group.Go(func() error {
 			defer func() { <-a.slots }()
-			a.settle(ctx, report)
+			for _, r := range reports {
+				a.settle(ctx, r)
+			}
 			return nil
 		})
 	})
@@ -81,10 +86,10 @@ func (a *AccessLog) stream(stream grpc.ServerStream) error {
 // errNotByAccessLog ends a stream that nobody asked for.
 var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
 
-// receive hands on what entries report until the stream ends or settling by access log is
-// switched off. It answers when the stream is at its end, or the service drains and nothing comes
+// receive hands on what entries report, that of a ticket together, until the stream ends or settling
+// by access log is switched off. It answers when the stream is at its end, or the service drains and nothing comes
 // any more.
-func (a *AccessLog) receive(stream grpc.ServerStream, answer func() error, handle func(answered)) error {
+func (a *AccessLog) receive(stream grpc.ServerStream, answer func() error, handle func([]answered)) error {
 	left := make(chan struct{})
 	defer close(left)
 	messages, ended := incoming(stream, left)
@@ -100,8 +105,8 @@ func (a *AccessLog) receive(stream grpc.ServerStream, answer func() error, handl
 			if !a.gate.settings.Load().Tokens.SettleByAccessLog {
 				return errNotByAccessLog
 			}
-			for _, r := range reports {
-				handle(r)
+			for same := range byTicket(reports) {
+				handle(same)
 			}
 			idle.Reset(quiet)
 			continue
@@ -151,6 +156,24 @@ func incoming(stream grpc.ServerStream, left <-chan struct{}) (<-chan []answered
 		}
 	}()
 	return messages, ended
+}
+
+// byTicket yields what a message reports of each ticket, in the order of the entries: it is settled in
+// that order.
+func byTicket(reports []answered) iter.Seq[[]answered] {
+	slices.SortStableFunc(reports, func(a, b answered) int { return strings.Compare(a.ticket, b.ticket) })
+	return func(yield func([]answered) bool) {
+		for len(reports) > 0 {
+			n := 1
+			for n < len(reports) && reports[n].ticket == reports[0].ticket {
+				n++
+			}
+			if !yield(reports[:n]) {
+				return
+			}
+			reports = reports[n:]
+		}
+	}
 }
 
 // settle settles one entry. What fails is lost: a store that is away keeps it by itself.

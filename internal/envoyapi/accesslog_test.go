@@ -123,3 +123,23 @@ func whatIsOnItsWayIsSettled(t *testing.T, deaf bool) {
 		t.Errorf("%s tokens remain, want 970", have)
 	}
 }
+
+// TestContradictoryEntries: of several entries of one ticket the first is settled, and the others are
+// repetitions, though those of different tickets are settled at the same time.
+func TestContradictoryEntries(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, withTokens)
+	_, client := accessLog(t, g)
+	const tickets, times = 4, 20
+	var entries []*accesslogv3.HTTPAccessLogEntry
+	for range tickets {
+		ticket := admit(t, g, declaring("200"))
+		for n := range times {
+			entries = append(entries, entryOf(ticket, 200, viaUpstream, usageOf(10, float64(20+n))))
+		}
+	}
+	log(t, client, entries...)
+	if have := remaining(t, g); have != "880" {
+		t.Errorf("%s tokens remain of 1,000: want 880, as the first entries of %d answers say", have, tickets)
+	}
+}
