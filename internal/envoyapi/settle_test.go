@@ -184,6 +184,12 @@ func TestAccessLogSettles(t *testing.T) {
 			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
 			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{InputTokens: number(11), OutputTokens: number(22)})}
 		}, "967"},
+		"typed, and a total with more than both": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{
+				InputTokens: number(11), OutputTokens: number(22), TotalTokens: number(33), ProviderTotalTokens: number(40),
+			})}
+		}, "960"},
 		"typed, the total alone": {func(e *accesslogv3.HTTPAccessLogEntry) {
 			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
 			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{ProviderTotalTokens: number(math.MaxUint64)})}

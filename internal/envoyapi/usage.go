@@ -79,7 +79,7 @@ func unpackUsage(typed *anypb.Any) quota.Usage {
 
 // typedUsage reads the usage that the ai_protocol_manager filter found. Its counts
 // already follow one convention for all protocols: those from a cache are a part
-// of the input.
+// of the input. What the provider reports in all may have tokens that are in neither count.
 func typedUsage(u *aiv3.TokenUsage) quota.Usage {
 	number := func(v *wrapperspb.UInt64Value) int64 {
 		if v == nil {
@@ -87,12 +87,8 @@ func typedUsage(u *aiv3.TokenUsage) quota.Usage {
 		}
 		return int64(min(v.GetValue(), uint64(quota.MaxCost))) //nolint:gosec // not above MaxCost
 	}
-	total := number(u.GetTotalTokens())
-	if total == quota.Unknown {
-		total = number(u.GetProviderTotalTokens())
-	}
 	return quota.Usage{
 		Input: number(u.GetInputTokens()), CachedInput: number(u.GetInputTokenDetails().GetCachedTokens()),
-		Output: number(u.GetOutputTokens()), Total: total,
+		Output: number(u.GetOutputTokens()), Total: max(number(u.GetTotalTokens()), number(u.GetProviderTotalTokens())),
 	}
 }
