@@ -215,7 +215,7 @@ func reported(e *accesslogv3.HTTPAccessLogEntry) (answered, bool) {
 	counted := metadataCounts(metadata[UsageNamespace].GetFields())
 	r.usage = counted.usage()
 	if typed := common.GetMetadata().GetTypedFilterMetadata()[tokenUsageNamespace]; typed != nil && r.usage == quota.NoUsage() {
-		r.usage = unpackUsage(typed)
+		r.unpackUsage(typed)
 	}
 	return r, true
 }

@@ -20,6 +20,7 @@ import (
 type answered struct {
 	ticket  string
 	usage   quota.Usage
+	partial bool   // whether Envoy could not read all of what reports the usage
 	status  int    // sent to the client; 0: none
 	details string // Envoy's response code details
 	faulty  bool   // whether Envoy flagged the answer
@@ -59,7 +60,9 @@ const viaUpstream = "via_upstream"
 
 // clean reports whether the answer ended as it should, so that its usage is all
 // there is. Where Envoy gives no details, it is not known to have.
-func (a *answered) clean() bool { return a.cached || (a.details == viaUpstream && !a.faulty) }
+func (a *answered) clean() bool {
+	return !a.partial && (a.cached || (a.details == viaUpstream && !a.faulty))
+}
 
 // refundable reports whether the charge is to be given back: the operator lists
 // the status, and it was not the client that ended the answer.

@@ -190,6 +190,18 @@ func TestAccessLogSettles(t *testing.T) {
 				InputTokens: number(11), OutputTokens: number(22), TotalTokens: number(33), ProviderTotalTokens: number(40),
 			})}
 		}, "960"},
+		"typed, and not all could be read": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{
+				InputTokens: number(11), OutputTokens: number(22), ExtractionStatus: aiv3.TokenUsage_PARTIAL,
+			})}
+		}, "790"},
+		"typed, not all could be read and it is more": {func(e *accesslogv3.HTTPAccessLogEntry) {
+			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
+			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{
+				InputTokens: number(10), OutputTokens: number(290), ExtractionStatus: aiv3.TokenUsage_PARTIAL,
+			})}
+		}, "700"},
 		"typed, the total alone": {func(e *accesslogv3.HTTPAccessLogEntry) {
 			delete(e.CommonProperties.Metadata.FilterMetadata, UsageNamespace)
 			e.CommonProperties.Metadata.TypedFilterMetadata = map[string]*anypb.Any{tokenUsageNamespace: typed(&aiv3.TokenUsage{ProviderTotalTokens: number(math.MaxUint64)})}

@@ -68,13 +68,15 @@ func metadataCounts(fields map[string]*structpb.Value) counts {
 	return c
 }
 
-// unpackUsage returns the usage in a typed metadata value, quota.NoUsage where it holds none.
-func unpackUsage(typed *anypb.Any) quota.Usage {
+// unpackUsage reads the usage in a typed metadata value: none where it holds none. What was read in
+// part may be that of the middle of a stream.
+func (a *answered) unpackUsage(typed *anypb.Any) {
 	var u aiv3.TokenUsage
 	if typed.UnmarshalTo(&u) != nil {
-		return quota.NoUsage()
+		return
 	}
-	return typedUsage(&u)
+	a.usage = typedUsage(&u)
+	a.partial = u.GetExtractionStatus() == aiv3.TokenUsage_PARTIAL && a.usage != quota.NoUsage()
 }
 
 // typedUsage reads the usage that the ai_protocol_manager filter found. Its counts

@@ -187,7 +187,7 @@ func (e *logEntry) reported() (answered, bool) {
 	if e.typed != "" && e.usage == quota.NoUsage() {
 		var typed anypb.Any
 		if proto.Unmarshal([]byte(e.typed), &typed) == nil {
-			e.usage = unpackUsage(&typed)
+			e.unpackUsage(&typed)
 		}
 	}
 	return e.answered, true
