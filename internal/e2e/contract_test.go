@@ -43,7 +43,9 @@ func checkSix(t *testing.T, r reply, limit, remaining, resource, used, priority 
 			t.Errorf("%s %s: %s: have %q, want %q", r.Request.URL.Path, r.Status, name, values[0], w)
 		}
 	}
-	for name, ofUpstream := range map[string]string{"X-Ratelimit-Limit-Requests": "999", "X-Ratelimit-Remaining-Tokens": "149984"} {
+	for name, ofUpstream := range map[string]string{
+		"X-Ratelimit-Limit-Requests": "999", "X-Ratelimit-Remaining-Tokens": "149984", "Ratelimit-Limit": "999", "Anthropic-Ratelimit-Requests-Limit": "999",
+	} {
 		if r.Header.Get(name) == ofUpstream {
 			t.Errorf("the upstream's header %s leaks", name)
 		}

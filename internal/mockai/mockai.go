@@ -74,6 +74,8 @@ func serve(w http.ResponseWriter, r *http.Request, s shape) {
 	w.Header().Set("X-RateLimit-Limit", "999")
 	w.Header().Set("X-RateLimit-Limit-Requests", "999")
 	w.Header().Set("X-RateLimit-Remaining-Tokens", "149984")
+	w.Header().Set("RateLimit-Limit", "999")
+	w.Header().Set("Anthropic-RateLimit-Requests-Limit", "999")
 	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 		w.Header().Set("Content-Encoding", "gzip")
 		compressed := gzip.NewWriter(w)
