@@ -14,8 +14,10 @@ import (
 
 // SentinelOptions say what a set consists of.
 type SentinelOptions struct {
-	Dir      string // for the servers' files
-	Replicas int    // of the one primary
+	Dir      string   // for the servers' files
+	Replicas int      // of the one primary
+	Words    []string // further ones for each redis-server, but for the Sentinels
+	Lines    []string // further ones of each Sentinel's configuration
 }
 
 const (
@@ -47,7 +49,7 @@ func StartSentinels(ctx context.Context, o SentinelOptions) (*SentinelSet, error
 }
 
 func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
-	var words []string
+	words := o.Words
 	for range 1 + o.Replicas {
 		r, err := StartRedisServer(ctx, o.Dir, words...)
 		if r != nil {
@@ -58,11 +60,11 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 		}
 		if len(s.Servers) == 1 {
 			host, port, _ := strings.Cut(r.Address, ":")
-			words = []string{"--replicaof", host + " " + port}
+			words = append([]string{"--replicaof", host + " " + port}, words...)
 		}
 	}
 	for range 3 {
-		r, err := startSentinel(ctx, o.Dir, s.Servers[0].Address)
+		r, err := startSentinel(ctx, o, s.Servers[0].Address)
 		if r != nil {
 			s.Sentinels = append(s.Sentinels, r)
 		}
@@ -74,21 +76,21 @@ func (s *SentinelSet) start(ctx context.Context, o SentinelOptions) error {
 }
 
 // startSentinel starts one that watches a primary.
-func startSentinel(ctx context.Context, dir, primary string) (*RedisServer, error) {
-	r, err := newRedisServer(dir)
+func startSentinel(ctx context.Context, o SentinelOptions, primary string) (*RedisServer, error) {
+	r, err := newRedisServer(o.Dir)
 	if err != nil {
 		return nil, err
 	}
 	_, own, _ := strings.Cut(r.Address, ":")
 	host, port, _ := strings.Cut(primary, ":")
-	lines := []string{
+	lines := append([]string{
 		"bind 127.0.0.1",
 		"port " + own,
 		"dir " + r.Dir,
 		fmt.Sprintf("sentinel monitor %s %s %s 2", SentinelMaster, host, port),
 		fmt.Sprintf("sentinel down-after-milliseconds %s %d", SentinelMaster, downAfter.Milliseconds()),
 		fmt.Sprintf("sentinel failover-timeout %s %d", SentinelMaster, failoverTimeout.Milliseconds()),
-	}
+	}, o.Lines...)
 	file := filepath.Join(r.Dir, "sentinel.conf") // a Sentinel writes to it
 	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("write the configuration of a Sentinel: %w", err)

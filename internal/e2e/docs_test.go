@@ -98,7 +98,7 @@ func TestEverySnippetIsTested(t *testing.T) {
 		"yaml route open": true, "yaml route open ratelimit": true, "yaml route answer": true, "yaml cluster second": true, "yaml route mirror": true, "yaml route share": true,
 		"yaml layered_runtime": true, "sh share": true, "yaml filter ratelimit": true, "yaml mapper ratelimit": true, // see from_ratelimit_test.go
 		"yaml redis single": true, "yaml redis sentinel": true, "yaml redis cluster": true, "yaml redis tls": true,
-		"redis acl": true, "redis acl default": true, "redis acl sentinel": true, // see internal/store
+		"redis acl": true, "redis acl default": true, "redis conf replica": true, "redis conf watched": true, "redis acl sentinel": true, // see internal/store
 	}
 	commands := []string{"make run\n", "docker compose up\n", "make test\n"}
 	commands = append(commands, curlOf(t), commandWith(t, "/v1/limits"), commandWith(t, "bin/tiergate serve"))

@@ -123,16 +123,38 @@ func documentedUser(info string, more ...string) ([]string, error) {
 
 // documentedLine returns the first line of a block about Redis.
 func documentedLine(info string) (string, error) {
+	block, err := documentedBlock(info)
+	line, _, _ := strings.Cut(block, "\n")
+	return line, err
+}
+
+// documentedBlock returns a block about Redis.
+func documentedBlock(info string) (string, error) {
 	content, err := os.ReadFile("../../docs/configuration.md")
 	if err != nil {
 		return "", err
 	}
-	_, block, found := strings.Cut(string(content), "\n```redis "+info+"\n")
+	_, after, _ := strings.Cut(string(content), "\n```redis "+info+"\n")
+	block, _, found := strings.Cut(after, "\n```\n")
 	if !found {
 		return "", fmt.Errorf("docs/configuration.md has no block %q", "redis "+info)
 	}
-	line, _, _ := strings.Cut(block, "\n")
-	return line, nil
+	return block, nil
+}
+
+// documentedWords returns the lines of blocks of redis.conf as words of redis-server.
+func documentedWords(infos ...string) ([]string, error) {
+	var words []string
+	for _, info := range infos {
+		block, err := documentedBlock(info)
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(strings.ReplaceAll(block, "PASSWORD", testPassword)) {
+			words = append(words, strings.Fields("--"+line)...)
+		}
+	}
+	return words, nil
 }
 
 // asUser lets a store in as the documented user, once it is made on servers.

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -347,11 +346,11 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestRestartWithoutTheDefaultUser: where that user is closed as documented, a Redis that persists
-// has after a restart what it had. It replays what functions wrote with the rights of that user.
-func TestRestartWithoutTheDefaultUser(t *testing.T) {
-	t.Parallel()
-	closed, err := documentedLine("acl default")
+// closedDefaultUser returns the name of the documented user and words for redis-server by which that
+// one is there and the default user is closed, with those of further documented blocks.
+func closedDefaultUser(t *testing.T, more ...string) (string, []string) {
+	t.Helper()
+	words, err := documentedWords(append([]string{"acl default"}, more...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,10 +358,18 @@ func TestRestartWithoutTheDefaultUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	words := slices.Concat([]string{"--appendonly", "yes", "--appendfsync", "always", "--user"}, strings.Fields(closed)[1:], []string{"--user"}, user[2:])
+	return user[2], append(append(words, "--user"), user[2:]...)
+}
+
+// TestRestartWithoutTheDefaultUser: where that user is closed as documented, a Redis that persists
+// has after a restart what it had. It replays what functions wrote with the rights of that user.
+func TestRestartWithoutTheDefaultUser(t *testing.T) {
+	t.Parallel()
+	user, words := closedDefaultUser(t)
+	words = append(words, "--appendonly", "yes", "--appendfsync", "always")
 	server := startRedis(t, words...)
 	o := at(server.Address)
-	o.KeyPrefix, o.Username, o.Access.Password = "tiergate", user[2], apikey.Redacting(testPassword)
+	o.KeyPrefix, o.Username, o.Access.Password = "tiergate", user, apikey.Redacting(testPassword)
 	r := openRedis(t, o)
 	wantTaken(t, take(t, r, one("a")), true, 1)
 	if err := server.Kill(); err != nil {
@@ -376,6 +383,51 @@ func TestRestartWithoutTheDefaultUser(t *testing.T) {
 	if _, err := server.Do(t.Context(), "PING"); err == nil {
 		t.Error("the default user is let in")
 	}
+}
+
+// TestFailOverWithoutTheDefaultUser: where that user is closed, replicas and Sentinels get in by the
+// documented users. What was counted is at the replica, and a primary that was lost follows the new one.
+func TestFailOverWithoutTheDefaultUser(t *testing.T) {
+	t.Parallel()
+	user, words := closedDefaultUser(t, "conf replica", "conf watched")
+	set, err := devstack.StartSentinels(t.Context(), devstack.SentinelOptions{
+		Dir: t.TempDir(), Replicas: 1, Words: append(words, "--user", "test", "on", ">"+testPassword, "+wait", "+role", "+replicaof"),
+		Lines: []string{"sentinel auth-user " + devstack.SentinelMaster + " sentinel", "sentinel auth-pass " + devstack.SentinelMaster + " " + testPassword},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopLater(t, set.Stop)
+	o := at("")
+	o.Sentinels, o.SentinelMaster = set.Addresses(), devstack.SentinelMaster
+	o.KeyPrefix, o.Username, o.Access.Password = "tiergate", user, apikey.Redacting(testPassword)
+	r := openRedis(t, o)
+	wantTaken(t, take(t, r, one("a")), true, 1)
+	for _, server := range set.Servers {
+		if _, err := server.Do(t.Context(), "PING"); err == nil {
+			t.Errorf("%s lets the default user in", server.Address)
+		}
+		server.CLIArgs = []string{"--user", "test", "--pass", testPassword}
+	}
+	if replicas := do(t, set.Servers[0], "WAIT", "1", "5000"); replicas != "1" {
+		t.Fatalf("%s replicas have what was counted: want 1", replicas)
+	}
+	if err := set.Servers[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, func() error { return r.Check(t.Context(), 0) })
+	wantTaken(t, take(t, r, one("a")), true, 2)
+	if err := set.Servers[0].Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := strings.Cut(set.Servers[1].Address, ":")
+	do(t, set.Servers[0], "REPLICAOF", host, port) // as the Sentinels say after ten seconds
+	soon(t, func() error {
+		if role := do(t, set.Servers[0], "ROLE"); !strings.HasPrefix(role, "slave") || !strings.Contains(role, "\nconnected\n") {
+			return errors.New("it does not follow: " + role)
+		}
+		return nil
+	})
 }
 
 // TestCheck: it counts for nobody, for a short time, and finds its way in a Cluster.
