@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -20,10 +19,8 @@ const (
 	problemFailed      = "urn:tiergate:problem:failed"
 )
 
-// aKey is a key that was given in the place of something else, which an error would repeat.
-var aKey = regexp.MustCompile(apikey.Prefix + `\w+`)
-
-// tell writes what went wrong: for people, or for programs in the shape of the admin API.
+// tell writes what went wrong: for people, or for programs in the shape of the admin API. A key that
+// was given in the place of something else is not repeated.
 func tell(w io.Writer, err error, asJSON bool) {
 	var text bytes.Buffer
 	if asJSON {
@@ -31,7 +28,7 @@ func tell(w io.Writer, err error, asJSON bool) {
 	} else {
 		fmt.Fprintln(&text, "tiergate: "+err.Error())
 	}
-	_, _ = w.Write(aKey.ReplaceAll(text.Bytes(), []byte(apikey.Prefix+"…"))) // as above
+	_, _ = io.WriteString(w, apikey.Redact(text.String())) // as above
 }
 
 // problemOf is an error for programs: the one that a server answered with, or one of ours. Where

@@ -13,6 +13,7 @@ import (
 	"hash/crc32"
 	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 )
 
@@ -124,6 +125,13 @@ func checksum(text string) string {
 	}
 	return string(letters)
 }
+
+// ours is a key of New, or what looks like one, within a text.
+var ours = regexp.MustCompile(Prefix + `\w+`)
+
+// Redact returns a text without the keys of New that stand in it, such as an error that repeats what
+// was given in the place of something else.
+func Redact(text string) string { return ours.ReplaceAllString(text, Prefix+"…") }
 
 // Redacting wraps any secret text in a Key, so that it redacts itself.
 func Redacting(secret string) Key { return keyOf(secret) }

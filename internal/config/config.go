@@ -247,7 +247,11 @@ func Load(o Options) (*Config, Sources, error) {
 		o.Getenv = os.Getenv
 	}
 	l := &loader{options: o, config: &Config{}, sources: Sources{}}
-	if err := l.load(); err != nil {
+	err := l.load()
+	if faults, ok := errors.AsType[Faults](err); ok {
+		return nil, l.sources, faults.redacted()
+	}
+	if err != nil {
 		return nil, l.sources, err
 	}
 	return l.config, l.sources, nil

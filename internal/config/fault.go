@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/tiergate/tiergate/internal/apikey"
 )
 
 // A Fault is one thing that is wrong with the configuration.
@@ -48,6 +50,14 @@ func (fs Faults) Error() string {
 		lines[i] = f.String()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// redacted returns them without the keys that were given in the place of something else.
+func (fs Faults) redacted() Faults {
+	for i, f := range fs {
+		fs[i] = Fault{Source: apikey.Redact(f.Source), Line: f.Line, Path: apikey.Redact(f.Path), Problem: apikey.Redact(f.Problem)}
+	}
+	return fs
 }
 
 // A document is one YAML source.
