@@ -40,6 +40,15 @@ func (k Keyring) Pepperless(r *Record) error {
 	return noPepper(name)
 }
 
+// Former returns the former secret of a record while it lets requests in, or nil.
+func (k Keyring) Former(r *Record, demo bool, now time.Time) *Former {
+	f := r.Former
+	if f == nil || !now.Before(f.Until) || r.Admissible(demo, now) != nil || k.ByHash(f.Hash) != r {
+		return nil
+	}
+	return f
+}
+
 // Twin finds the record of a hash with the same digest, whatever their schemes, or nil.
 func (k Keyring) Twin(h Hash) *Record {
 	if r := k.File.Twin(h); r != nil || k.Stored == nil {

@@ -2,6 +2,7 @@ package envoyapi
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -70,6 +71,9 @@ func (g *Gate) Explain(ctx context.Context, question Question) Explanation {
 	}
 	if record := s.Keys.ByID(question.KeyID); record != nil && v.Key == nil {
 		e.Err = s.Keys.Pepperless(record)
+		if former := s.Keys.Former(record, s.AllowDemoKeys, v.At); e.Err != nil && former != nil {
+			e.Err = fmt.Errorf("%w; a request with its former secret is decided as ever until %s", e.Err, former.Until.UTC().Format(time.RFC3339))
+		}
 	}
 	if v.counted() {
 		e.At = v.Decision.Now

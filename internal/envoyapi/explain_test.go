@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -180,5 +181,49 @@ func TestExplainedKeyWithoutItsPepper(t *testing.T) {
 	})
 	if e := g.Explain(t.Context(), question); e.Status != 200 {
 		t.Errorf("%d %s: want 200, where Envoy says whose the request is", e.Status, e.Code)
+	}
+}
+
+// TestExplainedFormerSecret: where the pepper of a key is not configured, a former secret may still
+// pass. It is told of where it does, and only there.
+func TestExplainedFormerSecret(t *testing.T) {
+	t.Parallel()
+	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rotated := apikey.Record{ID: "key_rotated", Hash: apikey.Redacting("sk-present").HashWith(pepper), Tier: "pro", Revision: 1}
+	former, until := apikey.Redacting("sk-former").Hash(), time.Date(2100, 1, 2, 3, 4, 5, 0, time.UTC)
+	const missing = `pepper "p1" is not configured: add it to keys.peppers`
+	for name, c := range map[string]struct {
+		hash   apikey.Hash
+		until  time.Time
+		change func(*apikey.Record)
+		status int
+		reason string
+	}{
+		"passes":         {former, until, nil, 200, missing + "; a request with its former secret is decided as ever until 2100-01-02T03:04:05Z"},
+		"is over":        {former, time.Unix(1, 0), nil, 401, missing},
+		"lacks a pepper": {apikey.Redacting("sk-former").HashWith(pepper), until, nil, 401, missing},
+		"is revoked":     {former, until, func(r *apikey.Record) { r.Revoked = true }, 401, missing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := rotated
+			r.Former = &apikey.Former{Hash: c.hash, Until: c.until}
+			if c.change != nil {
+				c.change(&r)
+			}
+			stored := apikey.NewStored(nil)
+			stored.Replace([]apikey.Record{r})
+			g := newGate(t, func(s *Settings) { s.Keys.Stored = stored })
+			question := Question{KeyID: r.ID, Method: "GET", Path: "/v1/models"}
+			if e := g.Explain(t.Context(), question); e.Status != 401 || e.Err == nil || e.Err.Error() != c.reason {
+				t.Errorf("%d, %v: want 401, %s", e.Status, e.Err, c.reason)
+			}
+			if got := ask(t, g, question.of("sk-former")); got.status != c.status {
+				t.Errorf("the former secret gets %d: want %d", got.status, c.status)
+			}
+		})
 	}
 }
