@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,9 +27,12 @@ func (c *clientTLS) flags(flags *flag.FlagSet) {
 func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 	if c.ca == "" {
 		if c.cert != "" || c.key != "" || c.serverName != "" {
-			return nil, errors.New("--cert, --key and --server-name are of TLS: set --ca too")
+			return nil, usagef("--cert, --key and --server-name are of TLS: set --ca too")
 		}
 		return insecure.NewCredentials(), nil
+	}
+	if (c.cert == "") != (c.key == "") {
+		return nil, usagef("a certificate is shown with its private key: set --cert and --key, or neither")
 	}
 	roots, err := os.ReadFile(c.ca)
 	if err != nil {
@@ -39,9 +41,6 @@ func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 	t := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: c.serverName, MinVersion: tls.VersionTLS12}
 	if !t.RootCAs.AppendCertsFromPEM(roots) {
 		return nil, fmt.Errorf("read --ca: file %s has no certificate: want PEM", c.ca)
-	}
-	if (c.cert == "") != (c.key == "") {
-		return nil, errors.New("a certificate is shown with its private key: set --cert and --key, or neither")
 	}
 	if c.cert != "" {
 		own, err := tls.LoadX509KeyPair(c.cert, c.key)
