@@ -57,7 +57,7 @@ type adminClient struct {
 func (f *adminFlags) client(env environment) (*adminClient, error) {
 	u, err := url.Parse(f.server)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
-		return nil, usagef("--server: want a URL such as %s", defaultServer)
+		return nil, usagef("--server, or %s: want a URL such as %s", serverVariable, defaultServer)
 	}
 	c := &adminClient{server: strings.TrimRight(f.server, "/"), http: &http.Client{
 		Timeout: answerTimeout,
