@@ -53,11 +53,13 @@ func (c *checker) warn(path, format string, args ...any) {
 // found is what is wrong at a path, where it stands in the file or in a --set.
 func (c *checker) found(path, format string, args ...any) Fault {
 	f := Fault{Path: path, Problem: fmt.Sprintf(format, args...)}
-	if i := slices.IndexFunc(c.sets, func(set string) bool { return strings.HasPrefix(set, path+"=") }); i >= 0 {
-		f.Source = "--set " + c.sets[i]
-	} else {
-		f.Source, f.Line = c.source, c.line(path)
+	for _, set := range slices.Backward(c.sets) { // the last holds
+		if strings.HasPrefix(set, path+"=") {
+			f.Source = "--set " + set
+			return f
+		}
 	}
+	f.Source, f.Line = c.source, c.line(path)
 	return f
 }
 
