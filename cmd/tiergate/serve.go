@@ -13,9 +13,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +49,7 @@ func serve(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return fmt.Errorf("the configuration cannot be used:\n%w", err)
 	}
+	signal.Ignore(syscall.SIGPIPE) // else it would end, without a word, with whoever reads its log
 	log := newLogger(env.stderr, loaded.Start)
 	store.LogRedis(log)
 	memory := tuneGC(env.getenv, os.DirFS("/"))
