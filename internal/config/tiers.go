@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -152,8 +153,14 @@ func (k *keyChecker) check(sections []keySection) {
 
 func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	r := apikey.Record{ID: s.ID, Name: s.Name, Revoked: s.Revoked, Demo: s.Demo, Resources: s.Resources}
-	if !apikey.ValidID(s.ID) {
+	switch {
+	case strings.HasPrefix(s.ID, apikey.Prefix):
+		k.fault(at+".id", "looks like a key itself: an ID is public")
+	case !apikey.ValidID(s.ID):
 		k.fault(at+".id", "%q: want 1 to 64 letters, digits, - and _", s.ID)
+	}
+	if strings.Contains(s.Name, apikey.Prefix) {
+		k.fault(at+".name", "has what looks like a key: this is shown to all who may ask")
 	}
 	var err error
 	if r.Hash, err = apikey.ParseHash(s.Hash); err != nil {
