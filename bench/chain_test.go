@@ -52,28 +52,3 @@ func TestChains(t *testing.T) {
 		t.Errorf("%d calls, %d failed: want %d failed", o.requests, o.failed, calls)
 	}
 }
-
-// TestChainsTakeTurns: where the server takes fewer calls at a time than are in flight, a call that
-// waits is made before the next of those that do not.
-func TestChainsTakeTurns(t *testing.T) {
-	t.Parallel()
-	const calls = 5000
-	var s scripted
-	s.check = func(context.Context) (*authv3.CheckResponse, error) { return s.allowed, nil }
-	address, _ := s.start(t, grpc.MaxConcurrentStreams(1))
-	g, err := newGenerator(t.Context(), address, load{protocol: check, keys: []string{"k"}, connections: 1, inFlight: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer g.close()
-	var begun atomic.Int64
-	started := time.Now()
-	o := g.chains(func() (time.Time, bool) { return time.Now(), begun.Add(1) <= calls })
-	took := time.Since(started)
-	if o.admitted != calls {
-		t.Fatalf("%d of %d calls were admitted: %v", o.admitted, calls, o.err)
-	}
-	if slowest := time.Duration(o.latency.Max()); slowest > took/10 {
-		t.Errorf("a call took %s of the %s of %d calls, two at a time", slowest, took, calls)
-	}
-}

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -133,6 +135,56 @@ func TestManyCalls(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// TestCallsTakeTurns: where the server takes fewer calls at a time than there are, those that wait are
+// made in the order in which they came, before any that comes later and does not wait.
+func TestCallsTakeTurns(t *testing.T) {
+	t.Parallel()
+	goOn := make(chan struct{})
+	s := scripted{check: func(context.Context) (*authv3.CheckResponse, error) {
+		<-goOn
+		return &authv3.CheckResponse{}, nil
+	}}
+	address, _ := s.start(t, grpc.MaxConcurrentStreams(1))
+	c := dial(t, address, longest)
+	begin := func(s *stream, wait bool) error { return c.start(s, check.method(), longest, nil, wait) }
+	streams := make([]*stream, 20)
+	last := len(streams) - 1
+	var hasty []error // of calls that do not wait, at the end of each but the last
+	var group sync.WaitGroup
+	for i := range streams {
+		streams[i] = newStream()
+		if i < last {
+			streams[i].then = func() { hasty = append(hasty, begin(newStream(), false)) }
+		}
+		group.Go(func() {
+			if err := begin(streams[i], true); err != nil {
+				t.Error(err)
+			}
+		})
+		for came := false; !came; runtime.Gosched() {
+			c.mu.Lock()
+			came = c.arrived == i+1
+			c.mu.Unlock()
+		}
+	}
+	close(goOn)
+	group.Wait()
+	<-streams[last].done
+	for i, s := range streams {
+		if want := uint32(1 + 2*i); s.id != want {
+			t.Errorf("call %d is stream %d, want %d", i, s.id, want)
+		}
+	}
+	for i, err := range hasty {
+		if !errors.Is(err, errBusy) {
+			t.Errorf("a call that does not wait goes before those that do, after call %d: %v", i, err)
+		}
+	}
+	if len(hasty) != last {
+		t.Errorf("%d calls have ended before the last: want %d", len(hasty), last)
+	}
 }
 
 // TestFailures: each tells what was wrong, and the next call of the same connection is
