@@ -31,7 +31,7 @@ type AccessLog struct {
 	gate     *Gate
 	draining chan struct{}
 	once     sync.Once
-	slots    chan struct{} // one is held for each settlement under way
+	slots    chan struct{} // one is held for each ticket that is being settled
 }
 
 // NewAccessLog returns the service that settles with the gate.
@@ -87,8 +87,8 @@ func (a *AccessLog) stream(stream grpc.ServerStream) error {
 var errNotByAccessLog = status.Error(codes.FailedPrecondition, "access logs settle nothing here: add access_log to tokens.settle_by")
 
 // receive hands on what entries report, that of a ticket together, until the stream ends or settling
-// by access log is switched off. It answers when the stream is at its end, or the service drains and nothing comes
-// any more.
+// by access log is switched off. It answers when the stream is at its end, or the service drains and
+// nothing comes any more.
 func (a *AccessLog) receive(stream grpc.ServerStream, answer func() error, handle func([]answered)) error {
 	left := make(chan struct{})
 	defer close(left)
