@@ -6,8 +6,9 @@ import (
 )
 
 // names numbers the names of counters, which many counters share: what is kept of each then
-// has no pointer, and the garbage collector passes over it. It forgets none, since they
-// come from the configuration, or a snapshot, alone. It is safe for concurrent use.
+// has no pointer, and the garbage collector passes over it. It forgets none, since no
+// client makes them: they come from the configuration, overrides of keys, and a snapshot. It is safe for
+// concurrent use.
 type names struct {
 	list    atomic.Pointer[[]string] // by number
 	numbers sync.Map                 // uint32 by string
