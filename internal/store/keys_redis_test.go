@@ -234,6 +234,31 @@ func TestLostBeforeItIsSeen(t *testing.T) {
 	}
 }
 
+// TestOlderStateCalledAsNewer: Redis comes back without the latest writes, and by a clock that is behind
+// the one before another is called as one of these. Watchers end up with what is in Redis.
+func TestOlderStateCalledAsNewer(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	k := instance(t, server)
+	w := watch(t, k)
+	a := write(t, k, newRecord("a"))[0]
+	audit := k.client.Dump(t.Context(), k.audit).Val()
+	records := k.client.Dump(t.Context(), k.records).Val()
+	w.await(t, write(t, k, newRecord("lost"))[0])
+	lost := k.client.XRevRangeN(t.Context(), k.audit, "+", "-", 1).Val()[0]
+	_, err := k.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+		p.RestoreReplace(t.Context(), k.audit, 0, audit)
+		p.RestoreReplace(t.Context(), k.records, 0, records)
+		p.XAdd(t.Context(), &redis.XAddArgs{Stream: k.audit, ID: lost.ID, Values: []string{"key", "a", "event", "of another"}})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.awaitThat(t, "the older state", func(d *apikey.Directory) bool { return d.ByID("lost") == nil })
+	w.has(t, a)
+}
+
 // TestOlderState: Redis comes back without the latest writes, as after a failover, and
 // others are written. Watchers end up with what is in Redis.
 func TestOlderState(t *testing.T) {

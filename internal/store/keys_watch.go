@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -51,9 +52,9 @@ type keysWatcher struct {
 	apply  func(records []apikey.Record, whole bool)
 	client *redis.Client // while following
 	loaded bool
-	epoch  string // of what is known; empty: there was no directory
-	last   string // entry of the audit log up to which all is known
-	outage error  // that was told
+	epoch  string         // of what is known; empty: there was no directory
+	last   redis.XMessage // entry of the audit log up to which all is known
+	outage error          // that was told
 }
 
 // tell passes on the beginning, the end and a change of the kind of an outage.
@@ -99,16 +100,18 @@ func (w *keysWatcher) follow(ctx context.Context) error {
 
 // isCurrent reports whether the directory in Redis is what is known or has grown from
 // it. If not it is to be loaded: it is another, or an older state of it was restored, or
-// more has happened than the audit log keeps.
+// more has happened than the audit log keeps. An entry is called by the clock of the server
+// that makes it, so another may be called as one that was lost with a server before.
 func (w *keysWatcher) isCurrent(ctx context.Context) (bool, error) {
-	epoch, entries, err := w.position(ctx, w.last, w.last)
+	epoch, entries, err := w.position(ctx, w.last.ID, w.last.ID)
 	switch {
 	case err != nil:
 		return false, err
 	case epoch == "" && w.epoch != "":
 		return false, fmt.Errorf("watch keys in Redis: %w", apikey.ErrLost)
 	default:
-		return w.loaded && epoch == w.epoch && (w.last == streamStart || len(entries) == 1), nil
+		there := w.last.ID == streamStart || len(entries) == 1 && maps.Equal(entries[0].Values, w.last.Values)
+		return w.loaded && epoch == w.epoch && there, nil
 	}
 }
 
@@ -146,9 +149,9 @@ func (w *keysWatcher) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	last := streamStart
+	last := redis.XMessage{ID: streamStart}
 	if len(entries) > 0 {
-		last = entries[0].ID
+		last = entries[0]
 	}
 	records, err := w.all(ctx)
 	if err != nil {
@@ -198,7 +201,7 @@ func (w *keysWatcher) readInto(records []apikey.Record, reader keyReader, id, te
 func (w *keysWatcher) await(ctx context.Context) ([]redis.XMessage, error) {
 	ctx, cancel := context.WithTimeout(ctx, watchFor+watchGrace)
 	defer cancel()
-	question := redis.XReadArgs{Streams: []string{w.keys.audit, w.last}, Count: watchChunk, Block: watchFor}
+	question := redis.XReadArgs{Streams: []string{w.keys.audit, w.last.ID}, Count: watchChunk, Block: watchFor}
 	streams, err := w.client.XRead(ctx, &question).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, fmt.Errorf("wait for changes of keys in Redis: %w", advised(err))
@@ -232,7 +235,7 @@ func (w *keysWatcher) takeUp(ctx context.Context, news []redis.XMessage) error {
 		}
 		w.apply(records, false)
 	}
-	w.last = news[len(news)-1].ID
+	w.last = news[len(news)-1]
 	return nil
 }
 
