@@ -234,6 +234,30 @@ func TestLostBeforeItIsSeen(t *testing.T) {
 	}
 }
 
+// dumped returns a function that brings all that Redis has now back, and does something more in the
+// same moment.
+func dumped(t *testing.T, k *RedisKeys) (restore func(more func(redis.Pipeliner))) {
+	t.Helper()
+	names := k.client.Keys(t.Context(), "*").Val()
+	var dumps []string
+	for _, name := range names {
+		dumps = append(dumps, k.client.Dump(t.Context(), name).Val())
+	}
+	return func(more func(redis.Pipeliner)) {
+		t.Helper()
+		_, err := k.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+			for i, name := range names {
+				p.RestoreReplace(t.Context(), name, 0, dumps[i])
+			}
+			more(p)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestOlderStateCalledAsNewer: Redis comes back without the latest writes, and by a clock that is behind
 // the one before another is called as one of these. Watchers end up with what is in Redis.
 func TestOlderStateCalledAsNewer(t *testing.T) {
@@ -242,19 +266,12 @@ func TestOlderStateCalledAsNewer(t *testing.T) {
 	k := instance(t, server)
 	w := watch(t, k)
 	a := write(t, k, newRecord("a"))[0]
-	audit := k.client.Dump(t.Context(), k.audit).Val()
-	records := k.client.Dump(t.Context(), k.records).Val()
+	restore := dumped(t, k)
 	w.await(t, write(t, k, newRecord("lost"))[0])
 	lost := k.client.XRevRangeN(t.Context(), k.audit, "+", "-", 1).Val()[0]
-	_, err := k.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
-		p.RestoreReplace(t.Context(), k.audit, 0, audit)
-		p.RestoreReplace(t.Context(), k.records, 0, records)
+	restore(func(p redis.Pipeliner) {
 		p.XAdd(t.Context(), &redis.XAddArgs{Stream: k.audit, ID: lost.ID, Values: []string{"key", "a", "event", "of another"}})
-		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	w.awaitThat(t, "the older state", func(d *apikey.Directory) bool { return d.ByID("lost") == nil })
 	w.has(t, a)
 }
@@ -267,30 +284,13 @@ func TestOlderState(t *testing.T) {
 	k := instance(t, server)
 	w := watch(t, k)
 	a := write(t, k, newRecord("a"))[0]
-	names := k.client.Keys(t.Context(), "*").Val()
-	var dumps []string
-	for _, name := range names {
-		dumps = append(dumps, k.client.Dump(t.Context(), name).Val())
-	}
+	restore := dumped(t, k)
 	later := a
 	later.Tier = "pro"
 	w.await(t, write(t, k, later, newRecord("lost"))[0])
 
 	var b apikey.Record
-	_, err := k.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
-		for i, name := range names {
-			p.RestoreReplace(t.Context(), name, 0, dumps[i])
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// An entry is called by the millisecond: the next must not be called as a lost one.
-	restored := k.client.Time(t.Context()).Val()
-	for now := restored; !now.Truncate(time.Millisecond).After(restored); {
-		now = k.client.Time(t.Context()).Val()
-	}
+	restore(func(redis.Pipeliner) {})
 	for range 3 {
 		b = write(t, k, newRecord(apikey.NewID()))[0]
 	}
