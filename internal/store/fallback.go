@@ -84,6 +84,7 @@ func NewFallback(r *Redis, o FallbackOptions) *Fallback {
 		most := max(1, o.MaxAccounts/r.parts())
 		f.parts = append(f.parts, &part{number: len(f.parts), ledger: newLedger(most), exhausted: newExhausted(most), back: -recent})
 	}
+	r.told = f.told
 	f.fleet.assumed = int64(max(o.AssumedInstances, 1))
 	f.ahead.Store(o.Now().UnixMilli() - o.Elapsed().Milliseconds())
 	return f
@@ -140,8 +141,6 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	f.remember(p, o, owed, taken, err, asked)
 	if err == nil {
 		if !taken.Repeated {
-			f.tell(taken.Now)
-			p.ledger.note(o, &taken)
 			for i := range owed {
 				owed[i].tell(&taken, i, &o.Charges[i])
 			}
@@ -149,6 +148,18 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 		return taken, nil
 	}
 	return f.decide(p, o, outcomeUnknown(err), err)
+}
+
+// told notes what Redis has answered to an order. One that was answered ahead is noted when it
+// is complete.
+func (f *Fallback) told(o *quota.Order, taken *quota.Taken) {
+	if taken.Repeated {
+		return
+	}
+	f.tell(taken.Now)
+	if !unlimited(*o) {
+		f.part(o.Account).ledger.note(*o, taken)
+	}
 }
 
 // Refuses implements quota.Foresight.
@@ -216,7 +227,13 @@ func (f *Fallback) decide(p *part, o quota.Order, doubt bool, cause error) (quot
 	if o.OnFailure == quota.Deny {
 		return quota.Taken{}, fmt.Errorf("%w: %w", ErrAway, cause)
 	}
-	taken, err := p.ledger.take(o, manner{o.OnFailure, f.Instances(), doubt}, f.now())
+	underWay := f.redis.underWay(&o)
+	if errors.Is(cause, errLate) { // it is still among them itself
+		for i, c := range o.Charges {
+			underWay[i] = max(underWay[i]-c.Cost, 0)
+		}
+	}
+	taken, err := p.ledger.take(o, manner{o.OnFailure, f.Instances(), doubt, underWay}, f.now())
 	if err != nil {
 		return quota.Taken{}, fmt.Errorf("count without Redis (%w): %w", cause, err)
 	}

@@ -55,12 +55,9 @@ func (f *Fallback) carryOut(ctx context.Context, p *part, o quota.Order, start [
 	taken, err := f.askRecovered(ctx, p, o)
 	if err != nil {
 		p.ledger.complete(o, start, nil)
-		_, _ = p.ledger.take(o, manner{quota.Allow, f.Instances(), outcomeUnknown(err)}, f.now()) // which admits all
+		_, _ = p.ledger.take(o, manner{quota.Allow, f.Instances(), outcomeUnknown(err), nil}, f.now()) // which admits all
 		pending.complete(false)
 		return
-	}
-	if !taken.Repeated {
-		f.tell(taken.Now)
 	}
 	p.ledger.complete(o, start, &taken)
 	pending.complete(taken.Repeated)

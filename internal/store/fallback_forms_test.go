@@ -22,7 +22,7 @@ func TestGivenBackToEveryForm(t *testing.T) {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			f := fallbackOn(formStore(t, form), nil)
-			local := manner{quota.Local, 1, false}
+			local := manner{quota.Local, 1, false, nil}
 			accounts := make([]string, 200)
 			for i := range accounts {
 				accounts[i] = "given" + strconv.Itoa(i)

@@ -21,10 +21,10 @@ func TestGivenOnce(t *testing.T) {
 	loadAdd(t, f)
 	o := perMinuteAndDay("r")
 	o.Charges = append(o.Charges, charge(quota.Month, 100, 1))
-	if _, err := p.ledger.take(o, manner{quota.Local, 1, false}, f.now()); err != nil {
+	if _, err := p.ledger.take(o, manner{quota.Local, 1, false, nil}, f.now()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.ledger.take(of("a", charge(quota.Month, 100, 5)), manner{quota.Local, 1, false}, f.now()); err != nil {
+	if _, err := p.ledger.take(of("a", charge(quota.Month, 100, 5)), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
 		t.Fatal(err)
 	}
 	proxy.losing.Store(true)
@@ -34,7 +34,7 @@ func TestGivenOnce(t *testing.T) {
 	month := of("a", charge(quota.Month, 100, 0))
 	wantTaken(t, take(t, direct, month), true, 16)
 	// In between, it is counted as what may not have arrived, and more is admitted.
-	if taken, err := p.ledger.take(of("a", charge(quota.Month, 100, 2)), manner{quota.Local, 1, false}, f.now()); err != nil || taken.Used[0] != 18 {
+	if taken, err := p.ledger.take(of("a", charge(quota.Month, 100, 2)), manner{quota.Local, 1, false, nil}, f.now()); err != nil || taken.Used[0] != 18 {
 		t.Errorf("%+v, %v", taken, err)
 	}
 	wantTaken(t, take(t, direct, of("a", charge(quota.Month, 100, 1))), true, 17)
@@ -75,7 +75,7 @@ func TestOwedIsKeptFree(t *testing.T) {
 	f := fallbackOn(redisStore(t, redisServer(t)), nil)
 	p := f.part("a")
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 1))), true, 1)
-	if _, err := p.ledger.take(of("a", charge(quota.Month, 10, 5)), manner{quota.Local, 1, false}, f.now()); err != nil {
+	if _, err := p.ledger.take(of("a", charge(quota.Month, 10, 5)), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
 		t.Fatal(err)
 	}
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 5))), false, 6)
@@ -90,7 +90,7 @@ func TestOwedIsKeptFree(t *testing.T) {
 func loadAdd(t *testing.T, f *Fallback) {
 	t.Helper()
 	p := f.part("first")
-	if _, err := p.ledger.take(of("first", charge(quota.Month, 100, 1)), manner{quota.Local, 1, false}, f.now()); err != nil {
+	if _, err := p.ledger.take(of("first", charge(quota.Month, 100, 1)), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
 		t.Fatal(err)
 	}
 	if !f.giveBack(t.Context(), p) {

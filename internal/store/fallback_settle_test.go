@@ -176,7 +176,7 @@ func TestSettledWhileOnItsWay(t *testing.T) {
 	f := fallbackOn(hastyStore(t, proxy.address, 5*time.Second), nil)
 	p := f.part("a")
 	loadAdd(t, f)
-	if _, err := p.ledger.take(daily("r"), manner{quota.Local, 1, false}, f.now()); err != nil {
+	if _, err := p.ledger.take(daily("r"), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
 		t.Fatal(err)
 	}
 	tokensUsed(t, f)
@@ -378,21 +378,21 @@ func TestLedgerIsBounded(t *testing.T) {
 	}
 	full := 0
 	for i := range 10 * most {
-		if _, err := l.take(of("x"+strconv.Itoa(i), charge(quota.Month, 10, 1)), manner{quota.Local, 1, false}, now); errors.Is(err, ErrFull) {
+		if _, err := l.take(of("x"+strconv.Itoa(i), charge(quota.Month, 10, 1)), manner{quota.Local, 1, false, nil}, now); errors.Is(err, ErrFull) {
 			full++
 		}
 	}
 	if size() != most || full != 9*most {
 		t.Errorf("%d accounts, %d refused: want %d and nine times as many", size(), full, most)
 	}
-	if _, err := l.take(of("y", charge(quota.Month, 10, 1)), manner{quota.Allow, 1, false}, now); err != nil {
+	if _, err := l.take(of("y", charge(quota.Month, 10, 1)), manner{quota.Allow, 1, false, nil}, now); err != nil {
 		t.Errorf("where all are to be admitted: %v", err)
 	}
 	kept := newLedger(1)
 	free := func() int { return kept.room.own + int(kept.room.rest.left.Load()) } // for one shard
 	room := free()
 	for i := range 2 * minReservations {
-		taken, err := kept.take(daily(strconv.Itoa(i)), manner{quota.Local, 1, false}, now)
+		taken, err := kept.take(daily(strconv.Itoa(i)), manner{quota.Local, 1, false, nil}, now)
 		if err != nil || !taken.Admitted && i < 100 {
 			t.Fatal(taken, err)
 		}
@@ -401,7 +401,7 @@ func TestLedgerIsBounded(t *testing.T) {
 	o.Charges[0].Limit.Max = quota.NoMax
 	for i := range 2 * room {
 		o.Request = "n" + strconv.Itoa(i)
-		taken, err := kept.take(o, manner{quota.Local, 1, false}, now)
+		taken, err := kept.take(o, manner{quota.Local, 1, false, nil}, now)
 		if err != nil || !taken.Admitted || (taken.Secret != "") != (i < room-100) {
 			t.Fatalf("%d: %+v %v", i, taken, err)
 		}

@@ -19,7 +19,7 @@ func TestShareOfWhatSlides(t *testing.T) {
 	l := newLedger(10_000) // so that no two share the room of one shard
 	o := of("a", sliding(quota.Minute, 10, 1))
 	l.note(o, &quota.Taken{Now: begin, Admitted: true, Used: []int64{2}, Before: []int64{8}})
-	two := manner{quota.Local, 2, false}
+	two := manner{quota.Local, 2, false, nil}
 	for _, step := range []struct {
 		after     time.Duration
 		admits    int
@@ -119,7 +119,7 @@ func TestOwedToTheWindowBefore(t *testing.T) {
 	order := func(account string, limit, cost int64) quota.Order { return of(account, sliding(w, limit, cost)) }
 	for _, account := range []string{"a", "b"} {
 		wantBoth(t, take(t, f, order(account, 100, 5)), true, 5, 0)
-		taken, err := p.ledger.take(order(account, 100, 3), manner{quota.Local, 1, false}, f.now())
+		taken, err := p.ledger.take(order(account, 100, 3), manner{quota.Local, 1, false, nil}, f.now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestAlgorithmIsChangedWithoutRedis(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
 	minute := begin.Truncate(time.Minute).UnixMilli()
-	local := manner{quota.Local, 1, false}
+	local := manner{quota.Local, 1, false, nil}
 	charged := func(l *ledger, c quota.Charge, after time.Duration) quota.Taken {
 		t.Helper()
 		taken, err := l.take(of("a", c), local, begin.Add(after))
@@ -240,7 +240,7 @@ func TestItFitsThenWithoutRedis(t *testing.T) {
 	refused := 0
 	for range 3000 {
 		const most = 12
-		counts := &byItself{newLedger(10), manner{quota.Local, 1 + random.Int64N(3), false}, begin}
+		counts := &byItself{newLedger(10), manner{quota.Local, 1 + random.Int64N(3), false, nil}, begin}
 		limits := []quota.Limit{{Metric: quota.Requests, Window: quota.Minute.Slide(), Max: most}}
 		limiter, plan := quota.NewLimiter(counts), quota.NewPlan(quota.Tier{Limits: limits}, quota.ByKey, nil)
 		ask := func(cost int64, look bool) quota.Decision {
@@ -301,7 +301,7 @@ func TestRepeatOfWhatSlid(t *testing.T) {
 	var first quota.Taken
 	for request, at := range []time.Time{now.Add(-24 * time.Hour), now.Add(-time.Hour), now} {
 		var err error
-		if first, err = p.ledger.take(order(strconv.Itoa(request)), manner{quota.Local, 1, false}, at); err != nil {
+		if first, err = p.ledger.take(order(strconv.Itoa(request)), manner{quota.Local, 1, false, nil}, at); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -297,5 +298,73 @@ func TestLookWhereAllPass(t *testing.T) {
 		if d, err := limiter.Decide(t.Context(), r, time.Now()); err != nil || !d.Admitted {
 			t.Errorf("a request: %+v, %v", d, err)
 		}
+	}
+}
+
+// A heldCall is a call of Redis that waits until it is said what becomes of it.
+type heldCall struct {
+	carryOut chan bool     // or fail as one that got no answer in time
+	answered chan struct{} // one that is carried out, and its callers do not know yet
+	goOn     chan struct{} // they are told
+}
+
+// holdCalls returns the calls that a store makes from now on.
+func holdCalls(r *Redis) <-chan heldCall {
+	calls := make(chan heldCall)
+	r.lane = r.newLane(func(ctx context.Context, together []*operation) {
+		c := heldCall{make(chan bool), make(chan struct{}), make(chan struct{})}
+		calls <- c
+		if !<-c.carryOut {
+			fail(together, failed(context.DeadlineExceeded, true))
+			return
+		}
+		r.sendTogether(ctx, together)
+		close(c.answered)
+		<-c.goOn
+	})
+	return calls
+}
+
+// TestOneThatFailsKnowsOfOthersUnderWay: a request without an answer of Redis is decided by what
+// remains when those of its key that are under way are admitted, and by what Redis has answered to
+// others as soon as it has, though none of them was told yet.
+func TestOneThatFailsKnowsOfOthersUnderWay(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	for i, of3 := range []func(cost int64) quota.Charge{
+		func(cost int64) quota.Charge { return charge(quota.Month, 3, cost) },
+		func(cost int64) quota.Charge { return sliding(quota.Month, 3, cost) },
+	} {
+		account := strconv.Itoa(i)
+		r := hastyStore(t, server.Options.RedisAddress, time.Minute)
+		f := fallbackOn(r, nil)
+		calls := holdCalls(r)
+		later := func(cost int64) <-chan quota.Taken {
+			taken := make(chan quota.Taken, 1)
+			go func() {
+				have, err := f.Take(t.Context(), of(account, of3(cost)))
+				if err != nil {
+					t.Error(err)
+				}
+				taken <- have
+			}()
+			return taken
+		}
+		fails, firstCall := later(1), <-calls
+		passes, secondCall := later(3), <-calls
+		if n := r.underWay(&quota.Order{Account: "another", Charges: []quota.Charge{of3(1)}}); n[0] != 0 {
+			t.Errorf("%d of another key are under way, want 0", n[0])
+		}
+		firstCall.carryOut <- false
+		wantTaken(t, <-fails, false, 3)
+		secondCall.carryOut <- true
+		<-secondCall.answered
+		taken, err := f.part(account).ledger.take(of(account, of3(0)), manner{quota.Local, 1, false, nil}, f.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantTaken(t, taken, true, 3)
+		close(secondCall.goOn)
+		wantTaken(t, <-passes, true, 3)
 	}
 }

@@ -87,6 +87,7 @@ type manner struct {
 	mode      quota.OnFailure // Local or Allow
 	instances int64           // that share what remains
 	doubt     bool            // whether Redis may have carried it out too
+	underWay  []int64         // what orders of which Redis is yet to answer take of the counter of each charge; nil: nothing
 }
 
 func newLedger(maxAccounts int) *ledger {
@@ -143,9 +144,10 @@ func (h *holding) find(counter string) *tally {
 }
 
 // used returns what is used of a charge's counter: so much that what remains is what this
-// instance still admits, its share of what remained when Redis was last heard.
-func (h *holding) used(c quota.Charge, how manner, now time.Time) int64 {
-	seen, beside := h.now(c, now)
+// instance still admits, its share of what remained when Redis was last heard, and what is under
+// way had been taken.
+func (h *holding) used(i int, c quota.Charge, how manner, now time.Time) int64 {
+	seen, beside := h.seen(i, c, how, now)
 	left := c.Limit.Max - seen
 	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow || left <= 0 {
 		return clamp(seen + beside)
@@ -160,6 +162,15 @@ func (h *holding) now(c quota.Charge, now time.Time) (seen, beside int64) {
 		return t.seen, t.own.sum()
 	}
 	return 0, 0
+}
+
+// seen is now, with what is under way as if it were seen.
+func (h *holding) seen(i int, c quota.Charge, how manner, now time.Time) (seen, beside int64) {
+	seen, beside = h.now(c, now)
+	if how.underWay != nil {
+		seen = clamp(seen + how.underWay[i])
+	}
+	return seen, beside
 }
 
 // take does what Memory.Take does, by this instance's share. It fails with ErrFull when an

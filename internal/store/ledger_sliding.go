@@ -96,10 +96,10 @@ func (l *ledger) seeSliding(h *holding, c *quota.Charge, t *quota.Taken, i int, 
 // tell tells an order what is used of its ith charge's counter; see used.
 func (h *holding) tell(t *quota.Taken, i int, c quota.Charge, how manner) {
 	if !c.Limit.Window.Sliding() {
-		t.Used[i] = h.used(c, how, t.Now)
+		t.Used[i] = h.used(i, c, how, t.Now)
 		return
 	}
-	used, before := h.usedSliding(c, how, t.Now)
+	used, before := h.usedSliding(i, c, how, t.Now)
 	t.Used[i] = used
 	noteBefore(t, i, before)
 }
@@ -108,8 +108,8 @@ func (h *holding) tell(t *quota.Taken, i int, c quota.Charge, how manner) {
 // instance has its share of the limit, and so much of what was seen in either window counts on it;
 // what it has admitted itself counts whole. The rest of the limit is as good as used, see
 // quota.Taken.
-func (h *holding) usedSliding(c quota.Charge, how manner, now time.Time) (used, before int64) {
-	seen, beside := h.now(c, now)
+func (h *holding) usedSliding(i int, c quota.Charge, how manner, now time.Time) (used, before int64) {
+	seen, beside := h.seen(i, c, how, now)
 	last, own := h.before(c.Counter, c.Limit.Window, now)
 	if c.Limit.Max == quota.NoMax || how.mode == quota.Allow {
 		return clamp(seen + beside), clamp(last + own.sum())

@@ -26,7 +26,7 @@ func TestLongOutage(t *testing.T) {
 	l := newLedger(1)
 	first := of("a", charge(quota.Minute, 10, 1))
 	second := of(neighbour(l, "a"), charge(quota.Minute, 10, 1))
-	local := manner{quota.Local, 1, false}
+	local := manner{quota.Local, 1, false, nil}
 	if _, err := l.take(first, local, now); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestLongOutage(t *testing.T) {
 // corrected.
 func TestLedgerIsSweptByOneClock(t *testing.T) {
 	t.Parallel()
-	l, local, o := newLedger(100), manner{quota.Local, 1, false}, of("a", charge(quota.Day, 1, 1))
+	l, local, o := newLedger(100), manner{quota.Local, 1, false, nil}, of("a", charge(quota.Day, 1, 1))
 	admitted := 0
 	for _, after := range []time.Duration{-time.Second, -time.Second, 2 * time.Second} {
 		taken, err := l.take(o, local, midnight().Add(after))
@@ -76,7 +76,7 @@ func TestWhatIsOnItsWayIsKept(t *testing.T) {
 	if !l.inFlight(limited) {
 		t.Error("a request with a limit does not wait")
 	}
-	if taken, err := l.take(limited, manner{quota.Local, 1, false}, now); err != nil || taken.Admitted {
+	if taken, err := l.take(limited, manner{quota.Local, 1, false, nil}, now); err != nil || taken.Admitted {
 		t.Errorf("without Redis the limit is passed: %+v, %v", taken, err)
 	}
 	l.complete(o, start, &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
@@ -115,7 +115,7 @@ func TestWindowsMoveOn(t *testing.T) {
 		at := now.Add(c.after)
 		l.note(o, &quota.Taken{Now: at, Admitted: true, Used: []int64{c.used, c.day}})
 		look := of("a", charge(quota.Minute, 10, 0), charge(quota.Day, 100, 0))
-		taken, err := l.take(look, manner{quota.Local, 1, false}, at)
+		taken, err := l.take(look, manner{quota.Local, 1, false, nil}, at)
 		if err != nil || taken.Used[0] != c.used || taken.Used[1] != c.day {
 			t.Errorf("after %s: %+v, %v: want %d and %d", c.after, taken.Used, err, c.used, c.day)
 		}

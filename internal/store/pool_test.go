@@ -163,7 +163,7 @@ func TestPoolFindsRoom(t *testing.T) {
 	})
 	t.Run("without Redis", func(t *testing.T) {
 		t.Parallel()
-		l, local := newLedger(1), manner{quota.Local, 1, false}
+		l, local := newLedger(1), manner{quota.Local, 1, false, nil}
 		if _, err := l.take(of(neighbour(l, pool.Account), charge(quota.Minute, 10, 1)), local, now); err != nil {
 			t.Fatal(err)
 		}

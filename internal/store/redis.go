@@ -57,6 +57,9 @@ type Redis struct {
 	operations sync.Pool // of *operation
 	prefix     string
 	checked    []*checkedPart // by part
+	// told is told the answer to each order, before its caller is: who decides another without
+	// Redis meanwhile finds it either there or underWay, or in both. nil: nobody is.
+	told func(*quota.Order, *quota.Taken)
 }
 
 // NewRedis returns a store on a Redis. It does not connect yet, so that TierGate
@@ -84,7 +87,7 @@ func NewRedis(o RedisOptions) *Redis {
 func (r *Redis) Take(ctx context.Context, o quota.Order) (quota.Taken, error) {
 	op := r.operations.Get().(*operation) //nolint:forcetypeassert // see New
 	op.own = o
-	op.order = &op.own
+	op.order, op.told = &op.own, r.told
 	r.carryOut(ctx, op)
 	taken, err := op.taken, op.err
 	*op = operation{done: op.done}

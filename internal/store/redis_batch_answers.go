@@ -11,7 +11,7 @@ import (
 	"github.com/tiergate/tiergate/internal/quota"
 )
 
-// answer hands the answers of batch.lua to the operations.
+// answer hands the answers of batch.lua to the operations, and tells those to orders.
 func answer(together []*operation, reply *redis.Cmd) {
 	values, err := reply.Slice()
 	if err != nil {
@@ -38,6 +38,12 @@ func answer(together []*operation, reply *redis.Cmd) {
 	}
 	if a.err != nil {
 		fail(together, failed(a.err, true)) // one call, in doubt
+		return
+	}
+	for _, o := range together {
+		if o.told != nil && o.err == nil {
+			o.told(o.order, &o.taken)
+		}
 	}
 }
 

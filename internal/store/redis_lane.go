@@ -36,6 +36,7 @@ type operation struct {
 	taken   quota.Taken
 	outcome quota.Outcome
 	err     error
+	told    func(*quota.Order, *quota.Taken) // of an order, see Redis; nil: nobody is
 
 	waits bool          // another caller sends it, and done has one when that is done
 	done  chan struct{} // nil: it has not waited yet
@@ -72,15 +73,15 @@ type lane struct {
 	send    func(ctx context.Context, together []*operation)
 
 	mu          sync.Mutex
-	calls       int          // under way
+	underWay    []*group     // a call each
 	gathering   *group       // nil: nobody waits. There is none while no call is under way
 	settlements []*operation // that wait for company, mostTogether at the most
 }
 
-// A group is operations that wait to be sent together.
+// A group is operations that go together.
 type group struct {
 	operations []*operation
-	turn       chan struct{} // has one when the first is to send them
+	turn       chan struct{} // has one when the first that waited is to send them; nil: none waits for that
 	late       *time.Timer
 }
 
@@ -103,13 +104,13 @@ func (l *lane) carryOut(ctx context.Context, o *operation) {
 		l.keepCompany(ctx, o)
 		return
 	}
-	if l.calls == 0 {
-		l.calls++
-		together := l.withSettlements(o)
+	if len(l.underWay) == 0 {
+		g := &group{operations: []*operation{o}}
+		l.begin(g)
 		l.mu.Unlock()
 		ctx, cancel := within(ctx, l.timeout)
 		defer cancel()
-		l.sendAll(ctx, together)
+		l.sendAll(ctx, g)
 		return
 	}
 	g := l.gathering
@@ -140,10 +141,7 @@ func (l *lane) lead(ctx context.Context, o *operation) {
 	ctx, cancel := within(ctx, l.timeout)
 	defer cancel()
 	<-g.turn
-	l.mu.Lock()
-	together := l.withSettlements(g.operations...)
-	l.mu.Unlock()
-	l.sendAll(ctx, together)
+	l.sendAll(ctx, g)
 }
 
 // keepCompany has a settlement go with the next call, or sends those that wait. The caller
@@ -167,37 +165,36 @@ func (l *lane) keepCompany(ctx context.Context, o *operation) {
 		<-o.done
 		return
 	}
-	l.calls++
-	together := l.withSettlements()
+	g := &group{}
+	l.begin(g)
 	l.mu.Unlock()
 	ctx, cancel := within(ctx, l.timeout)
 	defer cancel()
-	l.sendAll(ctx, together)
+	l.sendAll(ctx, g)
 }
 
-// withSettlements returns the settlements that wait, as many as there is room for, and after
-// them others. The caller holds the lock.
-func (l *lane) withSettlements(others ...*operation) []*operation {
-	n := min(len(l.settlements), mostTogether-len(others))
-	together := slices.Concat(l.settlements[:n], others)
+// begin makes a group one of those under way. The settlements that wait go before what it has,
+// as many as there is room for. The caller holds the lock.
+func (l *lane) begin(g *group) {
+	n := min(len(l.settlements), mostTogether-len(g.operations))
+	g.operations = slices.Concat(l.settlements[:n], g.operations)
 	l.settlements = slices.Clone(l.settlements[n:])
-	return together
+	l.underWay = append(l.underWay, g)
 }
 
-// sendAll sends operations, and wakes the callers of those that others send. The call is one
-// of those under way.
-func (l *lane) sendAll(ctx context.Context, together []*operation) {
+// sendAll sends a group that is under way, and wakes the callers of those that others send.
+func (l *lane) sendAll(ctx context.Context, g *group) {
 	err := errNotSent // unless it returns
 	defer func() {
-		l.returned()
-		for _, o := range together {
+		l.returned(g)
+		for _, o := range g.operations {
 			o.err = cmp.Or(err, o.err)
 			if o.waits { // and may be used again as soon as it is woken
 				o.done <- struct{}{}
 			}
 		}
 	}()
-	l.send(ctx, together)
+	l.send(ctx, g.operations)
 	err = nil
 }
 
@@ -209,16 +206,17 @@ var errNotSent = errors.New("the call to Redis panicked: please report this")
 func (l *lane) release() {
 	g := l.gathering
 	l.gathering = nil
-	l.calls++
+	l.begin(g)
 	g.late.Stop()
 	g.turn <- struct{}{}
 }
 
-// returned notes that a call has.
-func (l *lane) returned() {
+// returned notes that the call of a group has.
+func (l *lane) returned(g *group) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.calls--
+	i := slices.Index(l.underWay, g)
+	l.underWay = slices.Delete(l.underWay, i, i+1)
 	l.sendIfEnough()
 }
 
@@ -229,9 +227,48 @@ func (l *lane) sendIfEnough() {
 		return
 	}
 	n := len(l.gathering.operations)
-	if l.calls == 0 || l.calls == 1 && n >= enough || n == mostTogether {
+	if len(l.underWay) == 0 || len(l.underWay) == 1 && n >= enough || n == mostTogether {
 		l.release()
 	}
+}
+
+// add adds to sums, one for each charge of an order, what other orders of its account that have
+// no answer yet take of the same counters. What is answered ahead the ledger knows.
+func (l *lane) add(sums []int64, o *quota.Order) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, g := range l.underWay {
+		g.add(sums, o)
+	}
+	if l.gathering != nil {
+		l.gathering.add(sums, o)
+	}
+}
+
+func (g *group) add(sums []int64, o *quota.Order) {
+	for _, other := range g.operations {
+		if other.order == nil || other.order.Account != o.Account || unlimited(*other.order) {
+			continue
+		}
+		for _, c := range other.order.Charges {
+			if i := slices.IndexFunc(o.Charges, func(own quota.Charge) bool { return own.Counter == c.Counter }); i >= 0 {
+				sums[i] += max(c.Cost, 0)
+			}
+		}
+	}
+}
+
+// underWay returns for each charge of an order what others of its account take of the same counter
+// that are sent, or about to be, and have no answer yet.
+func (r *Redis) underWay(o *quota.Order) []int64 {
+	sums := make([]int64, len(o.Charges))
+	r.lane.add(sums, o)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, l := range r.lanes {
+		l.add(sums, o)
+	}
+	return sums
 }
 
 // carryOut has an operation carried out.
