@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +49,7 @@ func describe(r *apikey.Record, priority, expires string, c config.Reload) error
 		faults = append(faults, web.Fault{Field: field, Problem: fmt.Sprintf(format, args...)})
 	}
 	if _, ok := c.Plans[r.Tier]; !ok {
-		fault("--tier", "unknown tier %q: want one of %s", r.Tier, strings.Join(tierNames(c), ", "))
+		fault("--tier", "unknown tier %q: want one of %s", r.Tier, strings.Join(slices.Sorted(maps.Keys(c.Plans)), ", "))
 	}
 	for _, name := range r.Resources {
 		if name != quota.DefaultResource && !slices.ContainsFunc(c.Resources, func(q quota.Resource) bool { return q.Name == name }) {
@@ -70,15 +71,6 @@ func describe(r *apikey.Record, priority, expires string, c config.Reload) error
 		return faults
 	}
 	return nil
-}
-
-func tierNames(c config.Reload) []string {
-	names := make([]string, 0, len(c.Plans))
-	for name := range c.Plans {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func printKey(w io.Writer, key apikey.Key, record apikey.Record, asJSON bool) error {

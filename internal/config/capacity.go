@@ -2,7 +2,8 @@ package config
 
 import (
 	"fmt"
-	"math"
+	"maps"
+	"slices"
 
 	"github.com/tiergate/tiergate/internal/quota"
 )
@@ -10,7 +11,7 @@ import (
 // pools checks what the backend can take of each resource.
 func (c *checker) pools(sections map[string]poolSection, resources []quota.Resource) map[string]*quota.Pool {
 	pools := map[string]*quota.Pool{}
-	for _, n := range sortedKeys(sections) {
+	for _, n := range slices.Sorted(maps.Keys(sections)) {
 		at, s := "capacity."+n, sections[n]
 		if !known(resources, n) {
 			c.fault(at, "unknown resource %q: add it to resources", n)
@@ -58,7 +59,7 @@ func (c *checker) shares(at string, s sharesSection) quota.Shares {
 	written := map[quota.Priority]*float64{quota.Low: s.Low, quota.Normal: s.Normal, quota.High: s.High, quota.Critical: s.Critical}
 	for _, p := range quota.Priorities() {
 		if share := written[p]; share != nil {
-			shares[p] = int64(math.Round(quota.Whole * c.share(at+"."+p.String(), *share)))
+			shares[p] = c.thousandths(at+"."+p.String(), *share)
 		}
 		if lower := p - 1; lower >= quota.Low && shares[lower] <= quota.Whole && shares[p] < shares[lower] {
 			c.fault(at, "%v for %s is less than %v for %s: the lower priority is to be shed first, so raise the first or lower the second",

@@ -346,12 +346,3 @@ func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {
 	}
 	return peppers
 }
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}

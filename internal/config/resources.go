@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -30,7 +32,7 @@ func (c *checker) resources(sections map[string]resourceSection) []quota.Resourc
 	}
 	owner := map[string]string{}
 	var resources []quota.Resource
-	for _, n := range sortedKeys(sections) {
+	for _, n := range slices.Sorted(maps.Keys(sections)) {
 		at := "resources." + n
 		if !name.MatchString(n) {
 			c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)

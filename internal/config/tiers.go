@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ func (c *checker) tiers(f file, resources []quota.Resource) map[string]*quota.Pl
 	}
 	onFailure := c.onFailure("on_store_failure", f.OnStoreFailure, quota.Local)
 	plans := map[string]*quota.Plan{}
-	for _, n := range sortedKeys(f.Tiers) {
+	for _, n := range slices.Sorted(maps.Keys(f.Tiers)) {
 		at := "tiers." + n
 		if !name.MatchString(n) {
 			c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)

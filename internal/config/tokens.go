@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,7 +53,7 @@ func (c *checker) tokens(f file, resources []quota.Resource) Tokens {
 		}
 	}
 	twins := map[string]string{}
-	for _, model := range sortedKeys(f.Tokens.Models) {
+	for _, model := range slices.Sorted(maps.Keys(f.Tokens.Models)) {
 		if twin, twice := twins[strings.ToLower(model)]; twice {
 			c.fault("tokens.models."+model, "%q is %q in other letters: keep one", model, twin)
 		}
@@ -76,7 +78,12 @@ func (t *Tokens) refunds(c *checker, s refundsSection) {
 		t.RefundStatuses = append(t.RefundStatuses, int(status))
 	}
 	t.RefundCached = s.Cached
-	t.RefundShare = int64(math.Round(1000 * c.share("tokens.refunds.max_share", s.MaxShare)))
+	t.RefundShare = c.thousandths("tokens.refunds.max_share", s.MaxShare)
+}
+
+// thousandths checks a share, and counts it as package quota does.
+func (c *checker) thousandths(path string, share float64) int64 {
+	return int64(math.Round(quota.Whole * c.share(path, share)))
 }
 
 func (c *checker) share(path string, n float64) float64 {
