@@ -5,7 +5,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,17 +36,6 @@ func parseArgs(flags *flag.FlagSet, args []string, env environment, names ...str
 	return others, nil
 }
 
-// noneEmpty refuses flags that were given an empty value, as by a variable of a shell that is
-// not set: what they narrow would hold for all.
-func noneEmpty(flags *flag.FlagSet) (err error) {
-	flags.Visit(func(f *flag.Flag) {
-		if err == nil && f.Value.String() == "" {
-			err = usagef("--%s is empty: give it a value, or leave it out", f.Name)
-		}
-	})
-	return err
-}
-
 // readArgs does the same, whatever number of other arguments there is.
 func readArgs(flags *flag.FlagSet, args []string, env environment, names ...string) ([]string, error) {
 	flags.SetOutput(io.Discard) // what is wrong is told once, by main
@@ -65,6 +56,39 @@ func readArgs(flags *flag.FlagSet, args []string, env environment, names ...stri
 		}
 		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
 	}
+}
+
+// noneEmpty refuses flags that were given an empty value, as by a variable of a shell that is
+// not set: what they narrow would hold for all.
+func noneEmpty(flags *flag.FlagSet) (err error) {
+	flags.Visit(func(f *flag.Flag) {
+		if err == nil && f.Value.String() == "" {
+			err = usagef("--%s is empty: give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
+}
+
+// firstGiven returns the first of these flags that was given, or "".
+func firstGiven(flags *flag.FlagSet, names ...string) (first string) {
+	flags.Visit(func(f *flag.Flag) {
+		if first == "" && slices.Contains(names, f.Name) {
+			first = f.Name
+		}
+	})
+	return first
+}
+
+// parameters returns the values of these flags as parameters of a URL, those that were not given
+// with their defaults. Flags without a value are left out.
+func parameters(flags *flag.FlagSet, names ...string) url.Values {
+	query := url.Values{}
+	for _, name := range names {
+		if value := flags.Lookup(name).Value.String(); value != "" {
+			query.Set(name, value)
+		}
+	}
+	return query
 }
 
 // The errors of package flag: it has no types for them.

@@ -133,18 +133,13 @@ func keysCreate(ctx context.Context, args []string, env environment) error {
 
 // offlineFlags refuses flags that would be ignored.
 func offlineFlags(flags *flag.FlagSet, offline bool) error {
-	wrong := map[bool][]string{true: {"server", "token-file", "id", "owner", "label"}, false: {"config", "set"}}[offline]
-	var err error
-	flags.Visit(func(given *flag.Flag) {
-		switch {
-		case !slices.Contains(wrong, given.Name) || err != nil:
-		case offline:
-			err = usagef("--%s does not go with --offline", given.Name)
-		default:
-			err = usagef("--%s goes with --offline only: the server has its configuration", given.Name)
-		}
-	})
-	return err
+	if online := firstGiven(flags, "server", "token-file", "id", "owner", "label"); offline && online != "" {
+		return usagef("--%s does not go with --offline", online)
+	}
+	if local := firstGiven(flags, "config", "set"); !offline && local != "" {
+		return usagef("--%s goes with --offline only: the server has its configuration", local)
+	}
+	return nil
 }
 
 // A request is what to ask of the admin API.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 
 	"github.com/tiergate/tiergate/internal/quota"
@@ -56,7 +55,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 		if *limit != "" || *until != "" || *algorithm != "" {
 			return usagef("--remove takes none of --max, --algorithm and --until")
 		}
-		query := given(flags, "metric", "per", "resource", "priority")
+		query := parameters(flags, "metric", "per", "resource", "priority")
 		return askFor(ctx, f, env, request{http.MethodDelete, path, query, nil}, printChanged("The key has no such limit of its own: nothing is changed. This is the key:"))
 	}
 	most, err := strconv.ParseInt(*limit, 10, 64)
@@ -76,7 +75,7 @@ func keysOverride(ctx context.Context, args []string, env environment) error {
 	if *until != "" {
 		body["until"] = instant(*until)
 	}
-	return askFor(ctx, f, env, request{http.MethodPost, path, url.Values{}, body}, printChanged("The key has this limit already: nothing is changed."))
+	return askFor(ctx, f, env, request{http.MethodPost, path, nil, body}, printChanged("The key has this limit already: nothing is changed."))
 }
 
 // keysRotate gives a key another secret.

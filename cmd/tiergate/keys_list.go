@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"text/tabwriter"
 
@@ -74,7 +73,7 @@ func keysList(ctx context.Context, args []string, env environment) error {
 	if err := noneEmpty(flags); err != nil {
 		return err
 	}
-	query := given(flags, "tier", "owner", "q", "state")
+	query := parameters(flags, "tier", "owner", "q", "state")
 	return listed(ctx, f, env, list{request{http.MethodGet, "/keys", query, nil}, "after", "keys", *most}, func(w io.Writer, keys []web.KeyView) {
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "ID\tNAME\tOWNER\tTIER\tSTATE\tSOURCE\tEXPIRES\tLAST USED")
@@ -87,17 +86,6 @@ func keysList(ctx context.Context, args []string, env environment) error {
 		}
 		_ = table.Flush() // as with any printing
 	})
-}
-
-// given returns those of the flags that were given, as parameters.
-func given(flags *flag.FlagSet, names ...string) url.Values {
-	query := url.Values{}
-	for _, name := range names {
-		if value := flags.Lookup(name).Value.String(); value != "" {
-			query.Set(name, value)
-		}
-	}
-	return query
 }
 
 // A list is what to ask for in parts.
@@ -152,7 +140,7 @@ func audit(ctx context.Context, args []string, env environment) error {
 	if err := noneEmpty(flags); err != nil {
 		return err
 	}
-	query := given(flags, "key")
+	query := parameters(flags, "key")
 	if query.Has("key") {
 		if _, err := keyPath(query.Get("key"), ""); err != nil {
 			return err

@@ -39,7 +39,7 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 		return usagef("--limits and --refused: want one of the two")
 	}
 	if *limits || *refused {
-		if more := givenFlags(flags, "step", "from", "to", "by"); more != "" {
+		if more := firstGiven(flags, "step", "from", "to", "by"); more != "" {
 			return usagef("--%s goes with neither --limits nor --refused", more)
 		}
 	}
@@ -49,7 +49,7 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 	case *refused:
 		return askFor(ctx, f, env, request{http.MethodGet, path + "/refusals", nil, nil}, printRefusals)
 	default:
-		query := given(flags, "step", "from", "to", "by")
+		query := parameters(flags, "step", "from", "to", "by")
 		for _, end := range []string{"from", "to"} {
 			if query.Has(end) {
 				query.Set(end, instant(query.Get(end)))
@@ -57,16 +57,6 @@ func keyUsage(ctx context.Context, args []string, env environment) error {
 		}
 		return askFor(ctx, f, env, request{http.MethodGet, path + "/usage", query, nil}, printSeries)
 	}
-}
-
-// givenFlags returns the first of some flags that was given, or "".
-func givenFlags(flags *flag.FlagSet, names ...string) (first string) {
-	flags.Visit(func(f *flag.Flag) {
-		if first == "" && slices.Contains(names, f.Name) {
-			first = f.Name
-		}
-	})
-	return first
 }
 
 func printSeries(w io.Writer, s web.UsageView) {
