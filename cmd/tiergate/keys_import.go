@@ -153,13 +153,12 @@ func (c *adminClient) checkAll(ctx context.Context, chunks []chunk) error {
 	for _, part := range chunks {
 		_, err := c.send(ctx, part, true)
 		var refused *serverError
-		if !errors.As(err, &refused) || len(refused.Errors) == 0 {
-			if err != nil {
-				return err
-			}
-			continue
+		switch {
+		case errors.As(err, &refused) && len(refused.Errors) > 0:
+			faults = append(faults, part.renumber(refused.Errors)...)
+		case err != nil:
+			return err
 		}
-		faults = append(faults, part.renumber(refused.Errors)...)
 	}
 	if len(faults) > 0 {
 		return fmt.Errorf("nothing is imported: %w", invalidRequest(faults))
@@ -271,7 +270,7 @@ func keysExport(ctx context.Context, args []string, env environment) error {
 	if err != nil {
 		return err
 	}
-	return c.walk(ctx, l.request, l.next, l.most, func(one json.RawMessage) error {
+	return c.walk(ctx, l, func(one json.RawMessage) error {
 		if _, err := fmt.Fprintf(env.stdout, "%s\n", one); err != nil {
 			return fmt.Errorf("print the keys: %w", err)
 		}

@@ -25,16 +25,15 @@ type part struct {
 	Next   string            `json:"next"`
 }
 
-// walk asks for one part after the other, and hands on what is in them, until there are
-// most; 0 is all.
-func (c *adminClient) walk(ctx context.Context, r request, next string, most int, hand func(json.RawMessage) error) error {
+// walk asks for one part of a list after the other, and hands on what is in them.
+func (c *adminClient) walk(ctx context.Context, l list, hand func(json.RawMessage) error) error {
 	for n := 0; ; {
 		size := partSize
-		if most > 0 {
-			size = min(size, most-n)
+		if l.most > 0 {
+			size = min(size, l.most-n)
 		}
-		r.query.Set("limit", strconv.Itoa(size))
-		answer, err := c.ask(ctx, r.method, r.path, r.query, nil)
+		l.query.Set("limit", strconv.Itoa(size))
+		answer, err := c.ask(ctx, l.method, l.path, l.query, nil)
 		if err != nil {
 			return err
 		}
@@ -46,14 +45,14 @@ func (c *adminClient) walk(ctx context.Context, r request, next string, most int
 			if err := hand(one); err != nil {
 				return err
 			}
-			if n++; n == most {
+			if n++; n == l.most {
 				return nil
 			}
 		}
 		if p.Next == "" {
 			return nil
 		}
-		r.query.Set(next, p.Next)
+		l.query.Set(l.next, p.Next)
 	}
 }
 
@@ -107,7 +106,7 @@ func listed[T any](ctx context.Context, f adminFlags, env environment, l list, l
 		return err
 	}
 	all := []json.RawMessage{}
-	err = c.walk(ctx, l.request, l.next, l.most, func(one json.RawMessage) error {
+	err = c.walk(ctx, l, func(one json.RawMessage) error {
 		all = append(all, one)
 		return nil
 	})
