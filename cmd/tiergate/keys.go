@@ -192,7 +192,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	line("owner", k.Owner)
 	line("state", string(k.State))
 	line("source", k.Source+source)
-	line("tier", tierText(k))
+	line("tier", configured(k.Tier, k.NoTier))
 	line("priority", priorityName(k.Priority))
 	line("resources", cmp.Or(strings.Join(k.Resources, ", "), "all"))
 	for _, o := range k.Overrides {
@@ -201,7 +201,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	for _, name := range slices.Sorted(maps.Keys(k.Labels)) {
 		line("label", name+"="+k.Labels[name])
 	}
-	line("pepper", pepperText(k))
+	line("pepper", configured(k.Pepper, k.NoPepper))
 	line("created", timeText(k.Created, ""))
 	line("expires", timeText(k.Expires, "never"))
 	line("former key", timeText(k.Former, ""))
@@ -212,20 +212,13 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	_ = table.Flush() // as with any printing
 }
 
-// tierText is the tier of a key, and that there is none where it is not configured.
-func tierText(k web.KeyView) string {
-	if k.NoTier {
-		return k.Tier + " (not configured)"
+// configured is the name of a tier or of a pepper, and that the configuration has none of that
+// name where it is missing.
+func configured(name string, missing bool) string {
+	if missing {
+		return name + " (not configured)"
 	}
-	return k.Tier
-}
-
-// pepperText is the pepper of a key's hash, and that it is not configured where that is so.
-func pepperText(k web.KeyView) string {
-	if k.NoPepper {
-		return k.Pepper + " (not configured)"
-	}
-	return k.Pepper
+	return name
 }
 
 func priorityName(p int) string {

@@ -81,7 +81,7 @@ func keysList(ctx context.Context, args []string, env environment) error {
 			if k.Hidden {
 				state += ", hidden"
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, cmp.Or(k.Name, "-"), cmp.Or(k.Owner, "-"), tierText(k), state, k.Source, timeText(k.Expires, "never"), lastUsed(k))
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, cmp.Or(k.Name, "-"), cmp.Or(k.Owner, "-"), configured(k.Tier, k.NoTier), state, k.Source, timeText(k.Expires, "never"), lastUsed(k))
 		}
 		_ = table.Flush() // as with any printing
 	})
