@@ -18,6 +18,15 @@ func configFlags(flags *flag.FlagSet, o *config.Options) {
 	flags.Var((*sets)(&o.Sets), "set", "replace a value of the file, as in `store.type=redis`; may be repeated")
 }
 
+// load reads a configuration for a command that needs a good one.
+func load(o config.Options) (*config.Config, config.Sources, error) {
+	c, sources, err := config.Load(o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the configuration cannot be used:\n%w", err)
+	}
+	return c, sources, nil
+}
+
 // configCheck reports every fault of a configuration.
 func configCheck(_ context.Context, args []string, env environment) error {
 	flags := flag.NewFlagSet("config check", flag.ContinueOnError)

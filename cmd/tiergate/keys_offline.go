@@ -22,7 +22,7 @@ import (
 // nowhere, and the entry for the file of hashed keys.
 func createOffline(f *keyFlags, options config.Options, env environment) error {
 	options.Getenv = env.getenv
-	loaded, err := load(options)
+	loaded, _, err := load(options)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func keysHash(_ context.Context, args []string, env environment) error {
 	var peppers []apikey.Pepper
 	if *pepper != "" {
 		options.Getenv = env.getenv
-		loaded, err := load(options)
+		loaded, _, err := load(options)
 		if err != nil {
 			return err
 		}
@@ -139,13 +139,4 @@ func hashFor(key apikey.Key, pepper string, peppers []apikey.Pepper) (apikey.Has
 		return apikey.Hash{}, usagef("--pepper %q: the configuration has no pepper of this name under keys.peppers", pepper)
 	}
 	return key.HashWith(peppers[i]), nil
-}
-
-// load reads a configuration for a command that needs a good one.
-func load(o config.Options) (*config.Config, error) {
-	c, _, err := config.Load(o)
-	if err != nil {
-		return nil, fmt.Errorf("the configuration cannot be used:\n%w", err)
-	}
-	return c, nil
 }

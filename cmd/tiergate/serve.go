@@ -45,9 +45,9 @@ func serve(ctx context.Context, args []string, env environment) error {
 	if err := parse(flags, args, env); err != nil {
 		return err
 	}
-	loaded, sources, err := config.Load(options)
+	loaded, sources, err := load(options)
 	if err != nil {
-		return fmt.Errorf("the configuration cannot be used:\n%w", err)
+		return err
 	}
 	signal.Ignore(syscall.SIGPIPE) // else it would end, without a word, with whoever reads its log
 	log := newLogger(env.stderr, loaded.Start)
