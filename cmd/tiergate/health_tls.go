@@ -34,14 +34,11 @@ func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 	if (c.cert == "") != (c.key == "") {
 		return nil, usagef("a certificate is shown with its private key: set --cert and --key, or neither")
 	}
-	roots, err := os.ReadFile(c.ca)
+	roots, err := readRoots("--ca", c.ca)
 	if err != nil {
-		return nil, fmt.Errorf("read --ca: %w", err)
+		return nil, err
 	}
-	t := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: c.serverName, MinVersion: tls.VersionTLS12}
-	if !t.RootCAs.AppendCertsFromPEM(roots) {
-		return nil, fmt.Errorf("read --ca: file %s has no certificate: want PEM", c.ca)
-	}
+	t := &tls.Config{RootCAs: roots, ServerName: c.serverName, MinVersion: tls.VersionTLS12}
 	if c.cert != "" {
 		own, err := tls.LoadX509KeyPair(c.cert, c.key)
 		if err != nil {
@@ -50,6 +47,23 @@ func (c *clientTLS) credentials() (credentials.TransportCredentials, error) {
 		t.Certificates = []tls.Certificate{own}
 	}
 	return credentials.NewTLS(t), nil
+}
+
+// readRoots reads the roots that a server's certificate must lead to from the file that a flag or
+// a setting names; nil: it names none, so they are the system's.
+func readRoots(setting, file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil //nolint:nilnil // the system's
+	}
+	content, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", setting, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(content) {
+		return nil, fmt.Errorf("read %s: file %s has no certificate: want PEM", setting, file)
+	}
+	return roots, nil
 }
 
 // advice says what to look at where the server cannot be asked. One that speaks TLS, or wants a

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -57,7 +55,7 @@ func newTracing(c config.Tracing, m *metrics, log *slog.Logger, instance string)
 	if c.Insecure {
 		options = append(options, otlptracegrpc.WithInsecure())
 	} else {
-		roots, err := collectorRoots(c.CAFile)
+		roots, err := readRoots("tracing.ca_file", c.CAFile)
 		if err != nil {
 			return nil, err
 		}
@@ -83,22 +81,6 @@ func newTracing(c config.Tracing, m *metrics, log *slog.Logger, instance string)
 	)}
 	t.tracer = t.provider.Tracer("github.com/tiergate/tiergate")
 	return t, nil
-}
-
-// collectorRoots reads the roots of the collector's certificate; nil: the system's.
-func collectorRoots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil //nolint:nilnil // the system's
-	}
-	content, err := os.ReadFile(file) //nolint:gosec // the operator names the file
-	if err != nil {
-		return nil, fmt.Errorf("read tracing.ca_file: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(content) {
-		return nil, fmt.Errorf("read tracing.ca_file: %s has no certificate: want PEM", file)
-	}
-	return roots, nil
 }
 
 // handler makes a span of each call that decides or settles, in Envoy's trace
