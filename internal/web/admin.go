@@ -216,18 +216,10 @@ func (a *Admin) handle(e endpoint) http.HandlerFunc {
 			}
 		}
 		if p != nil {
-			challenge(w, p)
 			p.answer(w)
 			return
 		}
 		answer(w, e.status, body)
-	}
-}
-
-// challenge says how to authenticate, as RFC 9110, 11.6.1 wants it of every 401.
-func challenge(w http.ResponseWriter, p *Problem) {
-	if p.Status == http.StatusUnauthorized {
-		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
 }
 
@@ -263,7 +255,6 @@ func (a *Admin) nowhere(w http.ResponseWriter, r *http.Request, mux *http.ServeM
 			p = problem(kindMethod, "it knows "+allow)
 		}
 	}
-	challenge(w, p)
 	p.answer(w)
 }
 

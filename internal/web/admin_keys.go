@@ -72,7 +72,7 @@ func (a *Admin) addLastUsed(ctx context.Context, views []KeyView) {
 	}
 }
 
-// shown is the view of one record of the store.
+// shown is the view of one record, with when it was last used.
 func (a *Admin) shown(c *call, r *apikey.Record, fromFile bool) KeyView {
 	views := []KeyView{c.accounts.view(r, fromFile, c.now)}
 	a.addLastUsed(c.Context(), views)

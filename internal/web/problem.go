@@ -124,7 +124,8 @@ func (k kind) status() (status int, title string) {
 	return http.StatusInternalServerError, string(k)
 }
 
-// problemOf is what the admin API answers with because of an error.
+// problemOf is what the admin API answers with because of an error. One that says nothing else is
+// of a store that cannot be read or written, or has not been read yet.
 func problemOf(err error) *Problem {
 	var p *Problem
 	switch {
@@ -132,10 +133,6 @@ func problemOf(err error) *Problem {
 		return p
 	case errors.Is(err, apikey.ErrUnknown):
 		return noSuchKey()
-	case errors.Is(err, apikey.ErrUnread):
-		p = problem(kindStoreAway, err.Error())
-		p.retryAfter = time.Second
-		return p
 	case errors.Is(err, apikey.ErrTaken):
 		return problem(kindTaken, err.Error())
 	case errors.Is(err, apikey.ErrConflict):
@@ -171,8 +168,11 @@ func invalid(faults []Fault) *Problem {
 	return p
 }
 
-// answer writes the problem.
+// answer writes the problem. A 401 says how to authenticate, as RFC 9110, 11.6.1 wants it.
 func (p *Problem) answer(w http.ResponseWriter) {
+	if p.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
 	if p.retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.FormatInt(apierror.Up(p.retryAfter, time.Second), 10))
 	}
