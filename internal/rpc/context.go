@@ -4,8 +4,6 @@ import (
 	"context"
 	"slices"
 	"time"
-
-	"google.golang.org/grpc/metadata"
 )
 
 // A callContext is the context of a call. It ends with the stream.
@@ -67,9 +65,4 @@ func (s *stream) forget(a *afterwards) bool {
 		s.after = slices.Delete(s.after, i, i+1)
 	}
 	return i >= 0
-}
-
-// incoming adds the metadata of the call to a context.
-func (s *stream) incoming(ctx context.Context) context.Context {
-	return metadata.NewIncomingContext(ctx, s.metadata)
 }

@@ -23,6 +23,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
 )
 
@@ -277,7 +278,7 @@ func (s *Server) follow(ctx context.Context, st *stream) (followed context.Conte
 	if handler == nil {
 		return ctx, func(error) {}
 	}
-	ctx = handler.TagRPC(st.incoming(ctx), &stats.RPCTagInfo{FullMethodName: st.method.name})
+	ctx = handler.TagRPC(metadata.NewIncomingContext(ctx, st.metadata), &stats.RPCTagInfo{FullMethodName: st.method.name})
 	began, streams := s.options.Now(), st.method.stream != nil
 	handler.HandleRPC(ctx, &stats.Begin{BeginTime: began, IsClientStream: streams, IsServerStream: streams})
 	return ctx, func(err error) {

@@ -112,7 +112,8 @@ func (s *serverStream) next() ([]byte, error) {
 	message := s.queue[0]
 	s.queue = s.queue[1:]
 	s.buffered -= int64(len(message) + prefix)
-	if more := int64(c.server.options.StreamWindow) - s.buffered - s.allowed; s.state.Load() == alive && !s.halfClosed && more >= int64(c.server.options.StreamWindow)/4 {
+	window := int64(c.server.options.StreamWindow)
+	if more := window - s.buffered - s.allowed; s.state.Load() == alive && !s.halfClosed && more >= window/4 {
 		c.putWindow(s.id, more)
 		s.allowed += more
 	}
