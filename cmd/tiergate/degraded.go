@@ -122,14 +122,6 @@ func (m *metrics) addFallback(f *store.Fallback) {
 	})
 }
 
-// watchedCounts returns what limits are counted in.
-func (s *server) watchedCounts() quota.Counts {
-	if s.stores.fallback != nil {
-		return s.stores.fallback // which is watched by itself
-	}
-	return &watchedCounts{Counts: s.stores.counts, metrics: s.metrics, log: s.log}
-}
-
 // noteFailing notes whether any request is answered while Redis is away.
 func (s *server) noteFailing(plans map[string]*quota.Plan) {
 	goesOn := false
