@@ -3,6 +3,7 @@ package web
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -118,6 +119,28 @@ func tierView(t quota.Tier) TierView {
 		v.Limits[i] = overrideView(l)
 	}
 	return v
+}
+
+// Tiers is what keys can be given.
+type Tiers struct {
+	Tiers     []TierView `json:"tiers"`
+	Resources []string   `json:"resources"`
+	Peppers   []string   `json:"peppers"` // their names
+}
+
+// tiers answers with the tiers, resources and peppers of the configuration in use.
+func (a *Admin) tiers(c *call) (any, error) {
+	if err := c.query().end(); err != nil {
+		return nil, err
+	}
+	t := Tiers{Tiers: []TierView{}, Resources: c.accounts.resourceNames(), Peppers: []string{}}
+	for _, name := range slices.Sorted(maps.Keys(c.accounts.Plans)) {
+		t.Tiers = append(t.Tiers, tierView(c.accounts.Plans[name].Tier))
+	}
+	for _, p := range c.accounts.Peppers {
+		t.Peppers = append(t.Peppers, p.Name())
+	}
+	return t, nil
 }
 
 // A listed is a key in the list of all.
