@@ -23,9 +23,6 @@ import (
 // metric labels and parts of counter names.
 var name = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
 
-// keyPrefix is what the names of Redis keys may begin with.
-var keyPrefix = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
-
 // A checker turns what is written into checked values and gathers the faults.
 type checker struct {
 	*document
@@ -149,41 +146,6 @@ func (c *checker) number(path string, n, least, most whole) int {
 		c.fault(path, "%d is out of range: want %d to %d", n, least, most)
 	}
 	return int(n)
-}
-
-func (c *checker) store(s storeSection) Store {
-	r := s.Redis
-	store := Store{
-		Redis:   c.oneOf("store.type", s.Type, "memory", "redis") == "redis",
-		MaxKeys: c.number("store.memory.max_keys", s.Memory.MaxKeys, 1, 100_000_000),
-
-		SnapshotInterval: c.duration("store.memory.snapshot_interval", s.Memory.SnapshotInterval, 10*time.Millisecond, time.Hour),
-
-		Address:   c.address("store.redis.address", r.Address, false).Address,
-		Username:  r.Username,
-		Database:  c.number("store.redis.database", r.Database, 0, 1_000_000),
-		KeyPrefix: r.KeyPrefix,
-		Timeout:   c.duration("store.redis.timeout", r.Timeout, time.Millisecond, 10*time.Second),
-		PoolSize:  c.number("store.redis.pool_size", r.PoolSize, 1, 10_000),
-
-		Sentinels: c.addresses("store.redis.sentinel.addresses", r.Sentinel.Addresses), SentinelMaster: r.Sentinel.Master, SentinelUsername: r.Sentinel.Username,
-		Cluster: c.addresses("store.redis.cluster.addresses", r.Cluster.Addresses),
-		TLS:     r.TLS.Enabled,
-
-		AssumedInstances:     c.number("store.redis.assumed_instances", r.AssumedInstances, 1, 10_000),
-		MaxQueuedSettlements: c.number("store.redis.max_queued_settlements", r.MaxQueuedSettlements, 1, 10_000_000),
-	}
-	if !keyPrefix.MatchString(r.KeyPrefix) {
-		c.fault("store.redis.key_prefix", "%q: want 1 to 64 letters, digits and _ . : -", r.KeyPrefix)
-	}
-	if !store.Redis {
-		if s.Memory.File != "" {
-			store.File = c.loader.beside(s.Memory.File)
-		}
-		return store
-	}
-	c.redisForm(r)
-	return store
 }
 
 func (c *checker) unlimited(s string) UnlimitedHeader {

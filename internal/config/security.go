@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
-	"github.com/tiergate/tiergate/internal/quota"
 )
 
 // listener checks what the gRPC listener is held to.
@@ -44,37 +43,6 @@ func (c *checker) listener(s grpcSection) (Listener, TLS) {
 		Certificate: c.certificate("grpc.tls", s.TLS.CertFile, s.TLS.KeyFile),
 		Roots:       c.roots("grpc.tls.client_ca_file", s.TLS.ClientCAFile),
 		Names:       s.TLS.ClientNames,
-	}
-}
-
-// redisForm checks that Redis is named in one way.
-func (c *checker) redisForm(r redisSection) {
-	sentinel, cluster := len(r.Sentinel.Addresses) > 0, len(r.Cluster.Addresses) > 0
-	switch {
-	case sentinel && cluster:
-		c.fault("store.redis.cluster.addresses", "there is store.redis.sentinel.addresses too: name one of the two")
-	case sentinel && r.Sentinel.Master == "":
-		c.fault("store.redis.sentinel.master", "empty: want what the Sentinels call the primary")
-	case !sentinel && (r.Sentinel.Master != "" || r.Sentinel.Username != "" || r.Sentinel.PasswordFile != "" || r.Sentinel.PasswordEnv != ""):
-		c.fault("store.redis.sentinel.addresses", "empty: want host:port of each Sentinel, or nothing else of sentinel")
-	case cluster && r.Database != 0:
-		c.fault("store.redis.database", "%d: a Cluster has database 0 only", r.Database)
-	}
-	if t := r.TLS; !t.Enabled && (t.CAFile != "" || t.CertFile != "" || t.KeyFile != "" || t.ServerName != "") {
-		c.fault("store.redis.tls.enabled", "false, though files or a name are set: set it to true, or take them away")
-	}
-}
-
-// redisAccess reads what Redis asks for.
-func (c *checker) redisAccess(r redisSection) RedisAccess {
-	return RedisAccess{
-		Password:         c.password("store.redis", r.PasswordFile, r.PasswordEnv),
-		SentinelPassword: c.password("store.redis.sentinel", r.Sentinel.PasswordFile, r.Sentinel.PasswordEnv),
-		TLS: TLS{
-			Certificate: c.certificate("store.redis.tls", r.TLS.CertFile, r.TLS.KeyFile),
-			Roots:       c.roots("store.redis.tls.ca_file", r.TLS.CAFile),
-			ServerName:  r.TLS.ServerName,
-		},
 	}
 }
 
@@ -184,14 +152,6 @@ func (c *checker) roots(at, file string) *x509.CertPool {
 	return pool
 }
 
-// addresses checks a list of host:port.
-func (c *checker) addresses(path string, list []string) []string {
-	for i, a := range list {
-		c.address(fmt.Sprintf("%s[%d]", path, i), a, false)
-	}
-	return list
-}
-
 func (c *checker) tracing(s tracingSection) Tracing {
 	t := Tracing{Endpoint: s.Endpoint, Insecure: s.Insecure}
 	if s.Endpoint != "" {
@@ -229,16 +189,4 @@ func (c *checker) metadataPath(at, s string) MetadataPath {
 		return MetadataPath{}
 	}
 	return MetadataPath{parts[1], strings.Split(parts[2], ".")}
-}
-
-// onFailure reads what becomes of requests while the store is away; empty: as all.
-func (c *checker) onFailure(at, s string, all quota.OnFailure) quota.OnFailure {
-	if s == "" {
-		return all
-	}
-	f, err := quota.ParseOnFailure(s)
-	if err != nil {
-		c.fault(at, "%v", err)
-	}
-	return f
 }

@@ -59,6 +59,18 @@ func (c *checker) tierFaults(at string, tier quota.Tier) {
 	}
 }
 
+// onFailure reads what becomes of requests while the store is away; empty: as all.
+func (c *checker) onFailure(at, s string, all quota.OnFailure) quota.OnFailure {
+	if s == "" {
+		return all
+	}
+	f, err := quota.ParseOnFailure(s)
+	if err != nil {
+		c.fault(at, "%v", err)
+	}
+	return f
+}
+
 // reportFunc takes a fault at a path.
 type reportFunc func(path, format string, args ...any)
 
