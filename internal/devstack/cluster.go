@@ -80,7 +80,7 @@ func (c *RedisCluster) start(ctx context.Context, o ClusterOptions) error {
 			return err
 		}
 	}
-	return c.Await(ctx)
+	return c.await(ctx)
 }
 
 // meet gives the primaries their slots and makes all servers known to each other.
@@ -104,9 +104,9 @@ func (c *RedisCluster) meet(ctx context.Context, primaries int, buses []string) 
 	return nil
 }
 
-// Await returns when every server that runs finds the Cluster whole, and every replica
+// await returns when every server that runs finds the Cluster whole, and every replica
 // among them follows its primary.
-func (c *RedisCluster) Await(ctx context.Context) error {
+func (c *RedisCluster) await(ctx context.Context) error {
 	return poll(ctx, func(ctx context.Context) error {
 		for _, r := range c.Servers {
 			select {

@@ -24,7 +24,7 @@ func TestSetAddressesChangesNothingElse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := SetAddresses(content, Addresses{
+		out, err := setAddresses(content, Addresses{
 			API: "127.0.0.1:1", Admin: "127.0.0.1:2", TierGate: "unix:/run/tiergate.sock", Customer: "127.0.0.1:3", Upstream: "127.0.0.1:4",
 		})
 		if err != nil {
@@ -62,7 +62,7 @@ type split struct {
 }
 
 // addressesOf takes the five addresses out of an Envoy file, each by its own
-// steps and not by those of SetAddresses.
+// steps and not by those of setAddresses.
 func addressesOf(t *testing.T, content []byte) split {
 	t.Helper()
 	var file object
@@ -114,7 +114,7 @@ func TestSetAddressesRefuses(t *testing.T) {
 		"no port":         {string(shipped), Addresses{API: "a", Admin: "a:2", TierGate: "a:3", Customer: "a:5", Upstream: "a:4"}},
 		"a port in words": {string(shipped), Addresses{API: "a:b", Admin: "a:2", TierGate: "a:3", Customer: "a:5", Upstream: "a:4"}},
 	} {
-		if out, err := SetAddresses([]byte(c.content), c.addresses); err == nil {
+		if out, err := setAddresses([]byte(c.content), c.addresses); err == nil {
 			t.Errorf("%s: accepted: %s", name, out)
 		}
 	}

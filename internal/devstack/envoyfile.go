@@ -20,9 +20,9 @@ type Addresses struct {
 	Upstream string
 }
 
-// SetAddresses returns the Envoy file with other addresses, and nothing else
+// setAddresses returns the Envoy file with other addresses, and nothing else
 // changed. The shipped files have those of docker-compose.yaml.
-func SetAddresses(content []byte, a Addresses) ([]byte, error) {
+func setAddresses(content []byte, a Addresses) ([]byte, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(content, &doc); err != nil {
 		return nil, fmt.Errorf("read the Envoy file: %w", err)

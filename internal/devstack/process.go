@@ -39,8 +39,8 @@ func Start(name string, words []string, environment []string, out io.Writer) (*P
 	return p, nil
 }
 
-// CommandLine is what to type to start the program again.
-func (p *Process) CommandLine() string {
+// commandLine is what to type to start the program again.
+func (p *Process) commandLine() string {
 	words := make([]string, len(p.cmd.Args))
 	for i, word := range p.cmd.Args {
 		words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"

@@ -137,7 +137,7 @@ func (s *Stack) healthy(ctx context.Context) error {
 // StartProxy starts Envoy with the chain's shipped file, set to the stack's
 // addresses, and waits until it is ready.
 func (s *Stack) StartProxy(ctx context.Context) error {
-	file, err := EnvoyFile(s.Options.Chain)
+	file, err := envoyFile(s.Options.Chain)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (s *Stack) StartProxy(ctx context.Context) error {
 	if s.Options.EditEnvoy != nil {
 		content = s.Options.EditEnvoy(content)
 	}
-	if content, err = SetAddresses(content, s.Addresses); err != nil {
+	if content, err = setAddresses(content, s.Addresses); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	path := filepath.Join(s.Options.Dir, "envoy.yaml")

@@ -68,8 +68,8 @@ type Stack struct {
 	logs     []io.Closer
 }
 
-// EnvoyFile returns the shipped Envoy file of a chain, relative to the root.
-func EnvoyFile(chain string) (string, error) {
+// envoyFile returns the shipped Envoy file of a chain, relative to the root.
+func envoyFile(chain string) (string, error) {
 	files := map[string]string{"ext_authz": "envoy.yaml", "ratelimit": "ratelimit.yaml", "ai-protocol": "ai-protocol.yaml"}
 	file, ok := files[chain]
 	if !ok {
@@ -86,7 +86,7 @@ func (o Options) Check() error {
 	if o.Chain == "" {
 		return nil
 	}
-	_, err := EnvoyFile(o.Chain)
+	_, err := envoyFile(o.Chain)
 	return err
 }
 
@@ -284,7 +284,7 @@ func (s *Stack) Wait(ctx context.Context, out io.Writer) error {
 		case <-redis:
 			redis = nil
 			fmt.Fprintf(out, "\nRedis has ended (%v; see %s). TierGate goes on without it. To start it again, type this in another terminal, and end it there when make run has ended:\n\n  %s\n\n",
-				s.Redis.cmd.ProcessState, s.LogFile("redis"), s.Redis.CommandLine())
+				s.Redis.cmd.ProcessState, s.LogFile("redis"), s.Redis.commandLine())
 		}
 	}
 }
