@@ -200,7 +200,7 @@ func (c *conn) take(f http2.Frame, fault error) error {
 	c.frames++
 	err := c.err
 	if err == nil && fault == nil {
-		st, fault = c.frameOf(f)
+		st, fault = c.handleFrame(f)
 	}
 	if err == nil && fault != nil {
 		err = c.faulty(fault)

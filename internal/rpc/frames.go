@@ -8,8 +8,8 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// frameOf handles a frame, and returns the call that is to be handled now, if there is one.
-func (c *conn) frameOf(f http2.Frame) (*stream, error) {
+// handleFrame handles a frame, and returns the call that is to be handled now, if there is one.
+func (c *conn) handleFrame(f http2.Frame) (*stream, error) {
 	switch f := f.(type) {
 	case *http2.DataFrame:
 		return c.data(f)
@@ -18,7 +18,7 @@ func (c *conn) frameOf(f http2.Frame) (*stream, error) {
 		return c.headers(f.HeaderBlockFragment(), f.HeadersEnded())
 	case *http2.ContinuationFrame:
 		if len(f.HeaderBlockFragment()) == 0 && !f.HeadersEnded() {
-			if err := c.saysNothing(); err != nil {
+			if err := c.countEmpty(); err != nil {
 				return nil, err
 			}
 		}
@@ -49,8 +49,8 @@ func (c *conn) frameOf(f http2.Frame) (*stream, error) {
 // taken nothing is known.
 func (c *conn) neverWas(id uint32) bool { return id%2 == 0 || (id > c.last && !c.final) }
 
-// saysNothing counts a frame without content.
-func (c *conn) saysNothing() error {
+// countEmpty counts a frame without content. Too many in a row are a fault of the connection.
+func (c *conn) countEmpty() error {
 	if c.empty++; c.empty > maxEmpty {
 		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}

@@ -22,7 +22,7 @@ func (c *conn) data(f *http2.DataFrame) (*stream, error) {
 	}
 	if len(f.Data()) > 0 || f.StreamEnded() {
 		c.empty = 0
-	} else if err := c.saysNothing(); err != nil {
+	} else if err := c.countEmpty(); err != nil {
 		return nil, err
 	}
 	st := c.streams[f.StreamID]
