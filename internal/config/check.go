@@ -261,14 +261,12 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 		if !apikey.ValidID(s.Name) {
 			c.fault(at+".name", "%q: want 1 to 64 letters, digits, - and _", s.Name)
 		}
-		secret, err := c.loader.secret(s.File, s.Env)
-		if err == nil && s.File == "" && s.Env == "" {
-			err = fmt.Errorf("token %q: want file or env", s.Name)
-		}
-		if err == nil && strings.TrimSpace(secret) != secret {
+		secret, err := c.loader.neededSecret("token", s.Name, s.File, s.Env)
+		switch {
+		case err != nil:
+		case strings.TrimSpace(secret) != secret:
 			err = fmt.Errorf("token %q begins or ends with a blank: take it away", s.Name)
-		}
-		if err == nil && len(secret) < minToken {
+		case len(secret) < minToken:
 			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minToken)
 		}
 		if err != nil {
@@ -291,10 +289,7 @@ func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {
 		if slices.ContainsFunc(peppers, func(p apikey.Pepper) bool { return p.Name() == s.Name }) {
 			c.fault(at+".name", "a second pepper %q: choose another name", s.Name)
 		}
-		secret, err := c.loader.secret(s.File, s.Env)
-		if err == nil && s.File == "" && s.Env == "" {
-			err = fmt.Errorf("pepper %q: want file or env", s.Name)
-		}
+		secret, err := c.loader.neededSecret("pepper", s.Name, s.File, s.Env)
 		if err != nil {
 			c.fault(at, "%v", err)
 			continue

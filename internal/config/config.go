@@ -307,7 +307,7 @@ func (l *loader) beside(name string) string {
 	return filepath.Join(filepath.Dir(l.options.File), name)
 }
 
-// secret reads a secret from a file or from the environment.
+// secret reads a secret from a file or from the environment; "" where neither is named.
 func (l *loader) secret(file, env string) (string, error) {
 	switch {
 	case file != "" && env != "":
@@ -331,6 +331,14 @@ func (l *loader) secret(file, env string) (string, error) {
 	default:
 		return "", nil
 	}
+}
+
+// neededSecret reads the secret of something with a name, which must have one.
+func (l *loader) neededSecret(what, name, file, env string) (string, error) {
+	if file == "" && env == "" {
+		return "", fmt.Errorf("%s %q: want file or env", what, name)
+	}
+	return l.secret(file, env)
 }
 
 // apply lays path=value over what the file says. The value is read as YAML, so
