@@ -122,8 +122,8 @@ func (m *metrics) addFallback(f *store.Fallback) {
 	})
 }
 
-// noteFailing notes whether any request is answered while Redis is away.
-func (s *server) noteFailing(plans map[string]*quota.Plan) {
+// noteOnFailure notes whether any request is answered while Redis is away.
+func (s *server) noteOnFailure(plans map[string]*quota.Plan) {
 	goesOn := false
 	for _, p := range plans {
 		goesOn = goesOn || p.Tier.OnFailure != quota.Deny

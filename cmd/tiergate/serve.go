@@ -101,7 +101,7 @@ type server struct {
 	bounds    *bounds
 
 	accessLog *envoyapi.AccessLog
-	goesOn    atomic.Bool // see ready
+	goesOn    atomic.Bool // whether requests of any tier are answered while Redis is away
 }
 
 // historySize is how many pairs of a key and a resource are remembered, of some 300
@@ -112,7 +112,7 @@ func newServer(c *config.Config, log *slog.Logger) (*server, error) {
 	s := &server{start: c.Start, log: log, metrics: newMetrics(), health: grpchealth.NewServer()}
 	s.directory = newDirectory(c.Reload, s.metrics, log)
 	instance := newInstanceID()
-	s.noteFailing(c.Reload.Plans)
+	s.noteOnFailure(c.Reload.Plans)
 	s.metrics.capacity.use(c.Reload.Pools)
 	var err error
 	w := watcher{instance, s.metrics, log}

@@ -12,7 +12,7 @@ func (s *server) use(c config.Reload) {
 	if s.stores.useAccess != nil {
 		s.stores.useAccess(c.Redis)
 	}
-	s.noteFailing(c.Plans)
+	s.noteOnFailure(c.Plans)
 	s.metrics.capacity.use(c.Pools)
 	s.directory.use(c)
 	s.gate.Use(s.settings(c))
