@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tiergate/tiergate/internal/apikey"
 	"github.com/tiergate/tiergate/internal/config"
 	"github.com/tiergate/tiergate/internal/devstack"
 )
@@ -309,12 +310,14 @@ func TestNeverWithLess(t *testing.T) {
 
 // TestCertificateOutOfTime: a certificate that has expired, or is not valid yet, one between it and
 // its root, and roots none of which holds, are told of with the date by config check and in the log of the server, which serves all the same.
+// A key in the name of the file is not repeated.
 func TestCertificateOutOfTime(t *testing.T) {
 	t.Parallel()
 	s := &secured{authority: must[*devstack.Authority](t)(devstack.NewAuthority("ours")), dir: t.TempDir()}
 	past, later := time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	pairs := map[string]devstack.Pair{}
-	for name, c := range map[string]devstack.Certificate{"server": {}, "expired": {CommonName: "old", NotBefore: past.Add(-time.Hour), NotAfter: past}, "early": {NotBefore: later}} {
+	key := apikey.New().Reveal()
+	for name, c := range map[string]devstack.Certificate{"server": {}, "expired": {CommonName: "old", NotBefore: past.Add(-time.Hour), NotAfter: past}, "early": {NotBefore: later}, key: {NotBefore: later}} {
 		pairs[name] = must[devstack.Pair](t)(s.authority.Issue(c))
 		if _, _, err := pairs[name].Write(s.dir, name); err != nil {
 			t.Fatal(err)
@@ -340,6 +343,7 @@ func TestCertificateOutOfTime(t *testing.T) {
 		{"cert_file: chain.pem, key_file: chain.key", nil, []string{": grpc.tls.cert_file: the certificate of \"CN=old\" in chain.pem has expired, on " + past.Format(time.RFC3339)}},
 		{oneSided + ", client_ca_file: expired.pem", nil, []string{": grpc.tls.client_ca_file: no certificate in expired.pem is valid now, "}},
 		{oneSided + ", client_ca_file: chain.pem", nil, nil}, // one of two holds
+		{oneSided, append(slices.Clone(redis[:4]), strings.Fields("--set store.redis.tls.cert_file="+key+".pem --set store.redis.tls.key_file="+key+".key")...), []string{strings.ReplaceAll(early, "early.pem", "tg_live_….pem")}},
 	} {
 		s.configure(t, c.settings)
 		var text, list bytes.Buffer
@@ -347,6 +351,9 @@ func TestCertificateOutOfTime(t *testing.T) {
 		err := errors.Join(run(t.Context(), args, environment{stdout: &text}), run(t.Context(), append(args, "--json"), environment{stdout: &list}))
 		if err != nil || strings.Count(text.String(), "warning: ") != len(c.warnings) || !strings.Contains(text.String(), ": ok: ") {
 			t.Errorf("%s %s: %v\n%s", c.settings, c.args, err, text.String())
+		}
+		if strings.Contains(text.String()+list.String(), key) {
+			t.Errorf("%s %s: the key is repeated:\n%s%s", c.settings, c.args, text.String(), list.String())
 		}
 		var result struct {
 			OK       bool

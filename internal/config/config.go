@@ -249,11 +249,13 @@ func Load(o Options) (*Config, Sources, error) {
 	l := &loader{options: o, config: &Config{}, sources: Sources{}}
 	err := l.load()
 	if faults, ok := errors.AsType[Faults](err); ok {
-		return nil, l.sources, faults.redacted()
+		faults.redact()
+		return nil, l.sources, faults
 	}
 	if err != nil {
 		return nil, l.sources, err
 	}
+	l.config.Warnings.redact()
 	return l.config, l.sources, nil
 }
 

@@ -52,12 +52,11 @@ func (fs Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// redacted returns them without the keys that were given in the place of something else.
-func (fs Faults) redacted() Faults {
+// redact takes out the keys that were given in the place of something else.
+func (fs Faults) redact() {
 	for i, f := range fs {
 		fs[i] = Fault{Source: apikey.Redact(f.Source), Line: f.Line, Path: apikey.Redact(f.Path), Problem: apikey.Redact(f.Problem)}
 	}
-	return fs
 }
 
 // A document is one YAML source.
