@@ -239,11 +239,8 @@ func parseKey(flags *flag.FlagSet, args []string, env environment, below string)
 // keyPath is the path of a key, or of something below it. What cannot be an ID may be a
 // secret, and is not repeated.
 func keyPath(id, below string) (string, error) {
-	if strings.HasPrefix(id, apikey.Prefix) {
-		return "", usagef("KEY-ID is the key itself: want its ID, which keys list shows; whoever reads your terminal may know the key now")
-	}
-	if !apikey.ValidID(id) {
-		return "", usagef("KEY-ID: want 1 to 64 letters, digits, - and _, as keys list shows them")
+	if err := apikey.CheckID(id); err != nil {
+		return "", usagef("KEY-ID: %v: keys list shows IDs", err)
 	}
 	return "/keys/" + id + below, nil
 }

@@ -48,6 +48,9 @@ func describe(r *apikey.Record, priority, expires string, c config.Reload) error
 	fault := func(field, format string, args ...any) {
 		faults = append(faults, web.Fault{Field: field, Problem: fmt.Sprintf(format, args...)})
 	}
+	if err := apikey.CheckPublic(r.Name); err != nil {
+		fault("--name", "%v", err)
+	}
 	if _, ok := c.Plans[r.Tier]; !ok {
 		fault("--tier", "unknown tier %q: want one of %s", r.Tier, strings.Join(slices.Sorted(maps.Keys(c.Plans)), ", "))
 	}

@@ -243,15 +243,65 @@ func TestDirectoryTwins(t *testing.T) {
 	}
 }
 
-func TestValidID(t *testing.T) {
+// TestCheckID: what cannot be an ID is not repeated, for it may be a secret.
+func TestCheckID(t *testing.T) {
 	t.Parallel()
-	for id, want := range map[string]bool{
-		"a": true, "Z": true, "0": true, "key_live-1": true, "a-": true, "a_": true, strings.Repeat("k", 64): true,
-		"": false, "-a": false, "_a": false, strings.Repeat("k", 65): false, "a b": false, "a{b}": false, "a:b": false, "a.b": false,
-		"é": false, "aé": false, "a\x00": false, "a\n": false, "a/": false, "a@": false, "a{": false, "a[": false, "a`": false,
+	const wrong = "want 1 to 64 letters, digits, - and _, the first a letter or a digit"
+	for id, want := range map[string]string{
+		"a": "", "Z": "", "0": "", "key_live-1": "", "a-": "", "a_": "", strings.Repeat("k", 64): "", "tg-live-a": "", "tg_live": "",
+		"": wrong, "-a": wrong, "_a": wrong, strings.Repeat("k", 65): wrong, "a b": wrong, "a{b}": wrong, "a:b": wrong, "a.b": wrong,
+		"é": wrong, "aé": wrong, "a\x00": wrong, "a\n": wrong, "a/": wrong, "a@": wrong, "a{": wrong, "a[": wrong, "a`": wrong,
+		"sk-canary/": wrong, New().Reveal(): keyThere, "key_of_" + New().Reveal(): keyThere, Prefix + "canary/": keyThere,
 	} {
-		if ValidID(id) != want {
-			t.Errorf("%q: %v", id, !want)
+		err := CheckID(id)
+		if told(err) != want {
+			t.Errorf("%q: %v, want %q", id, err, want)
+		}
+		if ValidID(id) != (err == nil) {
+			t.Errorf("%q: valid: %v, and %v", id, ValidID(id), err)
+		}
+	}
+}
+
+// keyThere is what is said of a text that holds a key and is no place for one.
+const keyThere = "has what looks like a key: others can see this, so it must hold no secret"
+
+func told(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// TestCheckPublic finds keys in whatever stands around them, and in capitals or not.
+func TestCheckPublic(t *testing.T) {
+	t.Parallel()
+	key := New().Reveal()
+	for text, want := range map[string]string{
+		"": "", "Ada": "", "live": "", "tg_live": "", "tg-live-a": "", "tglive_a": "", "tg live_a": "", "sk-made-elsewhere": "", "Ａda’s “key”": "", "\xff": "",
+		Prefix: keyThere, Prefix + "1": keyThere, key: keyThere, key[:20]: keyThere, key + key: keyThere, " " + key + "\n": keyThere, "\ufeff" + key: keyThere,
+		"Bearer " + key: keyThere, "Authorization: bearer " + key: keyThere, "key_of_" + key: keyThere, "é" + key + "é": keyThere, "\xff" + key: keyThere,
+		strings.ToLower(key): keyThere, strings.ToUpper(key): keyThere, "Tg_Live_1": keyThere,
+	} {
+		if err := CheckPublic(text); told(err) != want {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestRedact takes out keys, with what follows in one word, and leaves the rest.
+func TestRedact(t *testing.T) {
+	t.Parallel()
+	key := New().Reveal()
+	const gone = Prefix + "…"
+	for text, want := range map[string]string{
+		"": "", "Ada": "Ada", "tg_live": "tg_live", Prefix: Prefix, Prefix + " 1": Prefix + " 1", "sk-made-elsewhere": "sk-made-elsewhere",
+		key: gone, key[:9]: gone, key + key: gone, key + "-" + key: gone + "-" + gone, "open " + key + ": no such file": "open " + gone + ": no such file",
+		"Bearer " + key: "Bearer " + gone, "of_" + key: "of_" + gone, `"` + key + `\n"`: `"` + gone + `\n"`,
+		strings.ToLower(key): gone, strings.ToUpper(key) + ".": gone + ".",
+	} {
+		if have := Redact(text); have != want {
+			t.Errorf("%q: %q, want %q", text, have, want)
 		}
 	}
 }

@@ -14,20 +14,31 @@ import (
 // maxIDLen is the longest ID, in bytes.
 const maxIDLen = 64
 
-// ValidID reports whether a text can be the ID of a key: 1 to 64 letters, digits,
-// - and _, the first of them a letter or a digit. It becomes part of the names of Redis
-// keys, so braces have no place in it.
-func ValidID(id string) bool {
+var errID = fmt.Errorf("want 1 to %d letters, digits, - and _, the first a letter or a digit", maxIDLen)
+
+// CheckID returns what is wrong with a text as the ID of a key. It becomes part of the names of
+// Redis keys, so braces have no place in it, and others see it, so a key has none either. The
+// error has nothing of the text, which may be a secret in the wrong place.
+func CheckID(id string) error {
+	if err := CheckPublic(id); err != nil {
+		return err
+	}
 	for i := range len(id) {
 		switch c := id[i]; {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
 		case (c == '-' || c == '_') && i > 0:
 		default:
-			return false
+			return errID
 		}
 	}
-	return 0 < len(id) && len(id) <= maxIDLen
+	if id == "" || len(id) > maxIDLen {
+		return errID
+	}
+	return nil
 }
+
+// ValidID reports whether a text can be the ID of a key.
+func ValidID(id string) bool { return CheckID(id) == nil }
 
 // A Record is what is known of a key besides its secret. What each request asks for stands
 // first: of many keys it is in no cache of the processor.

@@ -126,8 +126,23 @@ func checksum(text string) string {
 	return string(letters)
 }
 
-// ours is a key of New, or what looks like one, within a text.
-var ours = regexp.MustCompile(Prefix + `\w+`)
+// errPublic says what is wrong with a text that holds a key and is no place for one.
+var errPublic = errors.New("has what looks like a key: others can see this, so it must hold no secret")
+
+// CheckPublic returns what is wrong with a text that others can see, such as a name, where it has
+// in it what looks like a key of New, in capitals or not: the random letters of a key are all
+// capitals, so whoever sees them in small ones has the key. The error has nothing of the text.
+func CheckPublic(text string) error {
+	for i := range len(text) - len(Prefix) + 1 {
+		if strings.EqualFold(text[i:i+len(Prefix)], Prefix) {
+			return errPublic
+		}
+	}
+	return nil
+}
+
+// ours is a key of New, or what looks like one, within a text, in capitals or not.
+var ours = regexp.MustCompile(`(?i)` + Prefix + `\w+`)
 
 // Redact returns a text without the keys of New that stand in it, such as an error that repeats what
 // was given in the place of something else.

@@ -258,8 +258,8 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 	var tokens []AdminToken
 	for i, s := range sections {
 		at := fmt.Sprintf("operator.tokens[%d]", i)
-		if !apikey.ValidID(s.Name) {
-			c.fault(at+".name", "%q: want 1 to 64 letters, digits, - and _", s.Name)
+		if err := apikey.CheckID(s.Name); err != nil {
+			c.fault(at+".name", "%v", err)
 		}
 		secret, err := c.loader.neededSecret("token", s.Name, s.File, s.Env)
 		switch {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -166,16 +165,13 @@ func (k *keyChecker) check(sections []keySection) {
 
 func (k *keyChecker) record(at string, s keySection) apikey.Record {
 	r := apikey.Record{ID: s.ID, Name: s.Name, Revoked: s.Revoked, Demo: s.Demo, Resources: s.Resources}
-	switch {
-	case strings.HasPrefix(s.ID, apikey.Prefix):
-		k.fault(at+".id", "looks like a key itself: an ID is public")
-	case !apikey.ValidID(s.ID):
-		k.fault(at+".id", "%q: want 1 to 64 letters, digits, - and _", s.ID)
-	}
-	if strings.Contains(s.Name, apikey.Prefix) {
-		k.fault(at+".name", "has what looks like a key: this is shown to all who may ask")
-	}
 	var err error
+	if err = apikey.CheckID(s.ID); err != nil {
+		k.fault(at+".id", "%v", err)
+	}
+	if err = apikey.CheckPublic(s.Name); err != nil {
+		k.fault(at+".name", "%v", err)
+	}
 	if r.Hash, err = apikey.ParseHash(s.Hash); err != nil {
 		k.fault(at+".hash", "%v", err)
 	}

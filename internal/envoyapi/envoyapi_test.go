@@ -614,6 +614,7 @@ func TestTrustedEntries(t *testing.T) {
 		"not on record":             {change: trusting, id: "user-7", tier: "pro", status: 200, limit: "100"},
 		"not on record, no tier":    {change: trusting, id: "user-7", status: 401, limit: "0"},
 		"not on record, no sane ID": {change: trusting, id: "{a}:counts", tier: "pro", status: 401, limit: "0"},
+		"a key in its place":        {change: trusting, id: "tg_live_IFP7XUOITS3HEPTZAMG2QDSWQG3cpu2n", tier: "pro", status: 401, limit: "0"},
 		"a tier alone":              {change: trusting, tier: "pro", status: 401, limit: "0"},
 		"a tier beside a key":       {change: trusting, tier: "pro", key: "sk-free", status: 200, limit: "2"},
 		"revoked":                   {change: trusting, id: "key_revoked", tier: "pro", status: 401, limit: "0"},

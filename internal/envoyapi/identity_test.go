@@ -59,6 +59,7 @@ func TestIdentity(t *testing.T) {
 		"not on record, no tier":      {change: onlyID, fields: claims("user-7", "pro"), want: "invalid_api_key"},
 		"braces":                      {change: believing, fields: claims("{a}:counts", "pro"), want: "invalid_api_key"},
 		"an address":                  {change: believing, fields: claims("ada@example.com", "pro"), want: "invalid_api_key"},
+		"a key":                       {change: believing, fields: claims("tg_live_IFP7XUOITS3HEPTZAMG2QDSWQG3cpu2n", "pro"), want: "invalid_api_key"},
 		"a line end":                  {change: believing, fields: claims("user-7\n", "pro"), want: "invalid_api_key"},
 		"too long":                    {change: believing, fields: claims(strings.Repeat("u", 65), "pro"), want: "invalid_api_key"},
 		"a number":                    {change: believing, fields: claims(7, "pro"), want: "missing_api_key"},
@@ -131,7 +132,7 @@ func summary(r *authv3.CheckResponse) string {
 func TestIdentityWithoutDirectory(t *testing.T) {
 	t.Parallel()
 	unread := func(s *Settings) { believing(s); s.Keys.Stored = apikey.NewStored(nil) }
-	for sub, want := range map[string]string{"user-7": "limiter_unavailable", "user 7": "invalid_api_key", "key_pro": "key_pro pro 100"} {
+	for sub, want := range map[string]string{"user-7": "limiter_unavailable", "user 7": "invalid_api_key", "tg_live_7": "invalid_api_key", "key_pro": "key_pro pro 100"} {
 		r := withMetadata(t, jwtNamespace, map[string]any{"claims": map[string]any{"sub": sub}})
 		response, err := NewAuthz(newGate(t, unread)).Check(t.Context(), r)
 		if err != nil {

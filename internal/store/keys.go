@@ -64,9 +64,10 @@ func keyChanges(changes []apikey.Change) ([]keyChange, []apikey.Record, error) {
 	written, records := make([]keyChange, len(changes)), make([]apikey.Record, len(changes))
 	for i, c := range changes {
 		id := c.Record.ID
+		if err := apikey.CheckID(id); err != nil {
+			return nil, nil, fmt.Errorf("write a key: its ID: %w", err)
+		}
 		switch {
-		case !apikey.ValidID(id):
-			return nil, nil, fmt.Errorf("write key %q: want an ID of 1 to 64 letters, digits, - and _", id)
 		case seen[id]:
 			return nil, nil, fmt.Errorf("write key %s: two changes of it at once: make one of them", id)
 		case slices.Contains(c.Record.Hashes(), apikey.Hash{}):

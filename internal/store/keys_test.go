@@ -246,7 +246,7 @@ func TestChangesThatAreNoneOfTheStores(t *testing.T) {
 		for want, changes := range map[string][]apikey.Change{
 			"at most 1000 at once": many,
 			"two changes of it":    {changing(plainRecord("a")), changing(plainRecord("b")), changing(plainRecord("a"))},
-			"want an ID":           {changing(plainRecord("a{b}"))},
+			"its ID: want 1 to 64": {changing(plainRecord("a{b}"))},
 			"has no hash":          {changing(apikey.Record{ID: "a"})},
 			"revision -1":          {changing(negative)},
 		} {

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/tiergate/tiergate/internal/apikey"
@@ -147,17 +146,14 @@ func (o *object) err() error {
 	return nil
 }
 
-// short is a name of another's, fit to be repeated: not what is a secret in the wrong
+// short is a name of another's, fit to be repeated: without what is a secret in the wrong
 // place.
 func short(name string) string {
 	const most = 64
-	if strings.HasPrefix(name, apikey.Prefix) {
-		return apikey.Prefix + "…"
-	}
 	if len(name) > most {
-		return name[:most] + "…"
+		name = name[:most] + "…"
 	}
-	return name
+	return apikey.Redact(name)
 }
 
 // A query reads the parameters of a request, as an object does the fields of a body.
@@ -181,7 +177,8 @@ func (q *query) fault(name, format string, args ...any) {
 	q.faults = append(q.faults, Fault{name, fmt.Sprintf(format, args...)})
 }
 
-// text takes out a parameter; "" is as good as none.
+// text takes out a parameter; "" is as good as none. None is a place for a key: addresses are
+// kept in many.
 func (q *query) text(name string) string {
 	values := q.values[name]
 	delete(q.values, name)
@@ -189,6 +186,10 @@ func (q *query) text(name string) string {
 		q.fault(name, "given twice")
 	}
 	if len(values) == 0 {
+		return ""
+	}
+	if err := apikey.CheckPublic(values[0]); err != nil {
+		q.fault(name, "%v", err)
 		return ""
 	}
 	return values[0]

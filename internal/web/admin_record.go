@@ -18,8 +18,6 @@ const (
 	maxLabelName = 64 // bytes
 	maxOverrides = 64 // of one key
 
-	looksLikeKey = "has what looks like a key: this is shown to all who may ask"
-
 	pointInTime = "a point in time such as 2027-01-31T00:00:00Z"
 	aText       = "a text"
 )
@@ -90,8 +88,8 @@ func plain(o *object, field, text string) {
 	if controls(text) {
 		o.fault(field, "has control characters: want a line of text")
 	}
-	if strings.Contains(text, apikey.Prefix) {
-		o.fault(field, looksLikeKey)
+	if err := apikey.CheckPublic(text); err != nil {
+		o.fault(field, "%v", err)
 	}
 }
 
@@ -171,12 +169,12 @@ func labels(o *object, r *apikey.Record) {
 			delete(r.Labels, name)
 			continue
 		}
-		if name == "" || len(name) > maxLabelName || controls(name) {
-			o.fault("labels", "the name %q: want 1 to %d bytes without control characters", short(name), maxLabelName)
+		if err := apikey.CheckPublic(name); err != nil {
+			o.fault("labels", "a name %v", err)
 			continue
 		}
-		if strings.Contains(name, apikey.Prefix) {
-			o.fault("labels", "a name "+looksLikeKey)
+		if name == "" || len(name) > maxLabelName || controls(name) {
+			o.fault("labels", "the name %q: want 1 to %d bytes without control characters", short(name), maxLabelName)
 			continue
 		}
 		plain(o, "labels."+name, *given[name])

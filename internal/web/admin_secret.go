@@ -2,7 +2,6 @@ package web
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 )
@@ -14,13 +13,13 @@ func (a *AdminAccounts) takeID(o *object) string {
 	if given && !take(o, "id", aText, &id) {
 		return ""
 	}
-	switch {
-	case id == "":
+	if id == "" {
 		return apikey.NewID()
-	case strings.HasPrefix(id, apikey.Prefix):
-		o.fault("id", "looks like a key itself: an ID is public")
-	case !apikey.ValidID(id):
-		o.fault("id", "want 1 to 64 letters, digits, - and _, the first a letter or a digit")
+	}
+	err := apikey.CheckID(id)
+	switch {
+	case err != nil:
+		o.fault("id", "%v", err)
 	case id == "import" || id == "export":
 		o.fault("id", "%s is a path of this API: choose another", id)
 	case a.Keys.File.ByID(id) != nil:

@@ -39,7 +39,7 @@ func (c *call) account() (id string, unknown error) {
 	if _, unknown = c.record(); unknown == nil {
 		return id, nil
 	}
-	if !errors.Is(unknown, apikey.ErrUnknown) || !apikey.ValidID(id) || strings.HasPrefix(id, apikey.Prefix) {
+	if !errors.Is(unknown, apikey.ErrUnknown) || !apikey.ValidID(id) {
 		return "", unknown
 	}
 	return id, unknown
