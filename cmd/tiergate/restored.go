@@ -5,7 +5,7 @@ import "github.com/tiergate/tiergate/internal/apikey"
 // tellRestored says what is undone where the store has an older state of its keys than this
 // process knew: no key is ever taken out of it, and what is revoked stays so.
 func (d *directory) tellRestored(known, now *apikey.Directory) {
-	var revoked, replaced, gone int
+	var revoked, replaced, changed, gone int
 	var example string
 	for r := range known.All {
 		n := now.ByID(r.ID)
@@ -16,6 +16,8 @@ func (d *directory) tellRestored(known, now *apikey.Directory) {
 			revoked++
 		case n.Revision <= r.Revision && n.Hash != r.Hash:
 			replaced++
+		case n.Revision < r.Revision:
+			changed++
 		default:
 			continue
 		}
@@ -24,7 +26,7 @@ func (d *directory) tellRestored(known, now *apikey.Directory) {
 		}
 	}
 	if example != "" {
-		d.log.Warn("the store has an older state of its keys, as where a backup was restored: revoke and rotate again what was since",
-			"revoked_keys_work", revoked, "replaced_secrets_work", replaced, "keys_gone", gone, "key_id", example)
+		d.log.Warn("the store has an older state of its keys, as where a backup was restored: revoke, rotate and change again what was since",
+			"revoked_keys_work", revoked, "replaced_secrets_work", replaced, "changes_undone", changed, "keys_gone", gone, "key_id", example)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 )
@@ -58,7 +59,15 @@ func TestOlderStateOfKeys(t *testing.T) {
 		t.Error("told of what came by itself")
 	}
 	s.directory.apply([]apikey.Record{record("key_a", 1), record("key_rotated", 1), record("key_revoked", 1)}, true)
-	if s.log.count("revoked_keys_work=1 replaced_secrets_work=1 keys_gone=1 key_id=key_r") != 1 || s.log.count(told) != 1 {
+	if s.log.count("revoked_keys_work=1 replaced_secrets_work=1 changes_undone=0 keys_gone=1 key_id=key_r") != 1 || s.log.count(told) != 1 {
 		t.Error("not told of, once, what was undone")
+	}
+
+	changed := record("key_a", 2)
+	changed.Expires = time.Date(2031, 1, 31, 0, 0, 0, 0, time.UTC)
+	s.directory.apply([]apikey.Record{changed}, false)
+	s.directory.apply([]apikey.Record{record("key_a", 1), record("key_rotated", 1), record("key_revoked", 1)}, true)
+	if s.log.count("revoked_keys_work=0 replaced_secrets_work=0 changes_undone=1 keys_gone=0 key_id=key_a") != 1 || s.log.count(told) != 2 {
+		t.Error("not told of, once, that a change was undone")
 	}
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -298,6 +299,50 @@ func TestOlderState(t *testing.T) {
 		return d.ByID(b.ID) != nil && d.ByID("lost") == nil && d.Len() == 4
 	})
 	w.has(t, a)
+}
+
+// TestBackupWithoutItsDirectory: where the directory was taken out of an older state, as the guide to keys
+// says, nothing that was done since is undone at any moment, and the audit log of that state goes on.
+func TestBackupWithoutItsDirectory(t *testing.T) {
+	t.Parallel()
+	guide, err := os.ReadFile("../../docs/keys.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := regexp.MustCompile("tiergate(:{keys}:[a-z]+)").FindAllSubmatch(guide, -1)
+	server := redisServer(t)
+	k, outages := noticing(t, server)
+	w := watch(t, k)
+	a := write(t, k, newRecord("a"))[0]
+	w.await(t, a)
+	restore := dumped(t, k)
+	a.Tier = "pro"
+	b := write(t, k, a, newRecord("b"))
+	w.await(t, b[1])
+	restore(func(p redis.Pipeliner) {
+		for _, name := range taken {
+			p.Del(t.Context(), "test"+string(name[1]))
+		}
+	})
+	told(t, outages, apikey.ErrLost)
+	if _, err := k.Write(t.Context(), []apikey.Change{changing(b[0])}); !errors.Is(err, apikey.ErrLost) {
+		t.Errorf("written: %v", err)
+	}
+	for _, r := range b {
+		w.has(t, r)
+	}
+
+	imported := newRecord("a")
+	imported.Tier = "imported"
+	imported = write(t, instance(t, server), imported)[0]
+	w.awaitThat(t, "what was imported", func(d *apikey.Directory) bool {
+		known := d.ByID("a")
+		return known != nil && known.Tier == "imported"
+	})
+	w.has(t, imported)
+	if n := k.client.XLen(t.Context(), k.audit).Val(); n != 2 {
+		t.Errorf("%d entries in the audit log, want the older one and that of the import", n)
+	}
 }
 
 // TestRecordsOfOthers: one that was written by hand is left out and told of, the rest
