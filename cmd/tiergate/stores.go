@@ -121,10 +121,15 @@ func (d *directory) use(c config.Reload) {
 	d.tellTiers(d.stored.Directory().All)
 }
 
-// tell says which keys do not work, and why.
+// tell says which keys do not work, and why; of a former key as long as it would.
 func (d *directory) tell(faults []apikey.RecordError) {
+	now := time.Now()
 	for _, fault := range faults {
-		d.log.Warn("a key of the store does not work", "key_id", fault.ID, "error", fault.Err)
+		if fault.Field != "former" {
+			d.log.Warn("a key of the store does not work", "key_id", fault.ID, "error", fault.Err)
+		} else if r := d.stored.Directory().ByID(fault.ID); r != nil && r.Former != nil && now.Before(r.Former.Until) {
+			d.log.Warn("the former secret of a key of the store does not work", "key_id", fault.ID, "error", fault.Err)
+		}
 	}
 }
 

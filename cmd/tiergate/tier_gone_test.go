@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tiergate/tiergate/internal/apikey"
 )
@@ -105,5 +106,25 @@ func TestKeyWithoutItsPepperIsShown(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s:\n%s", command, out.String())
 		}
+	}
+}
+
+// TestFormerSecretWithoutItsPepperIsTold: of a key whose present secret works the log says no more than
+// that its former one does not, and nothing when that has ended.
+func TestFormerSecretWithoutItsPepperIsTold(t *testing.T) {
+	t.Parallel()
+	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, "")
+	former := func(id string, until time.Duration) apikey.Record {
+		return apikey.Record{ID: id, Hash: apikey.Redacting("sk-of-" + id).Hash(), Tier: "pro", Revision: 2, Former: &apikey.Former{
+			Hash: apikey.Redacting("sk-former-of-" + id).HashWith(pepper), Until: time.Now().Add(until),
+		}}
+	}
+	s.directory.apply([]apikey.Record{former("key_a", time.Hour), former("key_b", -time.Hour)}, true)
+	if s.log.count("the former secret of a key of the store does not work\" key_id=key_a") != 1 || s.log.count("does not work") != 1 {
+		t.Error("not told of, once, that the former secret of key_a does not work, and of nothing else")
 	}
 }

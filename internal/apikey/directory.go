@@ -145,7 +145,7 @@ func hashOf(id string) uint32 {
 type RecordError struct {
 	Index int    // of the record, among those given
 	ID    string // of its key
-	Field string
+	Field string // "former": its former key alone
 	Err   error
 }
 
@@ -193,16 +193,18 @@ func (c *copying) put(i int, r *Record, peppers []Pepper) {
 			}
 		}
 	}
+	field := "hash"
 	for _, h := range r.Hashes() {
 		twin, err := c.byHash[h.sum[0]][h.sum], c.use(h, peppers)
 		switch {
 		case err != nil:
-			fault("hash", err)
+			fault(field, err)
 		case twin != nil:
-			fault("hash", fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID))
+			fault(field, fmt.Errorf("key %q has the same hash: remove one of the two", twin.ID))
 		case !again:
 			c.hashShard(h)[h.sum] = r
 		}
+		field = "former"
 	}
 	if !again {
 		c.given[r.ID] = true
