@@ -25,7 +25,7 @@ function rows(keys) {
 }
 
 /** secret: whether a key is searched for in place of what it is called. It has no place in an address. */
-const secret = () => $("q").value.includes("tg_live_");
+const secret = () => $("q").value.toLowerCase().includes("tg_live_");
 
 const filtered = () => Object.fromEntries([...new FormData($("filter"))].filter(([name, value]) => value && !(name === "q" && secret())));
 
