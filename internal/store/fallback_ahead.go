@@ -54,12 +54,11 @@ func (f *Fallback) carryOut(ctx context.Context, p *part, o quota.Order, start [
 	defer f.inFlight.Add(-1)
 	taken, err := f.askRecovered(ctx, p, o)
 	if err != nil {
-		p.ledger.complete(o, start, nil)
-		_, _ = p.ledger.take(o, manner{quota.Allow, f.Instances(), outcomeUnknown(err), nil}, f.now()) // which admits all
+		p.ledger.failed(o, start, manner{quota.Allow, f.Instances(), outcomeUnknown(err), nil}, f.now())
 		pending.complete(false)
 		return
 	}
-	p.ledger.complete(o, start, &taken)
+	p.ledger.complete(o, start, taken)
 	pending.complete(taken.Repeated)
 }
 

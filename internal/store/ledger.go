@@ -179,6 +179,11 @@ func (l *ledger) take(o quota.Order, how manner, at time.Time) (quota.Taken, err
 	s := l.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return l.takeOf(s, o, how, at)
+}
+
+// takeOf is take where the caller holds the lock of the account's shard.
+func (l *ledger) takeOf(s *ledgerShard, o quota.Order, how manner, at time.Time) (quota.Taken, error) {
 	now := s.clock(at)
 	h := s.accounts[o.Account]
 	t := quota.Taken{Now: now, Admitted: true, Used: make([]int64, len(o.Charges)), Degraded: true}

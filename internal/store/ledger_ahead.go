@@ -43,14 +43,36 @@ func (l *ledger) ahead(o quota.Order, at time.Time) (t quota.Taken, start []int6
 	return t, start, true
 }
 
-// complete notes what became of an order that was answered ahead: taken is what Redis has
-// answered to it, nil where that failed.
-func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
+// complete notes what Redis has answered to an order that was answered ahead.
+func (l *ledger) complete(o quota.Order, start []int64, taken quota.Taken) {
 	s := l.shard(o.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.accounts[o.Account]
-	counted := taken != nil && !taken.Repeated
+	h.land(o, start, !taken.Repeated)
+	switch {
+	case h == nil:
+	case !taken.Repeated:
+		l.seeAll(h, o, taken)
+	default: // at least that is used
+		for i, c := range o.Charges {
+			l.see(h, givenNow(c.Counter, c.Limit.Window, taken.Now), taken.Used[i], false)
+		}
+	}
+}
+
+// failed takes in the same step what an order that was answered ahead has taken, and that Redis
+// has not done, or may not have.
+func (l *ledger) failed(o quota.Order, start []int64, how manner, at time.Time) {
+	s := l.shard(o.Account)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accounts[o.Account].land(o, start, false)
+	_, _ = l.takeOf(s, o, how, at) // it is to be allowed, which never fails
+}
+
+// land notes that an order is not on its way any more, and whether that is seen to be used.
+func (h *holding) land(o quota.Order, start []int64, counted bool) {
 	for i, c := range o.Charges {
 		if k := h.find(c.Counter); k != nil && k.start == start[i] && k.own != nil {
 			n := min(c.Cost, k.own.inFlight)
@@ -58,15 +80,6 @@ func (l *ledger) complete(o quota.Order, start []int64, taken *quota.Taken) {
 			if counted {
 				k.seen += n
 			}
-		}
-	}
-	switch {
-	case h == nil || taken == nil:
-	case counted:
-		l.seeAll(h, o, *taken)
-	default: // at least that is used
-		for i, c := range o.Charges {
-			l.see(h, givenNow(c.Counter, c.Limit.Window, taken.Now), taken.Used[i], false)
 		}
 	}
 }

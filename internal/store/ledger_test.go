@@ -79,7 +79,7 @@ func TestWhatIsOnItsWayIsKept(t *testing.T) {
 	if taken, err := l.take(limited, manner{quota.Local, 1, false, nil}, now); err != nil || taken.Admitted {
 		t.Errorf("without Redis the limit is passed: %+v, %v", taken, err)
 	}
-	l.complete(o, start, &quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
+	l.complete(o, start, quota.Taken{Now: now, Admitted: true, Used: []int64{1}})
 	if _, _, ok := l.ahead(other, now); !ok {
 		t.Error("it keeps the room when it is completed")
 	}
@@ -93,7 +93,7 @@ func TestAnOldAnswerTellsOfNoLess(t *testing.T) {
 	l := newLedger(1)
 	o, look := free("a", ""), of("a", charge(quota.Month, quota.NoMax, 0))
 	_, start, _ := l.ahead(o, now)
-	l.complete(o, start, &quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
+	l.complete(o, start, quota.Taken{Now: now.Add(5 * time.Millisecond), Admitted: true, Used: []int64{500}})
 	old := quota.Taken{Now: now, Admitted: true, Used: []int64{422}}
 	l.note(look, &old)
 	if old.Used[0] != 500 {
