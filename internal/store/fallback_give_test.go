@@ -69,6 +69,61 @@ func TestGivenAfterAll(t *testing.T) {
 	wantTaken(t, take(t, f, of("a", charge(quota.Month, 10, 0))), true, 7)
 }
 
+// TestGivenToABadKey: what Redis finds wrong in the keys of one account is given up after some
+// attempts. The others get theirs meanwhile, once, and Redis is taken for there.
+func TestGivenToABadKey(t *testing.T) {
+	t.Parallel()
+	r := redisStore(t, redisServer(t))
+	f := fallbackOn(r, nil)
+	p := f.part("bad")
+	if err := r.client.Set(t.Context(), countsKey("test", "bad"), "text", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, account := range []string{"bad", "good"} {
+		if _, err := p.ledger.take(of(account, charge(quota.Month, 100, 5), charge(quota.Week, 100, 5)), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for attempt := range mostAnswers {
+		last := attempt == mostAnswers-1
+		if done := f.giveBack(t.Context(), p); done != last {
+			t.Errorf("attempt %d: all is given back or given up: %t", attempt, done)
+		}
+		lost, owing := int64(0), int64(1)
+		if last {
+			lost, owing = 2, 0
+		}
+		if n := f.Totals(); n.Counts != 2 || n.LostCounts != lost || f.owing() != owing || f.State().Degraded {
+			t.Errorf("attempt %d: %+v, %d are owed something: want %d lost and %d", attempt, n, f.owing(), lost, owing)
+		}
+	}
+	wantTaken(t, take(t, r, of("good", charge(quota.Month, 100, 0), charge(quota.Week, 100, 0))), true, 5, 5)
+}
+
+// TestGivenForSoLong: a batch of which nobody knows whether it has arrived is sent as long as Redis
+// would know it again. After that it counts as made.
+func TestGivenForSoLong(t *testing.T) {
+	t.Parallel()
+	f := standstillOn(noRedis(t))
+	p := f.part("a")
+	if _, err := p.ledger.take(of("a", charge(quota.Month, 100, 5)), manner{quota.Local, 1, false, nil}, f.now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, after := range []time.Duration{0, giveTime - time.Millisecond} {
+		f.wait(after)
+		if f.giveBack(t.Context(), p) || f.owing() != 1 {
+			t.Errorf("%s later: it is given up", after)
+		}
+	}
+	f.wait(time.Millisecond)
+	if !f.giveBack(t.Context(), p) || f.owing() != 0 {
+		t.Error("it is sent after Redis would have forgotten it")
+	}
+	if n := f.Totals(); n.Counts != 0 || n.LostCounts != 0 {
+		t.Errorf("%+v", n)
+	}
+}
+
 // TestOwedIsKeptFree: what is yet to be given back is not given away by Redis meanwhile.
 func TestOwedIsKeptFree(t *testing.T) {
 	t.Parallel()
