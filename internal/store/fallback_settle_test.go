@@ -325,6 +325,91 @@ func TestManyWaitInEachCall(t *testing.T) {
 	}
 }
 
+// TestSettlementsWaitOn: where Redis goes away while those are brought to it that wait, none is
+// lost, and they keep their order.
+func TestSettlementsWaitOn(t *testing.T) {
+	t.Parallel()
+	const n = atOnce + 8
+	server := redisServer(t)
+	f := fallbackOn(hastyStore(t, server.Options.RedisAddress, time.Second), nil)
+	p := f.part("a")
+	for i := range n {
+		r := strconv.Itoa(i)
+		order := daily(r)
+		order.Charges[0].Cost = 2
+		take(t, f, order)
+		if _, err := f.enqueue(p, settlement(r, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := redisStore(t, server).client.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, server)
+	f.settleWaiting(t.Context(), p)
+	if s := f.State(); !s.Degraded || s.Waiting != n || p.len() != n {
+		t.Fatalf("%+v, %d in the queue: want Redis to be missed, and %d", s, p.len(), n)
+	}
+	for i, w := range p.waiting {
+		if want := strconv.Itoa(i); w.settlement.Request != want {
+			t.Fatalf("%s is number %s", w.settlement.Request, want)
+		}
+	}
+	start(t, server)
+	becomes(t, "all is settled", func() bool { f.mend(t.Context(), p); return allShared(f) })
+	if used := tokensUsed(t, f); used != n || f.Totals().Settled != n {
+		t.Errorf("%d used, %+v: want all %d to be settled", used, f.Totals(), n)
+	}
+}
+
+// TestSettledAtABadKey: a settlement at which Redis fails, since other things stand in the keys of
+// its account, is tried again in a while, and given up after some attempts. While Redis has no
+// memory for any it is not given up.
+func TestSettledAtABadKey(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	r := redisStore(t, server)
+	f := standstillOn(r)
+	p := f.part("a")
+	take(t, f, daily("good"))
+	if err := r.client.HSet(t.Context(), reservationKey("test", "a", "bad"), "no", "text").Err(); err != nil {
+		t.Fatal(err)
+	}
+	full := func(memory string) {
+		t.Helper()
+		if err := r.client.ConfigSet(t.Context(), "maxmemory", memory).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	full("1")
+	for _, request := range []string{"bad", "good"} {
+		if _, err := f.enqueue(p, settlement(request, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 * mostAnswers {
+		f.settleWaiting(t.Context(), p)
+		f.wait(patience)
+		p.fine(f.options.Elapsed())
+		if n := f.Totals(); n.Lost != 0 || f.State().Waiting != 2 {
+			t.Fatalf("%+v, %d wait: want 2", n, f.State().Waiting)
+		}
+	}
+	full("0")
+	for range mostAnswers {
+		f.settleWaiting(t.Context(), p)
+		if n := f.Totals(); n.Settled != 1 || n.Lost != 0 || f.State().Waiting != 1 {
+			t.Fatalf("%+v, %d wait: want 1 to be settled, and 1", n, f.State().Waiting)
+		}
+		asks(t, r, 0, "before it is time", func() { f.settleWaiting(t.Context(), p) })
+		f.wait(patience)
+	}
+	f.settleWaiting(t.Context(), p)
+	if n := f.Totals(); n.Settled != 1 || n.Lost != 1 || f.State().Waiting != 0 || f.State().Degraded {
+		t.Errorf("%+v, %d wait: want 1 settled and 1 lost", n, f.State().Waiting)
+	}
+}
+
 // TestManyReservations of one account are given back, more than go in one batch.
 func TestManyReservations(t *testing.T) {
 	t.Parallel()
