@@ -129,6 +129,50 @@ func TestHammeringWithIDs(t *testing.T) {
 	asks(t, r, 2, "a lowered limit", func() { another(); another() })
 }
 
+// TestRefusesAsTakeDoes: what is refused before a request is read is what would be refused by its
+// order: nothing while Redis is away, or is owed something of the account.
+func TestRefusesAsTakeDoes(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	f := standstillOn(redisStore(t, server))
+	full := charge(quota.Month, 1, 1)
+	o := firm("", full)
+	o.OnFailure = quota.Allow
+	wantTaken(t, take(t, f, o), true, 1)
+	wantTaken(t, take(t, f, o), false, 1)
+	f.wait(quota.RepeatWindow * 2)
+	refuses := func(what string, o quota.Order, want bool) {
+		t.Helper()
+		if _, known := f.Refuses(o); known != want {
+			t.Errorf("%s: it is refused at once: %t", what, known)
+		}
+	}
+	refuses("a full limit", o, true)
+	refuses("a full limit, with an ID", firm("r", full), true)
+
+	p := f.part("a")
+	if _, err := p.ledger.take(firm("r", full), manner{quota.Allow, 1, false, nil}, f.now()); err != nil {
+		t.Fatal(err)
+	}
+	refuses("something is owed", o, false)
+	refuses("a repeat of that", firm("r", full), false)
+	if taken := take(t, f, firm("r", full)); !taken.Admitted || !taken.Repeated {
+		t.Errorf("a repeat: %+v", taken)
+	}
+	if !f.giveBack(t.Context(), p) {
+		t.Fatal("it is not given back")
+	}
+	refuses("it is given back", o, true)
+
+	kill(t, server)
+	becomes(t, "Redis is missed", func() bool {
+		_, _ = f.Take(t.Context(), of("b", full))
+		return f.State().Degraded
+	})
+	refuses("Redis is away", o, false)
+	wantTaken(t, take(t, f, o), true, 3)
+}
+
 // TestHammeringAtAMovingCount: a count that has grown since may have done so by the request
 // that is repeated.
 func TestHammeringAtAMovingCount(t *testing.T) {
