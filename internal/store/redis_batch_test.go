@@ -300,8 +300,8 @@ func oneSlotRedis(t *testing.T) *Redis {
 func TestOneSlotForACall(t *testing.T) {
 	t.Parallel()
 	r := oneSlotRedis(t)
-	together := orders(50)
-	for range 2 { // it finds out, and knows
+	for _, n := range []int{50, 50, 1} { // it finds out, and knows
+		together := orders(n)
 		send(t, r, together)
 		for _, op := range together {
 			if op.err != nil {
