@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tiergate/tiergate/internal/devstack"
@@ -33,6 +34,7 @@ type front struct {
 	stack  *devstack.Stack
 	keys   []string
 	client *http.Client
+	number uint64 // of runs so far: each asks for other keys
 }
 
 // envoys measures, for each chain that is wanted, how long requests take through Envoy
@@ -121,26 +123,44 @@ func (f *front) stop() error {
 }
 
 // run sends chats through Envoy. One that is not answered with 200 and the header of a
-// decision by Redis has failed; at full load, where only those that pass are counted, any
-// may.
+// decision by Redis has failed.
 func (f *front) run(ctx context.Context, l load, duration time.Duration) (*outcome, error) {
-	o := drive(ctx, l.inFlight, schedule(ctx, l.rate, duration), func(i int, o *outcome) call {
-		chance := rand.New(rand.NewPCG(uint64(i), 1))
-		return func(ctx context.Context, due time.Time) {
-			o.requests++
-			defer func() { o.took(time.Since(due)) }()
-			if err := f.chat(ctx, f.keys[chance.IntN(len(f.keys))]); err != nil {
-				o.fail(err)
+	f.number++
+	o, begun := newOutcome(), time.Now()
+	next := schedule(ctx, l.rate, duration)
+	var counting sync.Mutex // one outcome for all: those of each would take time from the first requests
+	var group sync.WaitGroup
+	for i := range l.inFlight {
+		group.Go(func() {
+			chance := rand.New(rand.NewPCG(uint64(i), f.number))
+			for due, ok := next(); ok; due, ok = next() {
+				err := f.chat(ctx, f.keys[chance.IntN(len(f.keys))])
+				took := time.Since(due)
+				counting.Lock()
+				o.requests++
+				o.took(took)
+				if err != nil {
+					o.fail(err)
+				}
+				counting.Unlock()
 			}
-		}
-	})
-	if l.rate > 0 && float64(o.failed) > tolerated*float64(o.requests) {
-		return o, fmt.Errorf("%d of %d requests failed: %w", o.failed, o.requests, o.err)
+		})
 	}
+	group.Wait()
+	o.elapsed = time.Since(begun)
 	if o.requests == o.failed {
 		return o, fmt.Errorf("none of %d requests was answered: %w", o.requests, o.err)
 	}
 	return o, nil
+}
+
+// fewFailed is the error of an outcome in which more have failed than may where requests come on time.
+// At full load, where only those that pass are counted, any may.
+func (o *outcome) fewFailed() error {
+	if float64(o.failed) > tolerated*float64(o.requests) {
+		return fmt.Errorf("%d of %d requests failed: %w", o.failed, o.requests, o.err)
+	}
+	return nil
 }
 
 // chat sends one request.

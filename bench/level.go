@@ -46,7 +46,10 @@ const searches = 3
 func (t *table) searchHalfBusy(ctx context.Context, f *front, capacity float64) (float64, error) {
 	rate := capacity / 4
 	for range searches {
-		_, p, err := f.watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, t.spread.duration)
+		o, p, err := f.watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, t.spread.duration)
+		if err == nil {
+			err = o.fewFailed()
+		}
 		if err != nil {
 			return 0, fmt.Errorf("search the rate that keeps the processors half busy: %w", err)
 		}
@@ -86,6 +89,41 @@ type passage struct {
 	rate       float64 // requests per second
 }
 
+// and returns both together.
+func (p passage) and(other passage) passage {
+	sum := passage{outcome: newOutcome(), processors: p.processors.and(other.processors), rate: other.rate}
+	if p.outcome != nil {
+		sum.add(p.outcome)
+	}
+	sum.add(other.outcome)
+	return sum
+}
+
+// passInTurn sends a load through each of the Envoys for so long, in turns.
+func passInTurn(ctx context.Context, fronts map[string]*front, l load, duration time.Duration) (map[string]passage, error) {
+	all := map[string]passage{}
+	for range max(1, duration/turn) {
+		for _, target := range behind() {
+			o, p, err := fronts[target].watch(ctx, l, min(turn, duration))
+			if err != nil {
+				return nil, fmt.Errorf("behind Envoy, %s: %w", target, err)
+			}
+			all[target] = all[target].and(passage{o, p, l.rate})
+		}
+	}
+	for _, target := range behind() {
+		if err := all[target].fewFailed(); err != nil {
+			return nil, fmt.Errorf("behind Envoy, %s: %w", target, err)
+		}
+	}
+	return all, nil
+}
+
+// turn is how long one of the servers is asked before it is the other's turn: what disturbs the
+// machine for longer than that disturbs both, and little of what one leaves behind falls into the
+// other's.
+const turn = 300 * time.Millisecond
+
 // levels measures the latency at all levels. Quantiles are those of the requests of all
 // rounds together: a round has too few for the 99th of a hundred.
 func (t *table) levels(ctx context.Context, r results, chain string, fronts map[string]*front, rates map[level]float64, progress io.Writer) error {
@@ -98,21 +136,16 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 			if l.level == halfRate && round >= halfRateRounds {
 				continue
 			}
+			these, err := passInTurn(ctx, fronts, load{inFlight: atATime(t.spread), rate: rates[l.level]}, l.duration)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", chain, l.level, err)
+			}
 			for _, target := range behind() {
-				name, rate := through(chain, target, l.level), rates[l.level]
-				o, p, err := fronts[target].watch(ctx, load{inFlight: atATime(t.spread), rate: rate}, l.duration)
-				if err != nil {
-					return fmt.Errorf("%s: %w", name, err)
-				}
-				of, ok := all[name]
-				if !ok {
-					of.outcome = newOutcome()
-				}
-				of.add(o)
-				of.processors, of.rate = of.processors.and(p), rate
-				all[name] = of
+				p := these[target]
+				name := through(chain, target, l.level)
+				all[name] = all[name].and(p)
 				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name,
-					ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), 100*p.share())
+					ms(p.latency.ValueAtQuantile(50)), ms(p.latency.ValueAtQuantile(99)), 100*p.processors.share())
 			}
 		}
 	}
