@@ -230,7 +230,7 @@ func (f *Fallback) decide(p *part, o quota.Order, doubt bool, cause error) (quot
 	underWay := f.redis.underWay(&o)
 	if errors.Is(cause, errLate) { // it is still among them itself
 		for i, c := range o.Charges {
-			underWay[i] = max(underWay[i]-c.Cost, 0)
+			underWay[i] = max(underWay[i]-max(c.Cost, 0), 0)
 		}
 	}
 	taken, err := p.ledger.take(o, manner{o.OnFailure, f.Instances(), doubt, underWay}, f.now())

@@ -441,6 +441,34 @@ func TestALimitedOrderWaitsOneTimeOut(t *testing.T) {
 	}
 }
 
+// TestWhatIsLateDoesNotCountItself: an order that has waited for others is under way itself when it
+// is decided. It is taken off what is, by as much as it counts there: nothing where it gives back.
+func TestWhatIsLateDoesNotCountItself(t *testing.T) {
+	t.Parallel()
+	server := redisServer(t)
+	r := hastyStore(t, server.Options.RedisAddress, time.Minute)
+	f := fallbackOn(r, nil)
+	calls := holdCalls(r)
+	for _, c := range []struct{ cost, used int64 }{{5, 5}, {-2, 3}} {
+		o := of("a", charge(quota.Month, 10, c.cost))
+		answered := make(chan error, 1)
+		go func() {
+			_, err := f.redis.Take(t.Context(), o)
+			answered <- err
+		}()
+		call := <-calls
+		taken, err := f.decide(f.part("a"), o, true, errLate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantTaken(t, taken, true, c.used)
+		call.carryOut <- false
+		if err := <-answered; err == nil {
+			t.Error("a call that is to fail is answered")
+		}
+	}
+}
+
 // TestAPanicAheadIsOutlived: it is the failure of one order, which is in doubt.
 func TestAPanicAheadIsOutlived(t *testing.T) {
 	t.Parallel()
