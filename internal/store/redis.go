@@ -58,7 +58,7 @@ type Redis struct {
 	prefix     string
 	checked    []*checkedPart // by part
 	// told is told the answer to each order, before its caller is: who decides another without
-	// Redis meanwhile finds it either there or underWay, or in both. nil: nobody is.
+	// Redis meanwhile finds one that a lane sends either there or underWay, or in both. nil: nobody is.
 	told func(*quota.Order, *quota.Taken)
 }
 

@@ -259,7 +259,8 @@ func (g *group) add(sums []int64, o *quota.Order) {
 }
 
 // underWay returns for each charge of an order what others of its account take of the same counter
-// that are sent, or about to be, and have no answer yet.
+// that are sent, or about to be, and have no answer yet. Those that go past the lanes, as while a slot
+// is moving, are not among them.
 func (r *Redis) underWay(o *quota.Order) []int64 {
 	sums := make([]int64, len(o.Charges))
 	r.lane.add(sums, o)

@@ -379,3 +379,48 @@ func TestLaneOutlivesAPanic(t *testing.T) {
 		}
 	})
 }
+
+// TestUnderWay is what orders of the same account have no answer to, in whichever lane, whether it is
+// sent or gathered. What gives back, is answered ahead or settles takes nothing.
+func TestUnderWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		r := &Redis{lanes: map[string]*lane{}}
+		hold := func(context.Context, []*operation) { <-answer }
+		r.lane, r.lanes["one"], r.lanes["two"] = r.newLane(hold), r.newLane(hold), r.newLane(hold)
+		come := func(l *lane, o operation) {
+			go l.carryOut(t.Context(), &o)
+			synctest.Wait()
+		}
+		order := func(account string, charges ...quota.Charge) operation {
+			o := of(account, charges...)
+			return operation{order: &o}
+		}
+		look := of("a", charge(quota.Day, 10, 1), charge(quota.Month, 10, 1))
+		wants := func(what string, day, month int64) {
+			t.Helper()
+			if n := r.underWay(&look); n[0] != day || n[1] != month {
+				t.Errorf("%s: %d, want %d and %d", what, n, day, month)
+			}
+		}
+		wants("nothing has come", 0, 0)
+		come(r.lane, order("a", charge(quota.Month, 10, 1), charge(quota.Day, 10, 2)))
+		wants("one is sent", 2, 1)
+		come(r.lane, order("a", charge(quota.Month, 10, 4)))
+		wants("one is gathered", 2, 5)
+		for _, l := range r.lanes {
+			come(l, order("a", charge(quota.Week, 10, 5), charge(quota.Day, 10, 8)))
+		}
+		wants("servers of a Cluster have some", 18, 5)
+		come(r.lane, order("b", charge(quota.Month, 10, 7)))
+		come(r.lane, order("a", charge(quota.Month, 10, -3)))
+		come(r.lane, order("a", charge(quota.Month, quota.NoMax, 7)))
+		come(r.lane, operation{settlement: &quota.Settlement{Account: "a"}})
+		wants("others have come", 18, 5)
+		close(answer)
+		time.Sleep(companyWait)
+		synctest.Wait()
+		wants("all are answered", 0, 0)
+	})
+}
