@@ -139,15 +139,15 @@ func (f *Fallback) take(ctx context.Context, o quota.Order) (quota.Taken, error)
 	}
 	taken, err := f.askUntil(ctx, p, lessen(o, owed), late)
 	f.remember(p, o, owed, taken, err, asked)
-	if err == nil {
-		if !taken.Repeated {
-			for i := range owed {
-				owed[i].tell(&taken, i, &o.Charges[i])
-			}
-		}
-		return taken, nil
+	if err != nil {
+		return f.decide(p, o, outcomeUnknown(err), err)
 	}
-	return f.decide(p, o, outcomeUnknown(err), err)
+	if !taken.Repeated {
+		for i := range owed {
+			owed[i].tell(&taken, i, &o.Charges[i])
+		}
+	}
+	return taken, nil
 }
 
 // told notes what Redis has answered to an order. One that was answered ahead is noted when it
