@@ -89,26 +89,27 @@ type passage struct {
 	rate       float64 // requests per second
 }
 
-// and returns both together.
-func (p passage) and(other passage) passage {
-	sum := passage{outcome: newOutcome(), processors: p.processors.and(other.processors), rate: other.rate}
-	if p.outcome != nil {
-		sum.add(p.outcome)
-	}
-	sum.add(other.outcome)
-	return sum
+func newPassage(rate float64) *passage { return &passage{outcome: newOutcome(), rate: rate} }
+
+// count adds what was sent in one run, and what the processors did meanwhile.
+func (p *passage) count(o *outcome, did processors) {
+	p.add(o)
+	p.processors = p.processors.and(did)
 }
 
 // passInTurn sends a load through each of the Envoys for so long, in turns.
-func passInTurn(ctx context.Context, fronts map[string]*front, l load, duration time.Duration) (map[string]passage, error) {
-	all := map[string]passage{}
+func passInTurn(ctx context.Context, fronts map[string]*front, l load, duration time.Duration) (map[string]*passage, error) {
+	all := map[string]*passage{}
+	for _, target := range behind() {
+		all[target] = newPassage(l.rate)
+	}
 	for range max(1, duration/turn) {
 		for _, target := range behind() {
-			o, p, err := fronts[target].watch(ctx, l, min(turn, duration))
+			o, did, err := fronts[target].watch(ctx, l, min(turn, duration))
 			if err != nil {
 				return nil, fmt.Errorf("behind Envoy, %s: %w", target, err)
 			}
-			all[target] = all[target].and(passage{o, p, l.rate})
+			all[target].count(o, did)
 		}
 	}
 	for _, target := range behind() {
@@ -127,7 +128,7 @@ const turn = 300 * time.Millisecond
 // levels measures the latency at all levels. Quantiles are those of the requests of all
 // rounds together: a round has too few for the 99th of a hundred.
 func (t *table) levels(ctx context.Context, r results, chain string, fronts map[string]*front, rates map[level]float64, progress io.Writer) error {
-	all := map[string]passage{}
+	all := map[string]*passage{}
 	for round := range t.rounds {
 		for _, l := range []struct {
 			level    level
@@ -143,7 +144,10 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 			for _, target := range behind() {
 				p := these[target]
 				name := through(chain, target, l.level)
-				all[name] = all[name].and(p)
+				if all[name] == nil {
+					all[name] = newPassage(p.rate)
+				}
+				all[name].count(p.outcome, p.processors)
 				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name,
 					ms(p.latency.ValueAtQuantile(50)), ms(p.latency.ValueAtQuantile(99)), 100*p.processors.share())
 			}
