@@ -16,10 +16,12 @@ import (
 	"github.com/tiergate/tiergate/internal/config"
 )
 
-// pollInterval is how often the files are looked at. A change is taken up when
-// it has lasted from one look to the next, so that a file is not read while it
-// is being written: within two intervals.
-const pollInterval = 250 * time.Millisecond
+// pollInterval is how often the files are looked at. A change is taken up when it has
+// lasted for settledAfter, so that a file is not read while it is being written.
+const (
+	pollInterval = 100 * time.Millisecond
+	settledAfter = 2 * pollInterval
+)
 
 // A reloader keeps the gate's settings in step with the files: parse, check,
 // swap one pointer. Files that are refused change nothing.
@@ -33,6 +35,9 @@ type reloader struct {
 	redis   config.RedisAccess // in use
 	sources config.Sources     // as they were when last read
 	sum     [sha256.Size]byte
+
+	seen  config.Sources // at the last look
+	since time.Time      // of the first look that has seen them so
 }
 
 // run reloads on SIGHUP and when a file has changed, until ctx is done.
@@ -42,7 +47,6 @@ func (r *reloader) run(ctx context.Context) error {
 	defer signal.Stop(hangup)
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	previous := r.sources
 	for {
 		select {
 		case <-ctx.Done():
@@ -50,13 +54,20 @@ func (r *reloader) run(ctx context.Context) error {
 		case <-hangup:
 			r.reload(ctx)
 		case <-tick.C:
-			now := r.sources.Now()
-			if !now.Equal(r.sources) && now.Equal(previous) {
+			if r.look(r.sources.Now(), time.Now()) {
 				r.reload(ctx)
 			}
-			previous = now
 		}
 	}
+}
+
+// look takes in what a look at the files has seen, and when, and reports whether they are to be
+// read: they have changed since they were, and do not change any more.
+func (r *reloader) look(files config.Sources, now time.Time) bool {
+	if !files.Equal(r.seen) {
+		r.seen, r.since = files, now
+	}
+	return now.Sub(r.since) >= settledAfter && !files.Equal(r.sources)
 }
 
 func (r *reloader) reload(ctx context.Context) {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tiergate/tiergate/internal/config"
 )
 
 // shippedStore is the section of the shipped configuration.
@@ -56,6 +58,37 @@ func TestAnotherStoreWaitsWithItsPassword(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, name+": new connections are let in", func() bool { return s.stores.counts.Ping(t.Context()) == nil })
+	}
+}
+
+// TestAFileThatIsBeingWrittenIsNotRead: what changes from look to look is not taken up before it
+// has lasted, and what is as it was when read not at all.
+func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
+	t.Parallel()
+	r := &reloader{sources: config.Sources{"file": "read"}}
+	var at time.Duration
+	for _, look := range []struct {
+		after time.Duration // the look before
+		state string
+		read  bool
+	}{
+		{0, "read", false},
+		{time.Second, "read", false},
+		{pollInterval, "first half", false},
+		{pollInterval, "first half", false},
+		{pollInterval, "second half", false},
+		{pollInterval, "whole", false},
+		{pollInterval, "whole", false},
+		{0, "whole", false}, // two that come at once
+		{pollInterval, "whole", true},
+		{pollInterval, "other", false},
+		{pollInterval, "read", false},
+		{time.Second, "read", false},
+	} {
+		at += look.after
+		if read := r.look(config.Sources{"file": look.state}, time.Unix(0, 0).Add(at)); read != look.read {
+			t.Errorf("a look after %s, which has seen %q: to be read: %t, want %t", at, look.state, read, look.read)
+		}
 	}
 }
 
