@@ -33,7 +33,7 @@ import (
 // afternoon is the time by which the admin API of scripts goes.
 func afternoon() time.Time { return time.Date(2026, 3, 1, 13, 0, 0, 0, time.UTC) }
 
-// kept is the usage of key_ada: an hour ago.
+// kept is the usage of key_ada and of key_once: an hour ago.
 func kept() usage.Batch {
 	noon := afternoon().Add(-time.Hour)
 	return usage.Batch{ID: "batch", Instance: "one", Made: noon, Accounts: []usage.Account{{
@@ -45,6 +45,9 @@ func kept() usage.Batch {
 			{At: noon.Add(29 * time.Second), Resource: "chat", Limit: "tokens_per_minute", Max: 1000, Asked: 2000, TooLarge: true},
 			{At: noon.Add(30 * time.Second), Resource: "chat", Limit: "requests_per_minute", Used: 60, Max: 60, Asked: 1, Wait: 30 * time.Second},
 		},
+	}, {
+		ID: "key_once", Last: noon,
+		Cells: []usage.Cell{{Minute: noon.Unix() / 60, Label: "chat", Counts: usage.Counts{Admitted: 1, InputTokens: 1}}},
 	}}}
 }
 

@@ -59,8 +59,8 @@ func configCheck(_ context.Context, args []string, env environment) error {
 		for _, w := range warnings {
 			fmt.Fprintln(env.stdout, "warning: "+w.String())
 		}
-		fmt.Fprintf(env.stdout, "%s: ok: %d tiers, %d resources, %d keys\n",
-			options.File, len(c.Reload.Plans), len(c.Reload.Resources), c.Reload.Directory.Len())
+		fmt.Fprintf(env.stdout, "%s: ok: %s, %s, %s\n",
+			options.File, counted(len(c.Reload.Plans), "tier"), counted(len(c.Reload.Resources), "resource"), counted(c.Reload.Directory.Len(), "key"))
 	}
 	return nil
 }

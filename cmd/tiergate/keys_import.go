@@ -49,7 +49,7 @@ func keysImport(ctx context.Context, args []string, env environment) error {
 		return err
 	}
 	if *skip >= len(entries) {
-		return fmt.Errorf("there are %d keys, and --skip leaves out %d: nothing to import", len(entries), *skip)
+		return fmt.Errorf("--skip %d leaves out all there is, %s: nothing to import", *skip, counted(len(entries), "key"))
 	}
 	chunks := cut(entries, *skip)
 	if err := c.checkAll(ctx, chunks); err != nil {
@@ -64,7 +64,7 @@ func keysImport(ctx context.Context, args []string, env environment) error {
 	if f.asJSON {
 		return printJSON(env.stdout, done)
 	}
-	fmt.Fprintf(env.stdout, "%s %d keys\n", map[bool]string{true: "no fault in", false: "imported"}[*dry], done.Count)
+	fmt.Fprintf(env.stdout, "%s %s\n", map[bool]string{true: "no fault in", false: "imported"}[*dry], counted(done.Count, "key"))
 	return nil
 }
 

@@ -66,7 +66,7 @@ func printSeries(w io.Writer, s web.UsageView) {
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", at, resource, c.Admitted, refusedText(c.Refused), c.InputTokens, c.OutputTokens, peak)
 	}
 	for _, p := range s.Points {
-		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.CountsView, fmt.Sprintf("%d requests, %d tokens", number(p.Peak.Requests), number(p.Peak.Tokens)))
+		row(clock(p.Start), cmp.Or(p.Resource, "all"), p.CountsView, counted(number(p.Peak.Requests), "request")+", "+counted(number(p.Peak.Tokens), "token"))
 	}
 	row("total", "", s.Totals, "")
 	_ = table.Flush()                                                                // as with any printing
@@ -79,6 +79,14 @@ func number(n *int64) int64 {
 		return 0
 	}
 	return *n
+}
+
+// counted is a number with the name of what it counts, as in "1 key" and "2 keys".
+func counted[N int | int64](n N, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
 }
 
 func refusedText(refused map[string]int64) string {
