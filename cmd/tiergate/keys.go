@@ -205,6 +205,7 @@ func printKeyView(w io.Writer, k web.KeyView) {
 	line("created", timeText(k.Created, ""))
 	line("expires", timeText(k.Expires, "never"))
 	line("former key", timeText(k.Former, ""))
+	line("former pepper", configured(k.FormerPepper, k.NoFormerPepper))
 	line("last used", lastUsed(k))
 	if k.Revision > 0 {
 		line("revision", strconv.FormatInt(k.Revision, 10))

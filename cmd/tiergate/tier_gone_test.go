@@ -85,7 +85,7 @@ func TestKeysWithoutTierAreShown(t *testing.T) {
 	}
 }
 
-// TestKeyWithoutItsPepperIsShown, and why its requests are refused.
+// TestKeyWithoutItsPepperIsShown, and why its requests are refused. So is a former secret that lacks it.
 func TestKeyWithoutItsPepperIsShown(t *testing.T) {
 	t.Parallel()
 	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
@@ -93,14 +93,20 @@ func TestKeyWithoutItsPepperIsShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := startServer(t, "")
-	s.directory.apply([]apikey.Record{{ID: "key_a", Hash: apikey.Redacting("sk-of-key_a").HashWith(pepper), Tier: "pro", Revision: 1}}, true)
+	s.directory.apply([]apikey.Record{
+		{ID: "key_a", Hash: apikey.Redacting("sk-of-key_a").HashWith(pepper), Tier: "pro", Revision: 1},
+		{ID: "key_b", Hash: apikey.Redacting("sk-of-key_b").Hash(), Tier: "pro", Revision: 2, Former: &apikey.Former{
+			Hash: apikey.Redacting("sk-former-of-key_b").HashWith(pepper), Until: time.Now().Add(time.Hour),
+		}},
+	}, true)
 	for command, want := range map[string]string{
-		"keys show": "p1 (not configured)\n",
-		"explain":   `refused with 401 invalid_api_key: pepper "p1" is not configured: add it to keys.peppers` + "\n",
+		"keys show key_a": "\npepper     p1 (not configured)\n",
+		"keys show key_b": "\nformer pepper  p1 (not configured)\n",
+		"explain key_a":   `refused with 401 invalid_api_key: pepper "p1" is not configured: add it to keys.peppers` + "\n",
 	} {
 		var out bytes.Buffer
 		env := environment{getenv: func(string) string { return "" }, stdout: &out, stderr: &out}
-		if err := run(t.Context(), append(strings.Fields(command), "key_a", "--server", "http://"+s.start.Operator.Address), env); err != nil {
+		if err := run(t.Context(), append(strings.Fields(command), "--server", "http://"+s.start.Operator.Address), env); err != nil {
 			t.Fatal(err)
 		}
 		if !strings.Contains(out.String(), want) {

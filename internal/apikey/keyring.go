@@ -30,11 +30,11 @@ func (k Keyring) ByHash(h Hash) *Record {
 	return k.visible(k.Stored.Directory().ByHash(h))
 }
 
-// Pepperless returns an error where the key of a record does not find it, since the pepper of its hash is not
-// configured.
-func (k Keyring) Pepperless(r *Record) error {
-	name := r.Hash.Pepper()
-	if name == "" || k.Twin(r.Hash) != nil {
+// Pepperless returns an error where a secret does not find the record that has its hash, since the pepper of
+// that is not configured.
+func (k Keyring) Pepperless(h Hash) error {
+	name := h.Pepper()
+	if name == "" || k.Twin(h) != nil {
 		return nil
 	}
 	return noPepper(name)

@@ -70,7 +70,7 @@ func (g *Gate) Explain(ctx context.Context, question Question) Explanation {
 		Decision: v.Decision, Demands: why.demands, Status: v.status(),
 	}
 	if record := s.Keys.ByID(question.KeyID); record != nil && v.Key == nil {
-		e.Err = s.Keys.Pepperless(record)
+		e.Err = s.Keys.Pepperless(record.Hash)
 		if former := s.Keys.Former(record, s.AllowDemoKeys, v.At); e.Err != nil && former != nil {
 			e.Err = fmt.Errorf("%w; a request with its former secret is decided as ever until %s", e.Err, former.Until.UTC().Format(time.RFC3339))
 		}

@@ -245,7 +245,8 @@ func TestKeysWithoutTier(t *testing.T) {
 	}
 }
 
-// TestKeysWithoutPepper: a key whose pepper is not configured is shown as one.
+// TestKeysWithoutPepper: a key whose pepper is not configured is shown as one, and so is a former secret
+// while it would work.
 func TestKeysWithoutPepper(t *testing.T) {
 	t.Parallel()
 	pepper, err := apikey.NewPepper("p1", "0123456789abcdef")
@@ -255,12 +256,22 @@ func TestKeysWithoutPepper(t *testing.T) {
 	f := newAdmin(t)
 	f.stored.UsePeppers([]apikey.Pepper{pepper})
 	hash := apikey.Redacting("sk-peppered").HashWith(pepper)
-	f.stored.Apply([]apikey.Record{{ID: "key_peppered", Hash: hash, Tier: "pro", Revision: 1}})
+	rotated := func(id string, until time.Duration) apikey.Record {
+		former := &apikey.Former{Hash: apikey.Redacting("sk-former-of-" + id).HashWith(pepper), Until: f.now().Add(until)}
+		return apikey.Record{ID: id, Hash: apikey.Redacting("sk-of-" + id).Hash(), Former: former, Tier: "pro", Revision: 2}
+	}
+	f.stored.Apply([]apikey.Record{{ID: "key_peppered", Hash: hash, Tier: "pro", Revision: 1}, rotated("key_rotated", time.Hour), rotated("key_over", 0)})
 	for _, gone := range []bool{false, true} {
 		if gone {
 			f.stored.UsePeppers(nil)
 		}
 		if v := ok[KeyView](f, "GET", "/keys/key_peppered", ""); v.NoPepper != gone || v.Pepper != "p1" {
+			t.Errorf("gone %t: %+v", gone, v)
+		}
+		if v := ok[KeyView](f, "GET", "/keys/key_rotated", ""); v.NoPepper || v.Pepper != "" || v.NoFormerPepper != gone || v.FormerPepper != "p1" {
+			t.Errorf("gone %t: %+v", gone, v)
+		}
+		if v := ok[KeyView](f, "GET", "/keys/key_over", ""); v.NoFormerPepper || v.FormerPepper != "" {
 			t.Errorf("gone %t: %+v", gone, v)
 		}
 	}

@@ -26,27 +26,29 @@ const (
 
 // A KeyView is a key as the admin API shows it: neither secret nor hash.
 type KeyView struct {
-	ID        string            `json:"id"`
-	Name      string            `json:"name,omitempty"`
-	Owner     string            `json:"owner,omitempty"`
-	Source    string            `json:"source"` // file or store
-	State     KeyState          `json:"state"`
-	Hidden    bool              `json:"hidden,omitempty"` // the file has a key of this ID or hash, which is used in its place
-	Tier      string            `json:"tier"`
-	NoTier    bool              `json:"no_tier,omitempty"`  // no such tier is configured: requests get 503
-	Priority  int               `json:"priority,omitempty"` // without: the tier's
-	Resources []string          `json:"resources,omitempty"`
-	Overrides []OverrideView    `json:"overrides,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
-	Pepper    string            `json:"pepper,omitempty"`      // of its hash
-	NoPepper  bool              `json:"no_pepper,omitempty"`   // that pepper is not configured: requests get 401
-	Former    time.Time         `json:"former_until,omitzero"` // what it was before a rotation works until then
-	Created   time.Time         `json:"created,omitzero"`      // without: not known
-	Expires   time.Time         `json:"expires,omitzero"`      // without: never
-	LastUsed  json.RawMessage   `json:"last_used,omitempty"`   // a time, or null: not in 400 days; without: it could not be read
-	Demo      bool              `json:"demo,omitempty"`        // works only under allow_demo_keys
-	Revision  int64             `json:"revision,omitempty"`    // counts its changes; without: it is in the file
-	Unchanged bool              `json:"unchanged,omitempty"`   // answers a change that changed nothing: all was so already
+	ID             string            `json:"id"`
+	Name           string            `json:"name,omitempty"`
+	Owner          string            `json:"owner,omitempty"`
+	Source         string            `json:"source"` // file or store
+	State          KeyState          `json:"state"`
+	Hidden         bool              `json:"hidden,omitempty"` // the file has a key of this ID or hash, which is used in its place
+	Tier           string            `json:"tier"`
+	NoTier         bool              `json:"no_tier,omitempty"`  // no such tier is configured: requests get 503
+	Priority       int               `json:"priority,omitempty"` // without: the tier's
+	Resources      []string          `json:"resources,omitempty"`
+	Overrides      []OverrideView    `json:"overrides,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	Pepper         string            `json:"pepper,omitempty"`           // of its hash
+	NoPepper       bool              `json:"no_pepper,omitempty"`        // that pepper is not configured: requests get 401
+	Former         time.Time         `json:"former_until,omitzero"`      // what it was before a rotation works until then
+	FormerPepper   string            `json:"former_pepper,omitempty"`    // of the former secret's hash
+	NoFormerPepper bool              `json:"no_former_pepper,omitempty"` // that pepper is not configured: requests with the former secret get 401
+	Created        time.Time         `json:"created,omitzero"`           // without: not known
+	Expires        time.Time         `json:"expires,omitzero"`           // without: never
+	LastUsed       json.RawMessage   `json:"last_used,omitempty"`        // a time, or null: not in 400 days; without: it could not be read
+	Demo           bool              `json:"demo,omitempty"`             // works only under allow_demo_keys
+	Revision       int64             `json:"revision,omitempty"`         // counts its changes; without: it is in the file
+	Unchanged      bool              `json:"unchanged,omitempty"`        // answers a change that changed nothing: all was so already
 }
 
 // An OverrideView is a limit that a key has instead of its tier's, or beside them.
@@ -73,7 +75,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 	v := KeyView{
 		ID: r.ID, Name: r.Name, Owner: r.Owner, Source: "store", State: a.state(r, now), Tier: r.Tier, Priority: int(r.Priority),
 		Resources: r.Resources, Labels: r.Labels, Pepper: r.Hash.Pepper(), Created: r.Created, Expires: r.Expires, Demo: r.Demo, Revision: r.Revision,
-		NoTier: a.Plans[r.Tier] == nil, NoPepper: a.Keys.Pepperless(r) != nil,
+		NoTier: a.Plans[r.Tier] == nil, NoPepper: a.Keys.Pepperless(r.Hash) != nil,
 	}
 	if fromFile {
 		v.Source = "file"
@@ -81,7 +83,7 @@ func (a *AdminAccounts) view(r *apikey.Record, fromFile bool, now time.Time) Key
 		v.Hidden = a.Keys.File.ByID(r.ID) != nil || a.Keys.File.ByHash(r.Hash) != nil
 	}
 	if r.Former != nil && !r.Revoked && now.Before(r.Former.Until) {
-		v.Former = r.Former.Until
+		v.Former, v.FormerPepper, v.NoFormerPepper = r.Former.Until, r.Former.Hash.Pepper(), a.Keys.Pepperless(r.Former.Hash) != nil
 	}
 	for _, o := range r.Overrides {
 		override := overrideView(o.Limit)
