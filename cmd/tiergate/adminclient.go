@@ -100,7 +100,15 @@ const (
 	problemTooMany = "urn:tiergate:problem:too-many-failures"
 	problemNoKey   = "urn:tiergate:problem:no-such-key"
 	problemInvalid = "urn:tiergate:problem:invalid-request"
+	problemRefused = "urn:tiergate:problem:store-refuses"
+	problemEmptied = "urn:tiergate:problem:store-emptied"
 )
+
+// changedNothing reports whether it is certain that what was asked for was not done. Of a store
+// that does not answer nobody knows, nor where something between answered for the server.
+func (e *serverError) changedNothing() bool {
+	return e.Status < http.StatusInternalServerError || e.Type == problemRefused || e.Type == problemEmptied
+}
 
 // inTerminal says what to do about a problem at the command line, where the server
 // speaks of HTTP.

@@ -236,7 +236,7 @@ func (c *adminClient) importAll(ctx context.Context, chunks []chunk) ([]string, 
 func (c chunk) stopped(err error) error {
 	before := c.first - 1
 	var refused *serverError
-	if errors.As(err, &refused) && refused.Status < http.StatusInternalServerError {
+	if errors.As(err, &refused) && refused.changedNothing() {
 		if len(refused.Errors) > 0 {
 			err = invalidRequest(c.renumber(refused.Errors))
 		}

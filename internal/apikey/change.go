@@ -30,6 +30,7 @@ type Event struct {
 var (
 	ErrConflict = errors.New("the key has been changed meanwhile: read it again")
 	ErrTaken    = errors.New("there is such a key already")
+	ErrRefused  = errors.New("nothing was changed") // with the store's reason behind it
 	ErrLost     = errors.New("the store has lost the directory of keys: restore Redis from its backup, or export the keys from an instance that runs and import them through an extra one, " +
 		"as docs/keys.md says under \"Back up and restore\"; restart no instance before: its memory may be the last copy")
 )

@@ -99,8 +99,9 @@ func (k *RedisKeys) missing(ctx context.Context, id string) error {
 // not that of the record. The changes count one after the other: a hash that one lets
 // go is free for the next. Two changes of one ID, or more than apikey.MaxChanges, are an
 // error. Where Redis has lost the directory that this process knows, the error is
-// ErrLost. After another error it is unknown whether the changes were made: read one
-// of the keys to see.
+// ErrLost; where Redis answers with another error, as when it is full, ErrRefused. After
+// an error of another kind it is unknown whether the changes were made: read one of the
+// keys to see.
 func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apikey.Record, error) {
 	written, records, err := keyChanges(changes)
 	if err != nil || len(changes) == 0 {
@@ -113,6 +114,9 @@ func (k *RedisKeys) Write(ctx context.Context, changes []apikey.Change) ([]apike
 		args = append(args, c.id, c.revision, c.record, strings.Join(c.digests, " "), c.event)
 	}
 	answer, err := k.redis.run(ctx, k.client, k.write, []string{k.records, k.hashes, k.epochKey, k.audit}, args)
+	if refusedByRedis(err) {
+		return nil, fmt.Errorf("write keys to Redis: %w: %w", apikey.ErrRefused, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("write keys to Redis: %w", err)
 	}

@@ -183,6 +183,45 @@ func TestFullRedisIsNamed(t *testing.T) {
 	told(t, outages, nil)
 }
 
+// TestRefusedWrite: where Redis answers a write with an error of its own, nothing is written, and the error says
+// so. Where it does not answer, nobody knows.
+func TestRefusedWrite(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	k := NewRedisKeys(openRedis(t, at(server.Address)), KeyNotices{})
+	one := write(t, k, plainRecord("one"))[0]
+	for _, c := range []struct{ code, setting, bad, good string }{
+		{"OOM", "maxmemory", "1", "0"},
+		{"NOREPLICAS", "min-replicas-to-write", "1", "0"},
+	} {
+		do(t, server, "CONFIG", "SET", c.setting, c.bad)
+		for _, r := range []apikey.Record{one, plainRecord("two")} {
+			if _, err := k.Write(t.Context(), []apikey.Change{{Record: r}}); !errors.Is(err, apikey.ErrRefused) || !strings.Contains(err.Error(), ": nothing was changed: "+c.code) {
+				t.Errorf("%s: %v", c.code, err)
+			}
+		}
+		do(t, server, "CONFIG", "SET", c.setting, c.good)
+		if r, err := k.Read(t.Context(), "one"); err != nil || r.Revision != one.Revision {
+			t.Errorf("%s: %+v, %v", c.code, r, err)
+		}
+		if r, err := k.Read(t.Context(), "two"); !errors.Is(err, apikey.ErrUnknown) {
+			t.Errorf("%s: %+v, %v", c.code, r, err)
+		}
+	}
+	do(t, server, "CONFIG", "SET", "requirepass", "another")
+	server.CLIArgs = []string{"-a", "another"}
+	do(t, server, "CLIENT", "KILL", "TYPE", "normal")
+	if _, err := k.Write(t.Context(), []apikey.Change{{Record: one}}); !errors.Is(err, apikey.ErrRefused) || !strings.Contains(err.Error(), "wants a password") {
+		t.Errorf("another password: %v", err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Write(t.Context(), []apikey.Change{{Record: one}}); err == nil || errors.Is(err, apikey.ErrRefused) {
+		t.Error(err)
+	}
+}
+
 // TestEmptiedRedis: instances keep the keys they know and write nothing into the void.
 // One that starts then begins anew, and all follow.
 func TestEmptiedRedis(t *testing.T) {

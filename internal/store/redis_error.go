@@ -55,6 +55,12 @@ func outcomeUnknown(err error) bool {
 	return err != nil && (!errors.As(err, &e) || e.outcome == inDoubt)
 }
 
+// refusedByRedis reports whether Redis has answered a call with an error, and did nothing.
+func refusedByRedis(err error) bool {
+	var e *callError
+	return errors.As(err, &e) && e.outcome == answered
+}
+
 // failed returns the error of a call that was sent, or not.
 func failed(err error, sent bool) *callError {
 	e := &callError{outcome: inDoubt, err: advised(err), call: new(sharedCall)}

@@ -138,7 +138,7 @@ func TestOpenAPIListsEveryEndpoint(t *testing.T) {
 	types, _ := c.at("/components/schemas/Problem/properties/type")
 	for _, k := range []kind{
 		kindInvalid, kindToken, kindLocal, kindOtherSite, kindNoKey, kindNoPage, kindMethod, kindConflict, kindTaken, kindInFile, kindRevoked, kindNoTier,
-		kindGrace, kindTooLarge, kindMediaType, kindTooMany, kindStoreAway, kindStoreEmptied,
+		kindGrace, kindTooLarge, kindMediaType, kindTooMany, kindStoreAway, kindStoreRefuses, kindStoreEmptied,
 	} {
 		p := problem(k, "")
 		if !slices.Contains(types["enum"].([]any), any(p.Type)) || p.Status < 400 || p.Title == string(k) {

@@ -72,6 +72,7 @@ const (
 	kindMediaType    kind = "media-type"
 	kindTooMany      kind = "too-many-failures"
 	kindStoreAway    kind = "store-away"
+	kindStoreRefuses kind = "store-refuses"
 	kindStoreEmptied kind = "store-emptied"
 )
 
@@ -118,6 +119,8 @@ func (k kind) status() (status int, title string) {
 		return http.StatusTooManyRequests, "Too many wrong tokens"
 	case kindStoreEmptied:
 		return http.StatusServiceUnavailable, "The store has lost the directory of keys"
+	case kindStoreRefuses:
+		return http.StatusServiceUnavailable, "The store refuses changes"
 	case kindStoreAway:
 		return http.StatusServiceUnavailable, "The store does not answer"
 	}
@@ -139,8 +142,11 @@ func problemOf(err error) *Problem {
 		return problem(kindConflict, err.Error())
 	case errors.Is(err, apikey.ErrLost):
 		return problem(kindStoreEmptied, err.Error())
+	case errors.Is(err, apikey.ErrRefused):
+		p = problem(kindStoreRefuses, err.Error())
+	default:
+		p = problem(kindStoreAway, err.Error())
 	}
-	p = problem(kindStoreAway, err.Error())
 	p.retryAfter = time.Second
 	return p
 }
