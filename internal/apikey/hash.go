@@ -81,10 +81,10 @@ const MinPepper = 16
 // NewPepper returns a named pepper of at least MinPepper bytes.
 func NewPepper(name, secret string) (Pepper, error) {
 	if !pepperName.MatchString(name) {
-		return Pepper{}, fmt.Errorf("pepper name %q: want lower-case letters, digits, - and _, at most 32", name)
+		return Pepper{}, errors.New("the pepper's name: want lower-case letters, digits, - and _, at most 32") // it may be the secret, in the wrong place
 	}
 	if len(secret) < MinPepper {
-		return Pepper{}, fmt.Errorf("pepper %s has %d bytes: want at least %d", name, len(secret), MinPepper)
+		return Pepper{}, fmt.Errorf("the pepper has %d bytes: want at least %d", len(secret), MinPepper)
 	}
 	return Pepper{name, keyOf(secret)}, nil
 }

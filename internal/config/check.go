@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -254,6 +255,7 @@ func (c *checker) sessionSecret(s customerSection) apikey.Key {
 	return apikey.Redacting(secret)
 }
 
+// adminTokens reads the tokens of operators. Its faults repeat no name: it may be the token, in the wrong place.
 func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 	var tokens []AdminToken
 	for i, s := range sections {
@@ -261,13 +263,13 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 		if err := apikey.CheckID(s.Name); err != nil {
 			c.fault(at+".name", "%v", err)
 		}
-		secret, err := c.loader.neededSecret("token", s.Name, s.File, s.Env)
+		secret, err := c.loader.neededSecret(s.File, s.Env)
 		switch {
 		case err != nil:
 		case strings.TrimSpace(secret) != secret:
-			err = fmt.Errorf("token %q begins or ends with a blank: take it away", s.Name)
+			err = errors.New("the token begins or ends with a blank: take it away")
 		case len(secret) < minToken:
-			err = fmt.Errorf("token %q has %d bytes: want at least %d, such as the output of openssl rand -hex 32", s.Name, len(secret), minToken)
+			err = fmt.Errorf("the token has %d bytes: want at least %d, such as the output of openssl rand -hex 32", len(secret), minToken)
 		}
 		if err != nil {
 			c.fault(at, "%v", err)
@@ -275,7 +277,7 @@ func (c *checker) adminTokens(sections []tokenSection) []AdminToken {
 		}
 		token := AdminToken{s.Name, sha256.Sum256([]byte(secret))}
 		if slices.ContainsFunc(tokens, func(t AdminToken) bool { return t.Name == token.Name || t.Hash == token.Hash }) {
-			c.fault(at, "token %q has the name or the secret of another: choose a new one", s.Name)
+			c.fault(at, "the token has the name or the secret of another: choose a new one")
 		}
 		tokens = append(tokens, token)
 	}
@@ -287,9 +289,9 @@ func (c *checker) peppers(sections []pepperSection) []apikey.Pepper {
 	for i, s := range sections {
 		at := fmt.Sprintf("keys.peppers[%d]", i)
 		if slices.ContainsFunc(peppers, func(p apikey.Pepper) bool { return p.Name() == s.Name }) {
-			c.fault(at+".name", "a second pepper %q: choose another name", s.Name)
+			c.fault(at+".name", "the name of another pepper: choose a new one")
 		}
-		secret, err := c.loader.neededSecret("pepper", s.Name, s.File, s.Env)
+		secret, err := c.loader.neededSecret(s.File, s.Env)
 		if err != nil {
 			c.fault(at, "%v", err)
 			continue

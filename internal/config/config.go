@@ -335,10 +335,10 @@ func (l *loader) secret(file, env string) (string, error) {
 	}
 }
 
-// neededSecret reads the secret of something with a name, which must have one.
-func (l *loader) neededSecret(what, name, file, env string) (string, error) {
+// neededSecret reads the secret of something that must have one.
+func (l *loader) neededSecret(file, env string) (string, error) {
 	if file == "" && env == "" {
-		return "", fmt.Errorf("%s %q: want file or env", what, name)
+		return "", errors.New("no secret: want file or env")
 	}
 	return l.secret(file, env)
 }

@@ -318,11 +318,11 @@ func TestAdminTokens(t *testing.T) {
 	for _, c := range []struct{ first, second, want string }{
 		{"name: a, env: ONE", "name: b, env: OTHER", ""},
 		{"name: a, env: ONE", "name: b, env: BLANK", ""},
-		{"name: a, env: ONE", "name: a, env: OTHER", `token "a" has the name or the secret of another`},
-		{"name: a, env: ONE", "name: b, env: SAME", `token "b" has the name or the secret of another`},
-		{"name: a, env: ONE", "name: b, env: SHORT", `token "b" has`},
-		{"name: a, env: ONE", "name: b, env: END", `token "b" begins or ends with a blank`},
-		{"name: a, env: ONE", "name: b", `token "b": want file or env`},
+		{"name: a, env: ONE", "name: a, env: OTHER", `tokens[1]: the token has the name or the secret of another`},
+		{"name: a, env: ONE", "name: b, env: SAME", `tokens[1]: the token has the name or the secret of another`},
+		{"name: a, env: ONE", "name: b, env: SHORT", `tokens[1]: the token has`},
+		{"name: a, env: ONE", "name: b, env: END", `tokens[1]: the token begins or ends with a blank`},
+		{"name: a, env: ONE", "name: b", `tokens[1]: no secret: want file or env`},
 	} {
 		_, _, err := Load(Options{
 			File: filepath.Join(dir, "tiergate.yaml"), Getenv: func(name string) string { return env[name] },
