@@ -65,7 +65,7 @@ func keyChanges(changes []apikey.Change) ([]keyChange, []apikey.Record, error) {
 	for i, c := range changes {
 		id := c.Record.ID
 		if err := apikey.CheckID(id); err != nil {
-			return nil, nil, fmt.Errorf("write a key: its ID: %w", err)
+			return nil, nil, fmt.Errorf("write a key: the ID is not valid: %w", err)
 		}
 		switch {
 		case seen[id]:

@@ -246,9 +246,10 @@ func TestChangesThatAreNoneOfTheStores(t *testing.T) {
 		for want, changes := range map[string][]apikey.Change{
 			"at most 1000 at once": many,
 			"two changes of it":    {changing(plainRecord("a")), changing(plainRecord("b")), changing(plainRecord("a"))},
-			"its ID: want 1 to 64": {changing(plainRecord("a{b}"))},
-			"has no hash":          {changing(apikey.Record{ID: "a"})},
-			"revision -1":          {changing(negative)},
+			"write a key: the ID is not valid: want 1 to 64 letters":        {changing(plainRecord("a{b}"))},
+			"write a key: the ID is not valid: has what looks like a key: ": {changing(plainRecord("of_tg_live_x"))},
+			"has no hash": {changing(apikey.Record{ID: "a"})},
+			"revision -1": {changing(negative)},
 		} {
 			if written, err := k.Write(t.Context(), changes); written != nil || err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, %v: want %q", written, err, want)
