@@ -61,6 +61,15 @@ func (c *checker) found(path, format string, args ...any) Fault {
 	return f
 }
 
+// named checks what a tier or a resource is called. Others see it and search for it.
+func (c *checker) named(at, n string) {
+	if err := apikey.CheckPublic(n); err != nil {
+		c.fault(at, "%v", err)
+	} else if !name.MatchString(n) {
+		c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)
+	}
+}
+
 func (c *checker) check(f file) {
 	start, reload := &c.loader.config.Start, &c.loader.config.Reload
 	start.GRPC = c.address("grpc.address", f.GRPC.Address, true)

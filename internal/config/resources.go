@@ -34,9 +34,7 @@ func (c *checker) resources(sections map[string]resourceSection) []quota.Resourc
 	var resources []quota.Resource
 	for _, n := range slices.Sorted(maps.Keys(sections)) {
 		at := "resources." + n
-		if !name.MatchString(n) {
-			c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)
-		}
+		c.named(at, n)
 		r := quota.Resource{Name: n}
 		for i, p := range sections[n].Paths {
 			at := fmt.Sprintf("%s.paths[%d]", at, i)

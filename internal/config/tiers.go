@@ -27,9 +27,7 @@ func (c *checker) tiers(f file, resources []quota.Resource) map[string]*quota.Pl
 	plans := map[string]*quota.Plan{}
 	for _, n := range slices.Sorted(maps.Keys(f.Tiers)) {
 		at := "tiers." + n
-		if !name.MatchString(n) {
-			c.fault(at, "%q: want a name of lower-case letters, digits, - and _, at most 32", n)
-		}
+		c.named(at, n)
 		tier := quota.Tier{Name: n, Unlimited: f.Tiers[n].Unlimited}
 		if tier.Priority, err = quota.ParsePriority(f.Tiers[n].Priority); err != nil {
 			c.fault(at+".priority", "%v", err)
