@@ -233,6 +233,29 @@ func TestNextIsTheNextPage(t *testing.T) {
 	b.awaitText("#place", "51 to 100")
 }
 
+// TestWhatAKeyLacksIsShown: the page of a key says that its tier, its pepper or that of its former secret is not
+// configured.
+func TestWhatAKeyLacksIsShown(t *testing.T) {
+	t.Parallel()
+	config := pepperedConfig(t)
+	edit(t, config, "\ntiers:\n", "\ntiers:\n  gold: {priority: high, unlimited: true}\n")
+	s := up(t, devstack.Options{Config: config})
+	_, id := createKey(t, s, "--tier", "gold", "--pepper", "p1")
+	admin(t, s, "keys", "rotate", id)
+	b := browse(t)
+	b.signInOperator(s)
+	b.operate(s, "/dashboard/keys/"+id, "#facts")
+	b.awaitText("#facts", "Former secret works until")
+	if text := b.text("#facts"); strings.Contains(text, "not configured") {
+		t.Errorf("all is configured: %s", text)
+	}
+	edit(t, config, "name: p1", "name: p2")
+	edit(t, config, "  gold:", "  silver:")
+	for _, lacks := range []string{"no such tier is configured: requests get 503", "not configured: the key gets 401", "not configured: the former secret gets 401"} {
+		b.awaitText("#facts", lacks)
+	}
+}
+
 // TestFocusGoesOn: what cannot be pressed any more hands the focus to what is beside it.
 func TestFocusGoesOn(t *testing.T) {
 	t.Parallel()

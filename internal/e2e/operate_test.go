@@ -88,6 +88,18 @@ func ownConfig(t *testing.T) (config, keys string) {
 	return filepath.Join(dir, "tiergate.yaml"), filepath.Join(dir, "keys.yaml")
 }
 
+// pepperedConfig is ownConfig with a pepper named p1.
+func pepperedConfig(t *testing.T) (config string) {
+	t.Helper()
+	config, _ = ownConfig(t)
+	pepper := filepath.Join(t.TempDir(), "pepper")
+	if err := os.WriteFile(pepper, []byte(strings.Repeat("p", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, config, "\nkeys:\n", "\nkeys:\n  peppers: [{name: p1, file: "+pepper+"}]\n")
+	return config
+}
+
 // edit replaces a text in a file.
 func edit(t *testing.T, file, old, replacement string) {
 	t.Helper()
@@ -424,12 +436,7 @@ func TestReflectionAndHealth(t *testing.T) {
 // customers' API and at the admin API.
 func TestReloadReachesAll(t *testing.T) {
 	t.Parallel()
-	config, _ := ownConfig(t)
-	pepper := filepath.Join(t.TempDir(), "pepper")
-	if err := os.WriteFile(pepper, []byte(strings.Repeat("p", 32)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	edit(t, config, "\nkeys:\n", "\nkeys:\n  peppers: [{name: p1, file: "+pepper+"}]\n")
+	config := pepperedConfig(t)
 	edit(t, config, "max: 50}", "max: 1000}") // enough for all questions
 	s := up(t, devstack.Options{Config: config})
 	token, err := os.ReadFile(s.AdminTokenFile())

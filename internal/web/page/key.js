@@ -18,12 +18,13 @@ function describe(k) {
   const priority = k.priority ? `${k.priority} ${priorities[k.priority]}` : "The tier's";
   facts($("facts"), [
     ["State", stateMark(k.state), k.hidden ? "hidden by a key of the file" : ""],
-    ["Tier", k.tier], ["Owner", k.owner || "–"], ["Priority", priority],
+    ["Tier", k.tier, k.no_tier ? "no such tier is configured: requests get 503" : ""], ["Owner", k.owner || "–"], ["Priority", priority],
     ["Created", moment(k.created, "Not known")], ["Expires", moment(k.expires, "Never")],
     ["Last used", k.last_used === undefined ? "Not known" : moment(k.last_used, "Never")],
     ["Source", k.source, k.revision ? `revision ${number(k.revision)}` : ""],
     ...(k.former_until ? [["Former secret works until", moment(k.former_until)]] : []),
-    ...(k.pepper ? [["Pepper", k.pepper]] : []), ...(k.demo ? [["Demo key", "Yes"]] : []),
+    ...(k.former_pepper ? [["Pepper of that secret", k.former_pepper, k.no_former_pepper ? "not configured: the former secret gets 401" : ""]] : []),
+    ...(k.pepper ? [["Pepper", k.pepper, k.no_pepper ? "not configured: the key gets 401" : ""]] : []), ...(k.demo ? [["Demo key", "Yes"]] : []),
   ]);
   const labels = Object.entries(k.labels ?? {}).map(([name, text]) => `${name}: ${text}`);
   facts($("more"), [
