@@ -19,9 +19,11 @@ const (
 	connections     = 32 + 12         // that an instance may have to each server
 	usageInterval   = 5 * time.Second // usage.interval, and a longer one
 	usageLonger     = time.Minute
-	mostSeries      = 100_000 // usage.max_series
-	usagePipeline   = 200     // keys in one pipeline of usage
-	usageRead       = 30      // of these, how many a server reads at once: 16 kB
+	mostSeries      = 100_000         // usage.max_series
+	usageTogether   = 8               // keys that an instance writes at once
+	usageGentle     = 2 * time.Second // as long as it has done so by then, else
+	usagePipeline   = 200             // as many
+	usageRead       = 30              // of these, how many a server reads at once: 16 kB
 	rankCost        = 5 * time.Microsecond
 	keyBytes        = 255              // counters of a key
 	usageBytes      = 20_000           // of a key that is used every minute
@@ -93,10 +95,19 @@ func (f Fleet) Simulate() Result {
 	s.Rate = f.Rate * s.Keys.Share
 	if f.Interval > 0 {
 		s.Costs.Usage += time.Duration(f.Servers) * rankCost
-		s.Written = max(min(usagePipeline/f.Servers, usageRead), 1)
+		s.Written = max(min(f.together(s.Costs, s.RoundTrip)/f.Servers, usageRead), 1)
 		s.Writers = f.Written() * s.Keys.Share / float64(s.Written)
 	}
 	return Simulate(s)
+}
+
+// together is how many keys an instance writes at once.
+func (f Fleet) together(c Costs, trip time.Duration) int {
+	keys := f.Written() * f.Interval.Seconds() / float64(f.Instances())
+	if took := keys / usageTogether * (trip + usageTogether*c.Usage).Seconds(); took > usageGentle.Seconds() {
+		return usagePipeline
+	}
+	return usageTogether
 }
 
 // serverCounts are how many servers a Cluster is tried with.

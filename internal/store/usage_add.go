@@ -15,14 +15,17 @@ import (
 
 const (
 	// cellsInPart and ranksInPart bound what one script call does, so that Redis is
-	// not kept from others: to a few milliseconds.
-	cellsInPart = 100
-	ranksInPart = 300
-	// callWeight is how many cells and refusals of several accounts make a call. More are
-	// hardly cheaper.
-	callWeight = 32
-	// pipelineWeight is how many are sent at once, three ranks counting as one.
-	pipelineWeight = 200
+	// not kept from others: to a millisecond or two.
+	cellsInPart = 32
+	ranksInPart = 100
+	// callWeight is how many cells and refusals of several accounts make a call, three ranks
+	// counting as one. More are hardly cheaper, and a decision would wait for them.
+	callWeight = 8
+	// mostWeight is how many are sent at once at the most.
+	mostWeight = 200
+	// gentleFor is how long a batch may take that is sent a few at a time. What would take
+	// longer, on a slow network or of many accounts, goes more at a time.
+	gentleFor = 2 * time.Second
 )
 
 // A call is one call of a script.
@@ -49,23 +52,54 @@ func (u *RedisUsage) Add(ctx context.Context, b usage.Batch) error {
 	return nil
 }
 
-// add makes the calls of a batch, some of them at once.
+// add makes the calls of a batch, so few at once as there is time for: Redis carries out what
+// one client has sent before it turns to the next, who may be waiting for a decision. Where the
+// context has a deadline there is no time: it is the batch of a process that ends.
 func (u *RedisUsage) add(ctx context.Context, b *usage.Batch, apart bool) error {
 	var some []call
-	weight := 0
+	weight, left, most := 0, weightOf(b), callWeight
+	begun := u.now()
+	_, last := ctx.Deadline()
+	if last {
+		most = mostWeight
+	}
 	for c, err := range u.calls(b, apart) {
 		if err != nil {
 			return err
 		}
 		some, weight = append(some, c), weight+c.weight
-		if weight >= pipelineWeight {
-			if err := u.make(ctx, some); err != nil {
-				return err
-			}
-			some, weight = some[:0], 0
+		if weight < most {
+			continue
+		}
+		sent := u.now()
+		if err := u.make(ctx, some); err != nil {
+			return err
+		}
+		left -= weight
+		some, weight = some[:0], 0
+		if now := u.now(); !last {
+			most = nextWeight(left, now.Sub(sent), gentleFor-now.Sub(begun))
 		}
 	}
 	return u.make(ctx, some)
+}
+
+// weightOf returns about how much there is of a batch. It knows nothing of the ranks, which are less.
+func weightOf(b *usage.Batch) int {
+	weight := 0
+	for i := range b.Accounts {
+		weight += len(b.Accounts[i].Cells) + len(b.Accounts[i].Refusals)
+	}
+	return weight
+}
+
+// nextWeight returns how much is to be sent at once for what is left to be sent in time, where
+// each trip to Redis takes so long.
+func nextWeight(left int, trip, time time.Duration) int {
+	if time <= 0 {
+		return mostWeight
+	}
+	return min(max(int(float64(left)*trip.Seconds()/time.Seconds()), callWeight), mostWeight)
 }
 
 // make makes calls, with the scripts where Redis does not know them.

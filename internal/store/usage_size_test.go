@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"strconv"
 	"testing"
 	"time"
@@ -8,44 +9,68 @@ import (
 	"github.com/tiergate/tiergate/internal/usage"
 )
 
-// TestUsageOfManyAccounts adds a batch of 10,000 accounts while others use Redis. None
-// of its commands may keep Redis for long. What it cost is logged.
+// TestUsageOfManyAccounts: while a batch is added Redis turns to its other clients again and again,
+// for it has a few accounts at a time; more of a batch that would take long, on a slow network, and
+// most of one that has to be done by a time. What that cost is logged.
 func TestUsageOfManyAccounts(t *testing.T) {
 	t.Parallel()
-	const accounts = 10_000
-	const long = 250 * time.Millisecond // all in one would take longer, one alone takes 1 ms; but machines pause
-	server := redisServer(t)
-	r := redisStore(t, server)
-	u := &usageTest{T: t, now: noon()}
-	u.usageStore = NewRedisUsage(r, func() time.Time { return u.now })
-	memory := func() int64 {
-		n, err := strconv.ParseInt(r.client.InfoMap(t.Context(), "memory").Item("Memory", "used_memory"), 10, 64)
-		if err != nil {
+	const accounts, few = 2000, 8
+	for _, c := range []struct {
+		name        string
+		apart       bool          // as in a Cluster
+		cells       int           // of an account
+		trip        time.Duration // that each takes, by the clock of the test
+		last        bool
+		least, most int // how often Redis reads
+	}{
+		{name: "together", cells: 1, least: accounts/few + 2*accounts/ranksInPart, most: 2 * accounts / few},
+		{name: "of many resources", cells: 10, least: accounts, most: 2 * accounts},
+		{name: "apart", apart: true, cells: 1, least: accounts/few + 2*accounts/ranksInPart, most: 3 * accounts / few},
+		{name: "a slow network", cells: 1, trip: 50 * time.Millisecond, least: 40, most: 140},
+		{name: "the last batch", cells: 1, last: true, least: 10, most: 100},
+	} {
+		server := redisServer(t)
+		r := redisStore(t, server)
+		r.keepApart.Store(c.apart)
+		u := &usageTest{T: t, now: noon()}
+		u.usageStore = NewRedisUsage(r, func() time.Time {
+			u.now = u.now.Add(c.trip / 2) // it is looked at twice in each
+			return u.now
+		})
+		info := func(section, title, item string) int {
+			n, err := strconv.Atoi(r.client.InfoMap(t.Context(), section).Item(title, item))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		recorder := u.recorder("a")
+		for i := range accounts {
+			for resource := range c.cells {
+				u.admit(recorder, "key_"+strconv.Itoa(i), "resource"+strconv.Itoa(resource), 10)
+				u.settle(recorder, "key_"+strconv.Itoa(i), "resource"+strconv.Itoa(resource), 100, 100)
+			}
+		}
+		b := recorder.Flush()
+		ctx := t.Context()
+		if c.last {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+		}
+		memory, reads, began := info("memory", "Memory", "used_memory"), info("stats", "Stats", "total_reads_processed"), time.Now()
+		if err := u.Add(ctx, b); err != nil {
 			t.Fatal(err)
 		}
-		return n
-	}
-	if err := r.client.ConfigSet(t.Context(), "slowlog-log-slower-than", strconv.Itoa(int(long.Microseconds()))).Err(); err != nil {
-		t.Fatal(err)
-	}
-	recorder := u.recorder("a")
-	before := memory()
-	for i := range accounts {
-		u.admit(recorder, "key_"+strconv.Itoa(i), "chat", 10)
-		u.settle(recorder, "key_"+strconv.Itoa(i), "chat", 100, 100)
-	}
-	b := recorder.Flush()
-	began := time.Now()
-	if err := u.Add(t.Context(), b); err != nil {
-		t.Fatal(err)
-	}
-	took := time.Since(began)
-	stats := r.client.InfoMap(t.Context(), "commandstats").Item("Commandstats", "cmdstat_evalsha")
-	t.Logf("added in %s; %s; %d bytes an account", took, stats, (memory()-before)/accounts)
-	for _, slow := range r.client.SlowLogGet(t.Context(), 10).Val() {
-		t.Errorf("%s took %s", slow.Args[0], slow.Duration)
-	}
-	if p := u.series(usage.FleetByResource, usage.Minute, time.Hour); len(p) != 2 || p[0].Admitted != 10*accounts {
-		t.Errorf("%q: want %d", lines(p), 10*accounts)
+		took := time.Since(began)
+		reads = info("stats", "Stats", "total_reads_processed") - reads
+		t.Logf("%s: added in %s; read %d times; %s; %d bytes an account", c.name, took, reads,
+			r.client.InfoMap(t.Context(), "commandstats").Item("Commandstats", "cmdstat_evalsha"), (info("memory", "Memory", "used_memory")-memory)/accounts)
+		if reads < c.least || reads > c.most {
+			t.Errorf("%s: Redis has read %d times, want %d to %d", c.name, reads, c.least, c.most)
+		}
+		if p := u.series(usage.FleetByResource, usage.Hour, 24*time.Hour); len(p) != 1+c.cells || p[0].Admitted != int64(10*accounts*c.cells) {
+			t.Errorf("%s: %q: want %d", c.name, lines(p), 10*accounts*c.cells)
+		}
 	}
 }

@@ -97,7 +97,7 @@ func (h *handover) last(ctx context.Context) error {
 	lost := h.drop()
 	h.take()
 	if lost += h.drop(); lost > 0 {
-		return fmt.Errorf("hand over the usage at the end: the store did not take it: %d requests are missing in what it shows", lost)
+		return fmt.Errorf("hand over the usage at the end: the store did not take all of it: up to %d requests are missing in what it shows", lost)
 	}
 	return nil
 }
