@@ -10,15 +10,16 @@ const (
 	// quietInterval is usage.interval of a TierGate whose requests are measured: the longest
 	// there is, for a run begins where no flush of usage is to come before its end.
 	quietInterval = time.Minute
-	// flushInterval is that of the one whose flushes are measured.
-	flushInterval = 3 * time.Second
+	// flushInterval is that of the one whose flushes are measured: each round of a load through
+	// Envoy has some, and they come at all times of its turns.
+	flushInterval = 1100 * time.Millisecond
 	// shippedInterval is that of the shipped configuration.
 	shippedInterval = 5 * time.Second
 	// flushTime is how long a flush may take.
 	flushTime = 500 * time.Millisecond
 )
 
-// flushRounds are the first ones, in which flushes are measured: each takes ten seconds.
+// flushRounds are the first ones, in which flushes are measured: each takes seconds.
 const flushRounds = 2
 
 // eachInFlight is how many calls are made at a time where each key makes one.

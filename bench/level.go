@@ -32,7 +32,7 @@ func through(chain, target string, l level) string {
 // halfRateRounds are the first ones, in which it is measured too.
 const halfRateRounds = 3
 
-// busy is how many percent of the time the processors did something, in all rounds.
+// busy is how many percent of the time the processors did something.
 const busy figure = "busy"
 
 // half is how busy they are to be.
@@ -81,7 +81,7 @@ func (f *front) watch(ctx context.Context, l load, duration time.Duration) (*out
 	return o, after.since(before), err
 }
 
-// A passage is all that was sent through an Envoy at a level.
+// A passage is what was sent through an Envoy at a level in one round.
 type passage struct {
 	*outcome
 
@@ -95,6 +95,14 @@ func newPassage(rate float64) *passage { return &passage{outcome: newOutcome(), 
 func (p *passage) count(o *outcome, did processors) {
 	p.add(o)
 	p.processors = p.processors.and(did)
+}
+
+// figures are those of a round.
+func (p *passage) figures() figures {
+	f := figures{}
+	f.add(p.outcome)
+	f[perSecond], f[busy] = p.rate, 100*p.processors.share()
+	return f
 }
 
 // passInTurn sends a load through each of the Envoys for so long, in turns.
@@ -125,10 +133,8 @@ func passInTurn(ctx context.Context, fronts map[string]*front, l load, duration 
 // other's.
 const turn = 300 * time.Millisecond
 
-// levels measures the latency at all levels. Quantiles are those of the requests of all
-// rounds together: a round has too few for the 99th of a hundred.
+// levels measures the latency at all levels, round by round.
 func (t *table) levels(ctx context.Context, r results, chain string, fronts map[string]*front, rates map[level]float64, progress io.Writer) error {
-	all := map[string]*passage{}
 	for round := range t.rounds {
 		for _, l := range []struct {
 			level    level
@@ -142,22 +148,11 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 				return fmt.Errorf("%s, %s: %w", chain, l.level, err)
 			}
 			for _, target := range behind() {
-				p := these[target]
-				name := through(chain, target, l.level)
-				if all[name] == nil {
-					all[name] = newPassage(p.rate)
-				}
-				all[name].count(p.outcome, p.processors)
-				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name,
-					ms(p.latency.ValueAtQuantile(50)), ms(p.latency.ValueAtQuantile(99)), 100*p.processors.share())
+				name, f := through(chain, target, l.level), these[target].figures()
+				r[name] = append(r[name], f)
+				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name, f[p50], f[p99], f[busy])
 			}
 		}
-	}
-	for name, of := range all {
-		f := figures{}
-		f.add(of.outcome)
-		f[perSecond], f[busy] = of.rate, 100*of.processors.share()
-		r[name] = []figures{f}
 	}
 	return nil
 }
