@@ -56,13 +56,13 @@ func (u *RedisUsage) Add(ctx context.Context, b usage.Batch) error {
 // one client has sent before it turns to the next, who may be waiting for a decision. Where the
 // context has a deadline there is no time: it is the batch of a process that ends.
 func (u *RedisUsage) add(ctx context.Context, b *usage.Batch, apart bool) error {
-	var some []call
-	weight, left, most := 0, weightOf(b), callWeight
-	begun := u.now()
-	_, last := ctx.Deadline()
-	if last {
-		most = mostWeight
+	begun, gentle := u.now(), gentleFor
+	if _, last := ctx.Deadline(); last {
+		gentle = 0
 	}
+	var some []call
+	weight, left, before := 0, weightOf(b), begun
+	most := nextWeight(left, 0, gentle)
 	for c, err := range u.calls(b, apart) {
 		if err != nil {
 			return err
@@ -71,15 +71,13 @@ func (u *RedisUsage) add(ctx context.Context, b *usage.Batch, apart bool) error 
 		if weight < most {
 			continue
 		}
-		sent := u.now()
 		if err := u.make(ctx, some); err != nil {
 			return err
 		}
+		now := u.now()
 		left -= weight
-		some, weight = some[:0], 0
-		if now := u.now(); !last {
-			most = nextWeight(left, now.Sub(sent), gentleFor-now.Sub(begun))
-		}
+		most = nextWeight(left, now.Sub(before), gentle-now.Sub(begun))
+		some, weight, before = some[:0], 0, now
 	}
 	return u.make(ctx, some)
 }
@@ -93,13 +91,13 @@ func weightOf(b *usage.Batch) int {
 	return weight
 }
 
-// nextWeight returns how much is to be sent at once for what is left to be sent in time, where
-// each trip to Redis takes so long.
-func nextWeight(left int, trip, time time.Duration) int {
-	if time <= 0 {
+// nextWeight returns how much is to be sent at once for what is left to be sent in the time that
+// remains, where each trip to Redis takes so long.
+func nextWeight(left int, trip, remains time.Duration) int {
+	if remains <= 0 {
 		return mostWeight
 	}
-	return min(max(int(float64(left)*trip.Seconds()/time.Seconds()), callWeight), mostWeight)
+	return min(max(int(float64(left)*trip.Seconds()/remains.Seconds()), callWeight), mostWeight)
 }
 
 // make makes calls, with the scripts where Redis does not know them.
