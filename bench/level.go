@@ -86,10 +86,7 @@ type passage struct {
 	*outcome
 
 	processors processors
-	rate       float64 // requests per second
 }
-
-func newPassage(rate float64) *passage { return &passage{outcome: newOutcome(), rate: rate} }
 
 // count adds what was sent in one run, and what the processors did meanwhile.
 func (p *passage) count(o *outcome, did processors) {
@@ -101,7 +98,7 @@ func (p *passage) count(o *outcome, did processors) {
 func (p *passage) figures() figures {
 	f := figures{}
 	f.add(p.outcome)
-	f[perSecond], f[busy] = p.rate, 100*p.processors.share()
+	f[busy] = 100 * p.processors.share()
 	return f
 }
 
@@ -109,7 +106,7 @@ func (p *passage) figures() figures {
 func passInTurn(ctx context.Context, fronts map[string]*front, l load, duration time.Duration) (map[string]*passage, error) {
 	all := map[string]*passage{}
 	for _, target := range behind() {
-		all[target] = newPassage(l.rate)
+		all[target] = &passage{outcome: newOutcome()}
 	}
 	for range max(1, duration/turn) {
 		for _, target := range behind() {
@@ -149,6 +146,7 @@ func (t *table) levels(ctx context.Context, r results, chain string, fronts map[
 			}
 			for _, target := range behind() {
 				name, f := through(chain, target, l.level), these[target].figures()
+				f[perSecond] = rates[l.level] // that were to be sent
 				r[name] = append(r[name], f)
 				fmt.Fprintf(progress, "round %d of %d: %s: p50 %.2f ms, p99 %.2f ms, %.0f %% busy\n", round+1, t.rounds, name, f[p50], f[p99], f[busy])
 			}
