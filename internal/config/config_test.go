@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -135,11 +136,13 @@ func TestEveryStartValueHasASection(t *testing.T) {
 func TestEntryThatSaysNothing(t *testing.T) {
 	t.Parallel()
 	for _, lineEnd := range []string{"\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"} {
-		for _, entry := range []string{"-", "- ", "- # x"} {
-			var into struct{ Names []string }
-			d := decode("file", []byte(strings.Join([]string{"names:", entry, "- x"}, lineEnd)), &into)
-			if want := "file:2: names[0]: says nothing: fill it in, or take it away"; d.faults.Error() != want {
-				t.Errorf("%q before %q: %q with %q: want %q", entry, lineEnd, d.faults.Error(), into.Names, want)
+		for _, entry := range []string{"-", "- ", "- # x", "- null", "- Null", "- NULL", "- ~"} {
+			for i, lines := range [][]string{{"names:", entry, "- x"}, {"names:", "- x", entry}} {
+				var into struct{ Names []string }
+				d := decode("file", []byte(strings.Join(lines, lineEnd)), &into)
+				if want := fmt.Sprintf("file:%d: names[%d]: says nothing: fill it in, or take it away", i+2, i); d.faults.Error() != want {
+					t.Errorf("%q with %q between lines: %q with %q: want %q", lines, lineEnd, d.faults.Error(), into.Names, want)
+				}
 			}
 		}
 	}

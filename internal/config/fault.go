@@ -105,15 +105,33 @@ func decode(source string, content []byte, into any) *document {
 		d.add(second.Line, "", "a second YAML document: keep one")
 	}
 	d.readable = true
-	if perhapsNothing.Match(content) {
+	if perhapsNothing(content) {
 		d.addNothings(d.root(), "")
 	}
 	return d
 }
 
-// perhapsNothing finds what may be an entry of a list that says nothing. The place of
-// everything, which tells, takes as long to read as the values.
-var perhapsNothing = regexp.MustCompile(`(?m)(^|[ \t\r\x{85}\x{2028}\x{2029}])-[ \t]*(#.*|[\r\x{85}\x{2028}\x{2029}]|$)|[~&!]|[Nn]ull|NULL`)
+// perhapsNothing reports whether an entry of a list may say nothing: a dash alone, null, a tag or an
+// anchor. The place of everything, which tells, takes as long to read as the values, and of many keys so would a
+// regular expression.
+func perhapsNothing(content []byte) bool {
+	if bytes.ContainsAny(content, "~&!") || bytes.Contains(content, []byte("null")) || bytes.Contains(content, []byte("Null")) || bytes.Contains(content, []byte("NULL")) {
+		return true
+	}
+	// The last and the first bytes of blanks and line ends, of which YAML has U+0085, U+2028 and U+2029 too.
+	const before, after = " \t\n\r\x85\xa8\xa9", "#\n\r\xc2\xe2"
+	for at := 0; ; at++ {
+		i := bytes.IndexByte(content[at:], '-')
+		if i < 0 {
+			return false
+		}
+		at += i
+		rest := bytes.TrimLeft(content[at+1:], " \t")
+		if (at == 0 || strings.IndexByte(before, content[at-1]) >= 0) && (len(rest) == 0 || strings.IndexByte(after, rest[0]) >= 0) {
+			return true
+		}
+	}
+}
 
 // addNothings adds a fault for each entry of a list that says nothing. The YAML library
 // leaves them out, and an empty list may stand for all there are.
