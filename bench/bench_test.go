@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,7 +105,7 @@ func testStops(t *testing.T, dir string) {
 				program: filepath.Join(dir, "bench"),
 				keys:    5, manyKeys: 5,
 			},
-			spread: spread{inFlight: 2, connections: 1, duration: 50 * time.Millisecond},
+			spread: spread{inFlight: 2, connections: 1, duration: 400 * time.Millisecond},
 			rounds: 3, only: regexp.MustCompile("requests, redis, RLS"),
 		}).run(ctx, &bytes.Buffer{}, w)
 	}
@@ -281,13 +282,46 @@ func TestLateCalls(t *testing.T) {
 			o.took(time.Since(due))
 		}
 	}
-	open := drive(t.Context(), 1, schedule(t.Context(), 1000, stall), slowFirst)
+	open := drive(t.Context(), newOutcomes(1), schedule(t.Context(), 1000, stall), slowFirst)
 	if half := time.Duration(open.latency.ValueAtQuantile(50)); open.requests != 50 || half < stall/4 {
 		t.Errorf("open loop: %d calls, half of them within %s: want 50, late by %s on average", open.requests, half, stall/2)
 	}
-	closed := drive(t.Context(), 1, schedule(t.Context(), 0, 2*stall), slowFirst)
+	closed := drive(t.Context(), newOutcomes(1), schedule(t.Context(), 0, 2*stall), slowFirst)
 	if half := time.Duration(closed.latency.ValueAtQuantile(50)); half > stall/4 {
 		t.Errorf("closed loop: half of the calls within %s: want no wait", half)
+	}
+}
+
+// TestGroups: what is compared takes turns, and with the first of a target and a protocol its canned answer.
+func TestGroups(t *testing.T) {
+	t.Parallel()
+	have := map[string]string{} // by the case, those with which it takes turns
+	for _, group := range groups(cases()) {
+		var names []string
+		for _, c := range group {
+			names = append(names, c.name)
+		}
+		have[names[len(names)-1]] = strings.Join(names[:len(names)-1], "; ")
+	}
+	want := map[string]string{
+		"requests, redis, Check": "canned answer, Check; envoyproxy/ratelimit, Check", "requests, redis, RLS": "canned answer, RLS; envoyproxy/ratelimit, RLS",
+		"requests, memory, Check": "canned answer, Check", "requests, memory, RLS": "canned answer, RLS",
+	}
+	for _, store := range []string{"redis", "memory"} {
+		for _, p := range []protocol{check, rls} {
+			for _, kind := range []string{"tokens", "tokens settled", "refused", "unlimited"} {
+				if name := fmt.Sprintf("%s, %s, %s", kind, store, p); store == "redis" || strings.HasPrefix(kind, "tokens") {
+					want[name] = ""
+				}
+			}
+		}
+	}
+	if !maps.Equal(have, want) {
+		t.Errorf("have %q\nwant %q", have, want)
+	}
+	only := groups([]benchCase{{name: "tokens, redis, RLS", target: "redis", protocol: rls}})
+	if len(only) != 1 || len(only[0]) != 2 || only[0][0].name != "canned answer, RLS" {
+		t.Errorf("one case: have %v, want it to take turns with the canned answer", only)
 	}
 }
 
@@ -327,7 +361,7 @@ func TestCommands(t *testing.T) {
 		"table -keys 0":            "want at least one key",
 		"table -many 0":            "want at least one key",
 		"table -zipf 0.8":          "-zipf 0.8: want more than 1",
-		"table -only jump":         `-only "jump": want an expression that one of these matches: ["envoyproxy/ratelimit, Check" "envoyproxy/ratelimit, RLS" "requests, redis, Check" `,
+		"table -only jump":         `-only "jump": want an expression that one of these matches: ["envoyproxy/ratelimit, Check" "requests, redis, Check" "tokens, redis, Check" `,
 		"table -tiergate /no/such": "stat /no/such: no such file or directory: make bench builds it",
 		"load":                     "want -keys",
 		"load -protocol ftp":       `unknown protocol "ftp"`,
@@ -351,7 +385,7 @@ func TestDocumented(t *testing.T) {
 	}
 	less := table{envoy: true, only: regexp.MustCompile(only[1])}
 	chosen := slices.DeleteFunc(less.names(), func(name string) bool { return !less.only.MatchString(name) })
-	if want := []string{rateLimitCase(check).name, rateLimitCase(rls).name, "requests, redis, Check", "requests, redis, RLS"}; !slices.Equal(chosen, want) || len(less.chains()) > 0 {
+	if want := []string{rateLimitCase(check).name, "requests, redis, Check", rateLimitCase(rls).name, "requests, redis, RLS"}; !slices.Equal(chosen, want) || len(less.chains()) > 0 {
 		t.Errorf("-only %q: have %q and the chains %q, want %q", less.only, chosen, less.chains(), want)
 	}
 	less.only = regexp.MustCompile("ext_authz")

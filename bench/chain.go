@@ -14,10 +14,10 @@ type chain struct {
 	done func()
 }
 
-// chains makes calls in a closed loop, as many at a time as the load has, until next says that
+// chains makes calls in a closed loop, as many at a time as there are outcomes, until next says that
 // there is no more.
-func (g *generator) chains(next func() (due time.Time, ok bool)) *outcome {
-	return together(g.load.inFlight, func(i int, o *outcome, done func()) {
+func (g *generator) chains(outcomes []*outcome, next func() (due time.Time, ok bool)) *outcome {
+	return together(outcomes, func(i int, o *outcome, done func()) {
 		c := &chain{newWorker(g, i, o), next, done}
 		c.stream.then = c.answered
 		c.begin(true)

@@ -37,7 +37,7 @@ func TestChains(t *testing.T) {
 	defer g.close()
 	run := func() *outcome {
 		var begun atomic.Int64
-		return g.chains(func() (time.Time, bool) { return time.Now(), begun.Add(1) <= calls })
+		return g.chains(newOutcomes(inFlight), func() (time.Time, bool) { return time.Now(), begun.Add(1) <= calls })
 	}
 	if o := run(); o.requests != calls || o.admitted != calls || o.settlements != calls || o.failed > 0 {
 		t.Errorf("%d calls, %d admitted, %d settled, %d failed (%v): want %d calls, admitted and settled", o.requests, o.admitted, o.settlements, o.failed, o.err, calls)

@@ -99,14 +99,20 @@ func (b *bed) measureFlush(ctx context.Context) (figures, error) {
 		if err := begin(); err != nil {
 			return nil, err
 		}
-		m := meter{target: t}
-		if err := m.start(ctx); err != nil {
+		m, err := newMeter(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.on(ctx); err != nil {
 			return nil, err
 		}
 		if err := await(ctx, t.flushes.next(time.Now())); err != nil {
 			return nil, err
 		}
-		return m.stop(ctx, keys)
+		if err := m.off(ctx); err != nil {
+			return nil, err
+		}
+		return m.figures(keys), nil
 	}
 	idle, err := interval(false)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/tiergate/tiergate/internal/devstack"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tiergate/tiergate/bench/pace"
@@ -51,6 +52,7 @@ const (
 type outcome struct {
 	requests, admitted, degraded, failed, settlements int64 // settlements: sent, or to be sent later
 	elapsed                                           time.Duration
+	cpu                                               time.Duration // of this process; a worker has none
 	// latency in nanoseconds. In an open loop it counts from when a call was to be made,
 	// so that calls that wait for a slow server are not left out.
 	latency *hdrhistogram.Histogram
@@ -67,6 +69,7 @@ func (o *outcome) add(other *outcome) {
 	o.failed += other.failed
 	o.settlements += other.settlements
 	o.elapsed += other.elapsed // of runs one after the other; a worker has none
+	o.cpu += other.cpu
 	o.latency.Merge(other.latency)
 	o.err = cmp.Or(o.err, other.err)
 	o.tickets = append(o.tickets, other.tickets...)
@@ -77,6 +80,15 @@ const shortest, longest = time.Microsecond, 10 * time.Second
 
 func newOutcome() *outcome {
 	return &outcome{latency: hdrhistogram.New(int64(shortest), int64(longest), 3)}
+}
+
+// newOutcomes returns one for each worker. That takes milliseconds, so a schedule begins after it.
+func newOutcomes(n int) []*outcome {
+	all := make([]*outcome, n)
+	for i := range all {
+		all[i] = newOutcome()
+	}
+	return all
 }
 
 // took records a latency.
@@ -150,11 +162,12 @@ func (g *generator) log(i int, entry []byte, wait bool) error {
 
 // run sends the load for so long.
 func (g *generator) run(ctx context.Context, duration time.Duration) *outcome {
+	outcomes := newOutcomes(g.load.inFlight)
 	next := schedule(ctx, g.load.rate, duration)
 	if g.load.rate == 0 {
-		return g.chains(next)
+		return g.chains(outcomes, next)
 	}
-	return drive(ctx, g.load.inFlight, next, func(i int, o *outcome) call { return newWorker(g, i, o).call })
+	return drive(ctx, outcomes, next, func(i int, o *outcome) call { return newWorker(g, i, o).call })
 }
 
 // each makes a call for each key, so many at a time.
@@ -163,7 +176,7 @@ func (g *generator) each(ctx context.Context, inFlight int) error {
 	next := func() (time.Time, bool) {
 		return time.Now(), begun.Add(1) <= int64(len(g.load.keys)) && ctx.Err() == nil
 	}
-	o := drive(ctx, inFlight, next, func(i int, o *outcome) call {
+	o := drive(ctx, newOutcomes(inFlight), next, func(i int, o *outcome) call {
 		w := newWorker(g, i, o)
 		w.next = func() int { return int(asked.Add(1)) - 1 }
 		return w.call
@@ -192,10 +205,10 @@ func (g *generator) settle(o *outcome) error {
 // A call makes one call that was due at a time.
 type call func(ctx context.Context, due time.Time)
 
-// drive has so many workers make calls, each one after the other, as long as next says when
+// drive has a worker for each outcome make calls, one after the other, as long as next says when
 // one is due. What a worker counts is its own.
-func drive(ctx context.Context, inFlight int, next func() (time.Time, bool), worker func(i int, o *outcome) call) *outcome {
-	return together(inFlight, func(i int, o *outcome, done func()) {
+func drive(ctx context.Context, outcomes []*outcome, next func() (time.Time, bool), worker func(i int, o *outcome) call) *outcome {
+	return together(outcomes, func(i int, o *outcome, done func()) {
 		do := worker(i, o)
 		go func() {
 			defer done()
@@ -206,20 +219,17 @@ func drive(ctx context.Context, inFlight int, next func() (time.Time, bool), wor
 	})
 }
 
-// together begins what so many do, each of which counts what is its own and says when it is
-// done, and returns what all have counted.
-func together(inFlight int, begin func(i int, o *outcome, done func())) *outcome {
-	outcomes := make([]*outcome, inFlight)
-	start := time.Now()
+// together begins what counts in these outcomes, and says when it is done, and returns what all have counted.
+func together(outcomes []*outcome, begin func(i int, o *outcome, done func())) *outcome {
+	all := newOutcome()
 	var group sync.WaitGroup
-	group.Add(inFlight)
-	for i := range outcomes {
-		outcomes[i] = newOutcome()
-		begin(i, outcomes[i], group.Done)
+	group.Add(len(outcomes))
+	start, cpu := time.Now(), ownCPU()
+	for i, o := range outcomes {
+		begin(i, o, group.Done)
 	}
 	group.Wait()
-	all := newOutcome()
-	all.elapsed = time.Since(start)
+	all.elapsed, all.cpu = time.Since(start), ownCPU()-cpu
 	for _, o := range outcomes {
 		all.add(o)
 	}
@@ -377,37 +387,31 @@ func loadCommand(ctx context.Context, flags *flag.FlagSet, stdout io.Writer) fun
 			return err
 		}
 		defer g.close()
-		pids := []int{os.Getpid(), *pid}
-		before, err := cpuOf(pids)
+		before, err := devstack.CPU(*pid)
 		if err != nil {
 			return err
 		}
 		o := g.run(ctx, *duration)
-		after, err := cpuOf(pids)
+		after, err := devstack.CPU(*pid)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(stdout, "%.0f requests/s, %d admitted of %d, %d degraded, %d failed; ms: p50 %.3f, p99 %.3f, p99.9 %.3f, most %.3f\n",
 			o.perSecond(), o.admitted, o.requests, o.degraded, o.failed,
 			ms(o.latency.ValueAtQuantile(50)), ms(o.latency.ValueAtQuantile(99)), ms(o.latency.ValueAtQuantile(99.9)), ms(o.latency.Max()))
-		fmt.Fprintf(stdout, "%.1f µs of CPU of this load for each request\n", perRequest(after[0]-before[0], o.requests))
+		fmt.Fprintf(stdout, "%.1f µs of CPU of this load for each request\n", perRequest(o.cpu, o.requests))
 		if *pid != 0 {
-			fmt.Fprintf(stdout, "%.1f µs of CPU of the process\n", perRequest(after[1]-before[1], o.requests))
+			fmt.Fprintf(stdout, "%.1f µs of CPU of the process\n", perRequest(after-before, o.requests))
 		}
 		return o.err
 	}
 }
 
-// cpuOf returns the CPU of processes since their start.
-func cpuOf(pids []int) ([]time.Duration, error) {
-	all := make([]time.Duration, len(pids))
-	for i, pid := range pids {
-		var err error
-		if all[i], err = devstack.CPU(pid); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
+// ownCPU returns what this process has used of the processors since its start.
+func ownCPU() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u) // cannot fail with these arguments
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func ms(nanoseconds int64) float64 { return float64(nanoseconds) / 1e6 }

@@ -30,19 +30,12 @@ const (
 // shortPause is the bound of a bucket of Go's metrics of pauses, in seconds: the longest below 1 ms.
 const shortPause = "0.0009175039999999999"
 
-// slice is how long one of the TierGates that are compared is asked before it is the other's
-// turn: what disturbs the machine for longer than that disturbs both.
-const slice = 100 * time.Millisecond
-
-// An instance is a TierGate whose keys are all in use, and what asks it.
+// An instance is a TierGate whose keys are all in use.
 type instance struct {
-	name      string
-	target    target
-	generator *generator
-	facts     figures // of the whole
-	before    pauses  // when no key was in use yet
-	outcome   *outcome
-	meter     meter // of the outcome
+	*measurement
+
+	facts  figures // of the whole
+	before pauses  // when no key was in use yet
 }
 
 // newInstance starts a TierGate with so many keys and has each make a request. Usage is
@@ -60,7 +53,10 @@ func (t *table) newInstance(ctx context.Context, b *bed, name string, keys int) 
 	if err := b.startTierGate(ctx, t.bedOptions, started{name: name, store: "memory", config: config, flush: quietInterval, sets: []string{"usage.max_series=1"}}); err != nil {
 		return nil, err
 	}
-	c = &instance{name: name, target: b.targets[name], facts: figures{loadTime: time.Since(begun).Seconds()}}
+	c = &instance{
+		measurement: &measurement{of: benchCase{name: name}, target: b.targets[name]}, facts: figures{loadTime: time.Since(begun).Seconds()},
+	}
+	c.target.flushes = flushes{} // which cost little where usage is that of all keys together
 	if err := dontPreempt(c.target.pid); err != nil {
 		return nil, err
 	}
@@ -124,6 +120,7 @@ func (t target) live(ctx context.Context) (float64, error) {
 // many measures what a request costs where many keys are in use, beside one of few.
 func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer) error {
 	var both []*instance
+	var measurements []*measurement
 	for _, of := range []struct {
 		name string
 		keys int
@@ -132,20 +129,26 @@ func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer)
 		if err != nil {
 			return fmt.Errorf("%s: %w", of.name, err)
 		}
-		defer c.generator.close()
-		both = append(both, c)
+		defer c.close()
+		both, measurements = append(both, c), append(measurements, c.measurement)
 	}
 	for round := range t.rounds {
-		if err := inTurn(ctx, both, t.spread.duration); err != nil {
+		for _, c := range both {
+			if err := c.start(ctx); err != nil {
+				return err
+			}
+		}
+		if err := takeTurns(ctx, measurements, t.spread.duration, turns); err != nil {
 			return err
 		}
 		for _, c := range both {
-			f, err := c.figures(ctx)
+			f, err := c.figures()
 			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
+				return fmt.Errorf("%s: %w", c.of.name, err)
 			}
-			r[c.name] = append(r[c.name], f)
-			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.name, f[perSecond], f[serverCPU])
+			maps.Copy(f, c.facts)
+			r[c.of.name] = append(r[c.of.name], f)
+			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.of.name, f[perSecond], f[serverCPU])
 		}
 	}
 	for _, c := range both {
@@ -154,50 +157,11 @@ func (t *table) many(ctx context.Context, b *bed, r results, progress io.Writer)
 			return err
 		}
 		if n := after.all - c.before.all; n > 0 {
-			last := r[c.name][t.rounds-1] // has those of all rounds: one has few
+			last := r[c.of.name][t.rounds-1] // has those of all rounds: one has few
 			last[gcPauses], last[gcShort] = n, 100*(after.short-c.before.short)/n
 		}
 	}
 	return nil
-}
-
-// inTurn has each of them asked for so long, in slices.
-func inTurn(ctx context.Context, all []*instance, duration time.Duration) error {
-	for _, c := range all {
-		c.outcome, c.meter = newOutcome(), meter{target: c.target}
-		if err := c.meter.start(ctx); err != nil {
-			return err
-		}
-	}
-	for range max(1, duration/slice) {
-		for _, c := range all {
-			o := c.generator.run(ctx, min(slice, duration))
-			if err := o.allAdmitted(); err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			c.outcome.add(o)
-		}
-	}
-	return nil
-}
-
-// allAdmitted is the error of an outcome in which not all were.
-func (o *outcome) allAdmitted() error {
-	if o.failed > 0 || o.requests == 0 || o.admitted != o.requests {
-		return fmt.Errorf("%d of %d requests were admitted: %w", o.admitted, o.requests, o.err)
-	}
-	return nil
-}
-
-// figures are those of what it was asked inTurn.
-func (c *instance) figures(ctx context.Context) (figures, error) {
-	f, err := c.meter.stop(ctx, c.outcome.requests)
-	if err != nil {
-		return nil, err
-	}
-	f.add(c.outcome)
-	maps.Copy(f, c.facts)
-	return f, nil
 }
 
 // pauses are how many the collector has made since the start, and how many were short.

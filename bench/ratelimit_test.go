@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -12,11 +13,12 @@ func TestUncounted(t *testing.T) {
 	t.Parallel()
 	client := startRedis(t)
 	for _, p := range []protocol{check, rls} {
-		m := meter{of: rateLimitCase(p), target: target{pid: os.Getpid(), redis: client}}
-		if err := m.start(t.Context()); err != nil {
+		m := measurement{of: rateLimitCase(p), target: target{pid: os.Getpid(), redis: client}}
+		if err := errors.Join(m.start(t.Context()), m.meter.on(t.Context()), m.meter.off(t.Context())); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.stop(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "0 calls of incrby for 1 requests: want 3") {
+		m.outcome.requests = 1
+		if _, err := m.figures(); err == nil || !strings.Contains(err.Error(), "0 calls of incrby for 1 requests: want 3") {
 			t.Errorf("%s: %v: want that nothing was counted", m.of.name, err)
 		}
 	}

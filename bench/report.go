@@ -241,7 +241,7 @@ func (t *table) report(ctx context.Context, r results) (string, error) {
 	var text bytes.Buffer
 	err = parsed.Execute(&text, map[string]any{
 		"Date": time.Now().UTC().Format("2 January 2006"), "Machine": machine, "Versions": versions,
-		"Rounds": t.rounds, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
+		"Rounds": t.rounds, "Turns": turns, "Duration": t.spread.duration, "InFlight": t.spread.inFlight, "Connections": t.spread.connections,
 		"Keys": t.keys, "Zipf": t.spread.zipf, "Goals": r.goals(), "Cases": r.cases(), "Slow": r.slow(), "Fronts": r.fronts(), "NotHalf": r.notHalf(), "Flush": r.flush(t.keys), "Many": r.many(), "ManyKeys": t.manyKeys,
 	})
 	if err != nil {

@@ -32,7 +32,7 @@ type script struct {
 
 // run makes calls for so long, each when it is due, and one that is late as soon as it can.
 func (s script) run(ctx context.Context, duration time.Duration) *outcome {
-	return drive(ctx, scriptCalls, schedule(ctx, s.rate, duration), func(i int, o *outcome) call {
+	return drive(ctx, newOutcomes(scriptCalls), schedule(ctx, s.rate, duration), func(i int, o *outcome) call {
 		next := chooser(rand.New(rand.NewPCG(uint64(i), uint64(s.batch))), len(s.keys), s.zipf)
 		names := make([]string, s.batch)
 		least := redis.NewScript(counters)
@@ -50,52 +50,83 @@ func (s script) run(ctx context.Context, duration time.Duration) *outcome {
 	})
 }
 
-// floors measures what Redis would spend on a request of a case if it ran the least script
-// that is exact, at the rate and in the batches of the run of TierGate whose figures these
-// are, and also in batches of 32. Meanwhile the canned answer takes the load of the case,
+// A floor is what Redis would spend on a request of a case if it ran the least script that is
+// exact, as often and in the batches of the case. Meanwhile the canned answer takes the load of the case,
 // so that Redis has no more of the machine, and no warmer caches, than with TierGate.
-func (b *bed) floors(ctx context.Context, c benchCase, s spread, of figures) error {
-	l := load{protocol: c.protocol, keys: b.keys[c.tier], inFlight: s.inFlight, connections: s.connections, zipf: s.zipf}
-	if c.settle == atOnce {
-		l.settle = atOnce
+type floor struct {
+	figure    figure
+	generator *generator // of the canned answer
+	script    script
+	batch     int // 0: as large as those of the case
+
+	cpu          time.Duration // of Redis
+	requests     int64
+	wanted, kept float64 // requests: that were due, and that were made
+}
+
+// newFloors returns the floors of a case with a load.
+func (b *bed) newFloors(ctx context.Context, l load) (all []*floor, err error) {
+	client := b.targets["ratelimit"].redis
+	if err := redis.NewScript(counters).Load(ctx, client).Err(); err != nil {
+		return nil, fmt.Errorf("load the script: %w", err)
 	}
-	g, err := newGenerator(ctx, b.targets["canned"].address, l)
+	if l.settle == later {
+		l.settle = never
+	}
+	for _, f := range []*floor{{figure: floorIn32, batch: 32}, {figure: floorHere}} {
+		f.script = script{redis: client, keys: l.keys, zipf: l.zipf}
+		if f.generator, err = newGenerator(ctx, b.targets["canned"].address, l); err != nil {
+			return all, err
+		}
+		all = append(all, f)
+	}
+	return all, nil
+}
+
+// warm learns how large the batches of the case are, and runs for a while.
+func (f *floor) warm(ctx context.Context, of *outcome, batch float64, duration time.Duration) error {
+	if f.script.batch = f.batch; f.batch == 0 {
+		f.script.batch = min(max(int(math.Round(batch)), 1), maxBatch)
+	}
+	err := f.measure(ctx, of, duration)
+	f.cpu, f.requests, f.wanted, f.kept = 0, 0, 0, 0
+	return err
+}
+
+// measure runs the script for a while, for as many requests and settlements a second as the case had
+// so far.
+func (f *floor) measure(ctx context.Context, of *outcome, duration time.Duration) error {
+	f.script.rate = float64(of.requests+of.settlements) / of.elapsed.Seconds() / float64(f.script.batch)
+	before, err := usageOf(ctx, f.script.redis)
 	if err != nil {
 		return err
 	}
-	defer g.close()
-	client := b.targets["ratelimit"].redis
-	if err := redis.NewScript(counters).Load(ctx, client).Err(); err != nil {
-		return fmt.Errorf("load the script: %w", err)
+	o, err := besides(ctx, f.generator, f.script, duration)
+	if err != nil {
+		return err
 	}
-	requests, kept := of[callRate]*of[batchSize], 1.0 // a second; which part of them the driver sent
-	for _, floor := range []struct {
-		figure figure
-		batch  int
-	}{{floorIn32, 32}, {floorHere, min(max(int(math.Round(of[batchSize])), 1), maxBatch)}} {
-		least := script{client, b.keys[c.tier], s.zipf, floor.batch, requests / float64(floor.batch)}
-		if _, err := besides(ctx, g, least, s.duration/5); err != nil {
-			return err
-		}
-		before, err := usageOf(ctx, client)
-		if err != nil {
-			return err
-		}
-		o, err := besides(ctx, g, least, s.duration*3/4)
-		if err != nil {
-			return err
-		}
-		if o.requests == 0 {
-			return fmt.Errorf("%.0f calls of the script a second: none was due in the time of a run", least.rate)
-		}
-		after, err := usageOf(ctx, client)
-		if err != nil {
-			return err
-		}
-		of[floor.figure] = perRequest(after.since(before).cpu, o.requests*int64(floor.batch))
-		kept = min(kept, o.perSecond()/least.rate)
+	after, err := usageOf(ctx, f.script.redis)
+	if err != nil {
+		return err
 	}
-	of[floorKept] = kept
+	f.cpu += after.since(before).cpu
+	f.requests += o.requests * int64(f.script.batch)
+	f.wanted += f.script.rate * o.elapsed.Seconds()
+	f.kept += float64(o.requests)
+	return nil
+}
+
+// add adds what was measured to the figures of the case.
+func (f *floor) add(to figures) error {
+	if f.requests == 0 {
+		return fmt.Errorf("%s: %.0f calls of the script a second: none was due in the time of a turn", f.figure, f.script.rate)
+	}
+	to[f.figure] = perRequest(f.cpu, f.requests)
+	kept := min(f.kept/f.wanted, 1) // the last are made a little early
+	if other, ok := to[floorKept]; ok {
+		kept = min(kept, other)
+	}
+	to[floorKept] = kept
 	return nil
 }
 

@@ -39,18 +39,24 @@ func TestScriptFloor(t *testing.T) {
 	s.check = func(context.Context) (*authv3.CheckResponse, error) { answered.Add(1); return s.allowed, nil }
 	address, _ := s.start(t)
 	b := &bed{
-		keys:    map[string][]string{"requests": {"a", "b", "c"}},
 		targets: map[string]target{"canned": {address: address}, "ratelimit": {redis: client}},
 	}
-	f := figures{callRate: 400, batchSize: 7.8}
-	if err := b.floors(t.Context(), benchCase{protocol: check, tier: "requests"}, spread{inFlight: 2, connections: 1, duration: 400 * time.Millisecond}, f); err != nil {
+	floors, err := b.newFloors(t.Context(), load{protocol: check, keys: []string{"a", "b", "c"}, inFlight: 2, connections: 1})
+	if err != nil {
 		t.Fatal(err)
+	}
+	of, f := &outcome{requests: 2000, settlements: 1120, elapsed: time.Second}, figures{}
+	for _, floor := range floors {
+		defer floor.generator.close()
+		if err := errors.Join(floor.warm(t.Context(), of, 7.8, 80*time.Millisecond), floor.measure(t.Context(), of, 300*time.Millisecond), floor.add(f)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	u, err := usageOf(t.Context(), client)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 3,120 requests a second, for 80 ms to warm and for 300 ms: 31 and 117 calls with 8, 7 and
+	// 3,120 requests and settlements a second, for 80 ms to warm and for 300 ms: 31 and 117 calls with 8, 7 and
 	// 29 with 32.
 	if have := []int64{u.calls["evalsha"], u.calls["hmget"]}; !slices.Equal(have, []int64{31 + 117 + 7 + 29, 8*(31+117) + 32*(7+29)}) {
 		t.Errorf("the script was called %d times for %d requests", have[0], have[1])
@@ -60,6 +66,15 @@ func TestScriptFloor(t *testing.T) {
 	}
 	if answered.Load() < 50 {
 		t.Errorf("the canned answer had %d requests meanwhile", answered.Load())
+	}
+}
+
+// TestNoFloor: a turn too short for a call of the script is an error, and no floor.
+func TestNoFloor(t *testing.T) {
+	t.Parallel()
+	f := figures{}
+	if err := (&floor{figure: floorHere}).add(f); err == nil || len(f) > 0 {
+		t.Errorf("have %v and %v: want an error alone", err, f)
 	}
 }
 

@@ -161,39 +161,27 @@ func (t *table) all(ctx context.Context, progress io.Writer) (r results, err err
 	return r, t.envoys(ctx, b, r, progress)
 }
 
-// measure runs all cases, round by round. Before those of a target and a protocol comes
-// the canned answer of that protocol, so that what disturbs the machine for a while
-// disturbs both.
+// measure measures all cases, round by round.
 func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (results, error) {
 	r := results{}
+	wanted := slices.DeleteFunc(cases(), func(c benchCase) bool { return !t.only.MatchString(c.name) })
 	for round := range t.rounds {
-		one := func(c benchCase) (figures, error) {
-			f, err := t.one(ctx, b, c)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", c.name, err)
-			}
-			r[c.name] = append(r[c.name], f)
-			fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.name, f[perSecond], f[serverCPU])
-			return f, nil
-		}
-		var canned figures
-		group := ""
-		for _, c := range cases() {
-			if !t.only.MatchString(c.name) {
-				continue
-			}
-			if of := c.target + string(c.protocol); of != group {
-				group = of
-				var err error
-				if canned, err = one(cannedAnswer(c.protocol)); err != nil {
-					return nil, err
-				}
-			}
-			f, err := one(c)
+		canned := 0.0
+		for _, group := range groups(wanted) {
+			all, err := b.measure(ctx, group, t.spread)
 			if err != nil {
 				return nil, err
 			}
-			f[cannedCPU] = canned[serverCPU]
+			for i, c := range group {
+				f := all[i]
+				if c.target == "canned" {
+					canned = f[serverCPU]
+				} else {
+					f[cannedCPU] = canned
+				}
+				r[c.name] = append(r[c.name], f)
+				fmt.Fprintf(progress, "round %d of %d: %s: %.0f requests/s, %.1f µs\n", round+1, t.rounds, c.name, f[perSecond], f[serverCPU])
+			}
 		}
 		if round < flushRounds && t.only.MatchString(flushName) {
 			f, err := b.measureFlush(ctx)
@@ -205,14 +193,4 @@ func (t *table) measure(ctx context.Context, b *bed, progress io.Writer) (result
 		}
 	}
 	return r, nil
-}
-
-// one runs a case, and after it what its Redis is compared with.
-func (t *table) one(ctx context.Context, b *bed, c benchCase) (figures, error) {
-	f, err := b.measure(ctx, c, t.spread)
-	compared := c.target == "redis" && (c.tier == "requests" || c.settle == atOnce) // for that has a goal
-	if err != nil || !compared || f[batchSize] == 0 {
-		return f, err
-	}
-	return f, b.floors(ctx, c, t.spread, f)
 }

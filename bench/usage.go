@@ -26,6 +26,14 @@ func (u redisUsage) since(before redisUsage) redisUsage {
 	return redisUsage{u.cpu - before.cpu, u.commands - before.commands, calls}
 }
 
+func (u redisUsage) and(other redisUsage) redisUsage {
+	calls := maps.Clone(other.calls)
+	for command, n := range u.calls {
+		calls[command] += n
+	}
+	return redisUsage{u.cpu + other.cpu, u.commands + other.commands, calls}
+}
+
 // usageOf asks a Redis server; nil has none.
 func usageOf(ctx context.Context, client *redis.Client) (redisUsage, error) {
 	u := redisUsage{calls: map[string]int64{}}
