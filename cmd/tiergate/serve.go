@@ -51,6 +51,7 @@ func serve(ctx context.Context, args []string, env environment) error {
 	memory := tuneGC(env.getenv, os.DirFS("/"))
 	defer runtime.KeepAlive(memory.floor)
 	log.DebugContext(ctx, "garbage collection", "heap_floor", memory.floor.Cap(), "memory_limit", memory.limit)
+	log.DebugContext(ctx, "timers", "slack", slackOfTimers())
 	s, err := newServer(loaded, log) //nolint:contextcheck // nothing in it waits
 	if err != nil {
 		return err
