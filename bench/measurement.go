@@ -20,7 +20,8 @@ type measurement struct {
 	generator *generator
 	meter     *meter
 	outcome   *outcome
-	floors    []*floor // of its Redis
+	floors    []*floor   // of its Redis
+	canned    *generator // of the floors; nil: it has none
 }
 
 // measure measures cases once, in turns, after a fifth of the time to warm each.
@@ -69,7 +70,10 @@ func (b *bed) newMeasurement(ctx context.Context, c benchCase, s spread) (*measu
 	if m.generator, err = newGenerator(ctx, m.target.address, l); err != nil || !c.besideRedis() {
 		return m, err
 	}
-	if m.floors, err = b.newFloors(ctx, l); err != nil {
+	if m.canned, err = newGenerator(ctx, b.targets["canned"].address, l); err == nil {
+		m.floors, err = b.newFloors(ctx, m.canned)
+	}
+	if err != nil {
 		m.close()
 	}
 	return m, err
@@ -77,8 +81,8 @@ func (b *bed) newMeasurement(ctx context.Context, c benchCase, s spread) (*measu
 
 func (m *measurement) close() {
 	m.generator.close()
-	for _, f := range m.floors {
-		f.generator.close()
+	if m.canned != nil {
+		m.canned.close()
 	}
 }
 
@@ -107,9 +111,9 @@ func (m *measurement) start(ctx context.Context) (err error) {
 }
 
 // takeTurns has each asked for so long, in so many turns, with the floors of its Redis.
-func takeTurns(ctx context.Context, all []*measurement, duration time.Duration, turns int) error {
-	each := duration / time.Duration(turns)
-	for range turns {
+func takeTurns(ctx context.Context, all []*measurement, duration time.Duration, n int) error {
+	each := duration / time.Duration(n)
+	for range n {
 		for _, m := range all {
 			if err := m.ask(ctx, each); err != nil {
 				return fmt.Errorf("%s: %w", m.of.name, err)

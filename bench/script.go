@@ -54,54 +54,47 @@ func (s script) run(ctx context.Context, duration time.Duration) *outcome {
 // exact, as often and in the batches of the case. Meanwhile the canned answer takes the load of the case,
 // so that Redis has no more of the machine, and no warmer caches, than with TierGate.
 type floor struct {
-	figure    figure
-	generator *generator // of the canned answer
-	script    script
-	batch     int // 0: as large as those of the case
+	figure figure
+	script script // with no batch until it is known how large those of the case are
+	canned *generator
 
-	cpu          time.Duration // of Redis
-	requests     int64
-	wanted, kept float64 // requests: that were due, and that were made
+	cpu      time.Duration // of Redis
+	requests int64
+	due      float64 // requests
 }
 
-// newFloors returns the floors of a case with a load.
-func (b *bed) newFloors(ctx context.Context, l load) (all []*floor, err error) {
+// newFloors returns the floors of a case with the load that the canned answer takes meanwhile.
+func (b *bed) newFloors(ctx context.Context, canned *generator) ([]*floor, error) {
 	client := b.targets["ratelimit"].redis
 	if err := redis.NewScript(counters).Load(ctx, client).Err(); err != nil {
 		return nil, fmt.Errorf("load the script: %w", err)
 	}
-	if l.settle == later {
-		l.settle = never
-	}
-	for _, f := range []*floor{{figure: floorIn32, batch: 32}, {figure: floorHere}} {
-		f.script = script{redis: client, keys: l.keys, zipf: l.zipf}
-		if f.generator, err = newGenerator(ctx, b.targets["canned"].address, l); err != nil {
-			return all, err
-		}
-		all = append(all, f)
-	}
-	return all, nil
+	s := script{redis: client, keys: canned.load.keys, zipf: canned.load.zipf}
+	in32 := s
+	in32.batch = 32
+	return []*floor{{figure: floorIn32, script: in32, canned: canned}, {figure: floorHere, script: s, canned: canned}}, nil
 }
 
 // warm learns how large the batches of the case are, and runs for a while.
 func (f *floor) warm(ctx context.Context, of *outcome, batch float64, duration time.Duration) error {
-	if f.script.batch = f.batch; f.batch == 0 {
+	if f.script.batch == 0 {
 		f.script.batch = min(max(int(math.Round(batch)), 1), maxBatch)
 	}
 	err := f.measure(ctx, of, duration)
-	f.cpu, f.requests, f.wanted, f.kept = 0, 0, 0, 0
+	f.cpu, f.requests, f.due = 0, 0, 0
 	return err
 }
 
 // measure runs the script for a while, for as many requests and settlements a second as the case had
 // so far.
 func (f *floor) measure(ctx context.Context, of *outcome, duration time.Duration) error {
-	f.script.rate = float64(of.requests+of.settlements) / of.elapsed.Seconds() / float64(f.script.batch)
+	rate := float64(of.requests+of.settlements) / of.elapsed.Seconds()
+	f.script.rate = rate / float64(f.script.batch)
 	before, err := usageOf(ctx, f.script.redis)
 	if err != nil {
 		return err
 	}
-	o, err := besides(ctx, f.generator, f.script, duration)
+	o, err := besides(ctx, f.canned, f.script, duration)
 	if err != nil {
 		return err
 	}
@@ -111,8 +104,7 @@ func (f *floor) measure(ctx context.Context, of *outcome, duration time.Duration
 	}
 	f.cpu += after.since(before).cpu
 	f.requests += o.requests * int64(f.script.batch)
-	f.wanted += f.script.rate * o.elapsed.Seconds()
-	f.kept += float64(o.requests)
+	f.due += rate * o.elapsed.Seconds()
 	return nil
 }
 
@@ -122,7 +114,7 @@ func (f *floor) add(to figures) error {
 		return fmt.Errorf("%s: %.0f calls of the script a second: none was due in the time of a turn", f.figure, f.script.rate)
 	}
 	to[f.figure] = perRequest(f.cpu, f.requests)
-	kept := min(f.kept/f.wanted, 1) // the last are made a little early
+	kept := min(float64(f.requests)/f.due, 1) // the last are made a little early
 	if other, ok := to[floorKept]; ok {
 		kept = min(kept, other)
 	}

@@ -39,15 +39,19 @@ func TestScriptFloor(t *testing.T) {
 	s.check = func(context.Context) (*authv3.CheckResponse, error) { answered.Add(1); return s.allowed, nil }
 	address, _ := s.start(t)
 	b := &bed{
-		targets: map[string]target{"canned": {address: address}, "ratelimit": {redis: client}},
+		targets: map[string]target{"ratelimit": {redis: client}},
 	}
-	floors, err := b.newFloors(t.Context(), load{protocol: check, keys: []string{"a", "b", "c"}, inFlight: 2, connections: 1})
+	canned, err := newGenerator(t.Context(), address, load{protocol: check, keys: []string{"a", "b", "c"}, inFlight: 2, connections: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer canned.close()
+	floors, err := b.newFloors(t.Context(), canned)
 	if err != nil {
 		t.Fatal(err)
 	}
 	of, f := &outcome{requests: 2000, settlements: 1120, elapsed: time.Second}, figures{}
 	for _, floor := range floors {
-		defer floor.generator.close()
 		if err := errors.Join(floor.warm(t.Context(), of, 7.8, 80*time.Millisecond), floor.measure(t.Context(), of, 300*time.Millisecond), floor.add(f)); err != nil {
 			t.Fatal(err)
 		}
@@ -66,6 +70,15 @@ func TestScriptFloor(t *testing.T) {
 	}
 	if answered.Load() < 50 {
 		t.Errorf("the canned answer had %d requests meanwhile", answered.Load())
+	}
+	for i, want := range []int64{32 * (29 + 29), 8 * (117 + 117)} { // of two turns
+		floor := floors[i]
+		if err := floor.measure(t.Context(), of, 300*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+		if floor.requests != want || floor.due < 0.9*float64(want) {
+			t.Errorf("%s: %d requests of %.0f that were due: want %d of about as many", floor.figure, floor.requests, floor.due, want)
+		}
 	}
 }
 
